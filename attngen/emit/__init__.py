@@ -1,0 +1,1 @@
+"""From a scheduled graph to the text of a stand-alone module. Reads `attngen.ir` only."""

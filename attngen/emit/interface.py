@@ -1,0 +1,239 @@
+"""The argument lists of a generated module: kernel, launcher, custom op and public function, from one graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attngen.ir import expr as ex
+from attngen.ir.expr import Const, Expr, Symbol
+from attngen.ir.graph import Graph
+from attngen.ir.nodes import Axis, Fold, Input, Launch, Map
+
+LENGTHS = {"seqlen_q": "seqlen_q", "seqlen_k": "seqlen_k", "batch": "batch"}
+LENGTHS |= {"num_q_heads": "num_q_heads", "num_kv_heads": "num_kv_heads", "total_q": "total_q", "total_k": "total_k"}
+DIMS = {"b": "batch", "s": "sequence", "h": "heads", "d": "head dim", "t": "tokens"}
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedArgument:
+    """A captured tensor of the public function: the shape it must have, as the text of a tuple, and its dtypes."""
+
+    name: str
+    shape: str
+    dtypes: str
+    axes: str
+    doc: str
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """Argument lists as finished text, one entry per line."""
+
+    kernel_arguments: tuple[str, ...]
+    kernel_types: tuple[tuple[str, str], ...]
+    kernel_constants: tuple[str, ...]
+    unspecialized: str
+    launch_values: tuple[str, ...]
+    index_types: tuple[str, ...]
+    op_name: str
+    op_arguments: tuple[str, ...]
+    op_call: str
+    public_arguments: tuple[str, ...]
+    tensors: tuple[str, ...]
+    scalars: tuple[tuple[str, str], ...]  # run-time parameters: name, Python type
+    captured: tuple[CapturedArgument, ...]
+    has_sinks: bool
+    default_scale: str
+    q_sizes: str
+    k_sizes: str
+    q_doc: str
+    k_doc: str
+    v_doc: str
+    lse_doc: str
+    rank: int
+    out_empty: str
+    lse_empty: str
+    row_strides: str
+    descriptor_tensors: str
+    grid_length: str
+    launch_length: str
+    launch_heads: str
+    launch_batch: str
+    heads_dim: int
+
+
+def interface(graph: Graph) -> Interface:
+    """Return the argument lists of a scheduled graph's module."""
+    return _Builder(graph).build()
+
+
+class _Builder:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.inputs = dict(graph.all(Input))
+        self.tensors = tuple(n for n, i in self.inputs.items() if i.role == "tensor")
+        self.captured = tuple(n for n, i in self.inputs.items() if i.role == "captured")
+        self.params = tuple(n for n, i in self.inputs.items() if i.role == "scalar" and not i.default)
+        self.layout = self.inputs["q"].layout
+        self.packed = graph.only(Launch)[1].rows == "packed"
+        self.heads = self.layout.index("h")
+        self.v_dim = _number(graph.axis("Dv").size)
+
+    def build(self) -> Interface:
+        arguments = self._kernel_arguments()
+        op_arguments = self._op_arguments()
+        letters = self.layout if not self.packed else "thd"
+        return Interface(
+            kernel_arguments=tuple(name for name, _, _ in arguments),
+            kernel_types=tuple((name, kind) for name, kind, _ in arguments),
+            kernel_constants=tuple(name for name, _ in self._constants()),
+            unspecialized=", ".join(f'"{n}"' for n, kind, _ in arguments if kind in ("i32", "fp32") and "stride" not in n),
+            launch_values=(*(value for _, _, value in arguments), *(f"{n}={v}" for n, v in self._constants() if v)),
+            index_types=tuple(_index_type(n) for n in self.captured),
+            op_name=f"{self.graph.provenance.name}_{self.graph.digest()[:12]}",
+            op_arguments=tuple(f"{n}: {t}" for n, t in op_arguments),
+            op_call=", ".join(n for n, _ in op_arguments),
+            public_arguments=self._public_arguments(),
+            tensors=self.tensors,
+            scalars=tuple((n, "int" if self.inputs[n].dtype == "int32" else "float") for n in self.params),
+            captured=tuple(self._captured_argument(n) for n in self.captured),
+            has_sinks="sinks" in self.inputs,
+            default_scale=self.inputs["softmax_scale"].default,
+            q_sizes=self._sizes(letters, "q"),
+            k_sizes=self._sizes(letters, "k"),
+            q_doc=self._doc(letters, "q", _number(self.graph.axis("Dqk").size)),
+            k_doc=self._doc(letters, "k", _number(self.graph.axis("Dqk").size)),
+            v_doc=self._doc(letters, "k", self.v_dim),
+            lse_doc="[Hq, Tq]" if self.packed else "[B, Hq, Sq]",
+            rank=len(letters),
+            out_empty=f"torch.empty([*q.shape[:-1], {self.v_dim}], dtype=q.dtype, device=q.device)",
+            lse_empty=f"torch.empty({self._lse_shape()}, dtype=torch.float32, device=q.device)",
+            row_strides=", ".join(f"{t}.stride({self._dim('s')})" for t in (*self.tensors, "out")),
+            descriptor_tensors=", ".join(t for t in self.tensors if t != "q"),
+            grid_length="max_seqlen_q" if self.packed else "seqlen_q",
+            launch_length="max_seqlen_q" if self.packed else f"q.shape[{self._dim('s')}]",
+            launch_heads=f"q.shape[{self.heads}]",
+            launch_batch="(cu_seqlens_q.shape[0] - 1)" if self.packed else "q.shape[0]",
+            heads_dim=self.heads,
+        )
+
+    def _dim(self, letter: str) -> int:
+        return self.layout.replace("t", "s").index(letter)
+
+    def _lse_shape(self) -> str:
+        if self.packed:
+            return f"[q.shape[{self.heads}], q.shape[0]]"
+        return f"[q.shape[0], q.shape[{self.heads}], q.shape[{self._dim('s')}]]"
+
+    def _sizes(self, letters: str, tensor: str) -> str:
+        names = {"b": "batch", "s": f"seqlen_{tensor}", "t": f"total_{tensor}", "d": f"{tensor}_dim"}
+        names["h"] = "num_q_heads" if tensor == "q" else "num_kv_heads"
+        return ", ".join(names[c] for c in letters)
+
+    def _doc(self, letters: str, tensor: str, dim: int) -> str:
+        names = {"b": "B", "s": f"S{tensor}", "t": f"T{tensor}", "d": str(dim), "h": "Hq" if tensor == "q" else "Hkv"}
+        return f"[{', '.join(names[c] for c in letters)}]"
+
+    def _kernel_arguments(self) -> list[tuple[str, str, str]]:
+        """Name, Triton type and launch value of each run-time argument ("*io": pointer to the tensors' dtype)."""
+        rows = [(t, "*io", t) for t in (*self.tensors, "out")] + [("lse", "*fp32", "lse")]
+        rows += [(c, f"*{_TRITON[self.inputs[c].dtype]}", c) for c in self.captured]
+        if self.packed:
+            rows += [(n, "*i32", n) for n in ("cu_seqlens_q", "cu_seqlens_k", "seqused_k")]
+        rows.append(("softmax_scale", "fp32", "softmax_scale"))
+        rows += [(p, _TRITON[self.inputs[p].dtype], p) for p in self.params]
+        rows += [self._stride(t, letter) for t in (*self.tensors, "out") for letter in self.layout.replace("t", "s")[:-1]]
+        rows += [("stride_lh", "i32", "lse.stride(-2)")]
+        rows += [] if self.packed else [("stride_lb", "i32", "lse.stride(0)")]
+        rows += [(f"stride_{c}_{p}", "i32", f"{c}.stride({p})") for c in self.captured for p in range(self._rank(c))]
+        rows.append(("num_q_heads", "i32", f"q.shape[{self.heads}]"))
+        if self.packed:
+            return [*rows, ("max_seqlen_q", "i32", "max_seqlen_q")]
+        at = self._dim("s")
+        return [*rows, ("seqlen_q", "i32", f"q.shape[{at}]"), ("seqlen_k", "i32", f"k.shape[{at}]")]
+
+    def _rank(self, captured: str) -> int:
+        return len(self.inputs[captured].axes)
+
+    def _stride(self, tensor: str, letter: str) -> tuple[str, str, str]:
+        short = "o" if tensor == "out" else tensor
+        return f"stride_{short}{letter}", "i32", f"{tensor}.stride({self._dim(letter)})"
+
+    def _constants(self) -> list[tuple[str, str]]:
+        """Compile-time constants of the kernel with their launch values ('' where the schedule gives them)."""
+        rows = [(f"{c.upper()}_INDEX", f"{c}_index") for c in self.captured]
+        if self.packed:
+            rows.append(("HAS_SEQUSED_K", "seqused_k is not None"))
+        if any(_uses_tanh(e) for e in formulas(self.graph)):
+            rows.append(("PRECISE", "q.dtype == torch.float32"))
+        return [*rows, ("LARGE_STRIDES", "large"), ("BLOCK_M", ""), ("BLOCK_N", ""), ("USE_DESCRIPTORS", "")]
+
+    def _op_arguments(self) -> list[tuple[str, str]]:
+        rows = [(t, "torch.Tensor") for t in self.tensors]
+        if self.packed:
+            rows += [("cu_seqlens_q", "torch.Tensor"), ("cu_seqlens_k", "torch.Tensor"), ("max_seqlen_q", "int")]
+            rows += [("seqused_k", "torch.Tensor | None")]
+        rows.append(("softmax_scale", "float"))
+        rows += [(p, "int" if self.inputs[p].dtype == "int32" else "float") for p in self.params]
+        return rows + [(c, "torch.Tensor") for c in self.captured]
+
+    def _public_arguments(self) -> tuple[str, ...]:
+        rows = [f"{t}: torch.Tensor" for t in self.tensors]
+        if self.packed:
+            rows += ["cu_seqlens_q: torch.Tensor", "cu_seqlens_k: torch.Tensor", "max_seqlen_q: int", "max_seqlen_k: int"]
+        rows += ["*", "softmax_scale: float | None = None"]
+        rows += [f"{p}: {'int' if self.inputs[p].dtype == 'int32' else 'float'}" for p in self.params]
+        rows += [f"{c}: torch.Tensor" for c in self.captured]
+        rows += [] if "sinks" in self.captured else ["sinks: None = None"]
+        rows += ["seqused_k: torch.Tensor | None = None"] if self.packed else []
+        return (*rows, "dropout_p: float = 0.0", "seed: int | None = None", "return_lse: bool = False")
+
+    def _captured_argument(self, name: str) -> CapturedArgument:
+        node = self.inputs[name]
+        axes = [self.graph.axis(a) for a in node.axes]
+        sizes = [_size(a) for a in axes]
+        dtypes = f"torch.{node.dtype}"
+        dtypes = f"({dtypes}, torch.bfloat16, torch.float16)" if name == "sinks" else f"({dtypes},)"
+        shown = ", ".join(a if "." not in a else s for a, s in zip(node.axes, sizes, strict=True))
+        sorted_note = ", ascending along its last axis" if node.sorted else ""
+        return CapturedArgument(
+            name=name,
+            shape=f"({', '.join(sizes)},)",
+            dtypes=dtypes,
+            axes=f"[{shown}]",
+            doc=f"[{shown}] {node.dtype}{sorted_note}",
+        )
+
+
+_TRITON = {
+    "float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32", "int64": "i64", "bool": "i1",
+}  # fmt: skip
+
+
+def formulas(graph: Graph) -> list[Expr]:
+    """Return every formula of a graph: what maps compute and what folds mask by."""
+    maps = [node.expr for _, node in graph.all(Map)]
+    return maps + [node.domain.mask for _, node in graph.all(Fold)]
+
+
+def _uses_tanh(expr: Expr) -> bool:
+    return any(isinstance(e, ex.Apply) and e.op == "tanh_exp2" for e in ex.walk(expr))
+
+
+def _size(axis: Axis) -> str:
+    match axis.size:
+        case Const(value):
+            return repr(value)
+        case Symbol(name, _):
+            return name
+        case _:
+            return ex.text(axis.size)
+
+
+def _number(size: Expr) -> int:
+    assert isinstance(size, Const)
+    return int(size.value)
+
+
+def _index_type(captured: str) -> str:
+    return f"{captured}_index = tl.int64 if _extent({captured}) >= 2**31 else tl.int32"

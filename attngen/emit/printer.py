@@ -1,0 +1,243 @@
+"""Print IR expressions as Triton, each part where it varies: once per program, per row, per key tile, or per element."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from attngen.errors import InternalError
+from attngen.ir import expr as ex
+from attngen.ir.expr import Apply, Const, Element, Expr, Search, Symbol
+from attngen.ir.linear import Facts, least
+from attngen.ir.nodes import Axis
+
+Place = Literal["scalar", "rows", "keys", "tile"]
+ROW_SYMBOLS = frozenset({"i", "row"})
+KEY_SYMBOLS = frozenset({"j"})
+BROADCAST = {"scalar": "{}", "rows": "{}[:, None]", "keys": "{}[None, :]", "tile": "{}"}
+
+_INFIX = {
+    "add": "+", "sub": "-", "mul": "*", "div": "/", "neg": "-", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
+    "eq": "==", "ne": "!=", "and": "&", "or": "|", "not": "~",
+}  # fmt: skip
+# Python's precedence of the operators as they are printed: & and | bind tighter than comparisons
+_LEVEL = {"lt": 1, "le": 1, "gt": 1, "ge": 1, "eq": 1, "ne": 1, "or": 2, "and": 3, "add": 4, "sub": 4, "mul": 5, "div": 5}
+_LEVEL |= {"floordiv": 5, "mod": 5, "neg": 6, "not": 6}
+_ATOM = 9
+_CALLS = {
+    "where": "tl.where", "min": "tl.minimum", "max": "tl.maximum", "abs": "tl.abs", "exp2": "tl.math.exp2",
+    "exp": "tl.exp", "log": "tl.log", "log2": "tl.log2", "sqrt": "tl.sqrt", "sin": "tl.sin", "cos": "tl.cos",
+    "sigmoid": "tl.sigmoid", "tanh_exp2": "_tanh_exp2",
+}  # fmt: skip
+_LENGTHS = ("b", "h", "hk", "row", "j", "seqlen_q", "seqlen_k", "q_start", "k_start")
+_FACTS = Facts(least={**dict.fromkeys(_LENGTHS, 0), "BLOCK_N": 1})
+
+
+def place_of(expr: Expr) -> Place:
+    """Return where an expression varies."""
+    names = ex.symbols(expr)
+    rows, keys = bool(names & ROW_SYMBOLS), bool(names & KEY_SYMBOLS)
+    if "s" in names or (rows and keys):
+        return "tile"
+    return "rows" if rows else "keys" if keys else "scalar"
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """How a captured tensor is addressed: the names of its strides, and each axis' symbol and size."""
+
+    name: str
+    strides: tuple[str, ...]
+    axes: tuple[Axis, ...]
+    dtype: str
+
+
+@dataclass(slots=True)
+class Printer:
+    """Prints expressions and collects the statements that must come before them.
+
+    ``prologue`` runs once per program and holds what varies with scalars and rows; `keys` once per key tile. Names are reused
+    for equal expressions, so a term that a mask and a score share is computed once.
+    """
+
+    captured: Mapping[str, Captured]
+    prologue: list[str] = field(default_factory=list[str])
+    helpers: set[str] = field(default_factory=set[str])
+    named: dict[Expr, str] = field(default_factory=dict[Expr, str])
+
+    def assign(self, name: str, expr: Expr) -> str:
+        """Name an expression of scalars or rows in the prologue."""
+        place = place_of(expr)
+        self.prologue.append(f"{name} = {Body(self, place).text(expr)}")
+        return BROADCAST[place].format(name)
+
+
+@dataclass(slots=True)
+class Body:
+    """One place where an expression is printed: the prologue (scalar, rows) or a loop body (keys, tile).
+
+    ``guard`` is the mask under which an element that varies within the tile may be read; where it is '' (in the mask itself)
+    every computed index is checked. ``ragged``: the key tile may reach past the last key.
+    """
+
+    printer: Printer
+    place: Place
+    guard: str = ""
+    ragged: bool = True
+    lines: list[str] = field(default_factory=list[str])
+    named: dict[Expr, str] = field(default_factory=dict[Expr, str])
+
+    def text(self, expr: Expr) -> str:
+        """Return the Triton text of an expression at this place."""
+        return self._print(expr)[0]
+
+    def _print(self, expr: Expr) -> tuple[str, int]:
+        own = place_of(expr)
+        if own != self.place and not isinstance(expr, Const):
+            return BROADCAST[own if self.place == "tile" else "scalar"].format(self._hoist(expr, own)), _ATOM
+        match expr:
+            case Const(value):
+                return _literal(value)
+            case Symbol(name, _):
+                return _variable(name), _ATOM
+            case Element():
+                return self._element(expr), _ATOM
+            case Search():
+                return self._search(expr), _ATOM
+            case Apply(op, args):
+                return self._apply(op, args)
+
+    def _hoist(self, expr: Expr, own: Place) -> str:
+        """Return the name that holds an expression computed where it varies (a symbol is its own name)."""
+        if isinstance(expr, Symbol):
+            return _variable(expr.name)
+        if own == "keys":
+            return self._in_loop(expr)
+        key = expr
+        if key not in self.printer.named:
+            value = Body(self.printer, own).text(expr)
+            name = f"{'per_row' if own == 'rows' else 'term'}_{len(self.printer.named)}"
+            self.printer.named[key] = name
+            self.printer.prologue.append(f"{name} = {value}")
+        return self.printer.named[key]
+
+    def _in_loop(self, expr: Expr) -> str:
+        key = expr
+        if key not in self.named:
+            inner = Body(self.printer, "keys", "", self.ragged, self.lines, self.named)
+            value = inner.text(expr)
+            self.named[key] = f"per_key_{len(self.named)}"
+            self.lines.append(f"{self.named[key]} = {value}")
+        return self.named[key]
+
+    def _apply(self, op: str, args: tuple[Expr, ...]) -> tuple[str, int]:
+        if op in ("floordiv", "mod"):
+            return self._divide(op, args)
+        if op == "pow":
+            return self._power(args)
+        if op in _INFIX:
+            return self._infix(op, args)
+        inner = [self.text(a) for a in args]
+        if op == "floor":
+            return f"tl.floor({inner[0]}).to(tl.int32)", _ATOM
+        if op in ("int", "float"):
+            return f"({inner[0]}).to({'tl.int32' if op == 'int' else 'tl.float32'})", _ATOM
+        if op not in _CALLS:
+            raise InternalError(f"printer: operator {op!r} must be lowered before emission (pass base-two)")
+        if op == "tanh_exp2":
+            self.printer.helpers.add("tanh")
+            inner.append("PRECISE")
+        return f"{_CALLS[op]}({', '.join(inner)})", _ATOM
+
+    def _infix(self, op: str, args: tuple[Expr, ...]) -> tuple[str, int]:
+        level = _LEVEL[op]
+        if len(args) == 1:
+            return _INFIX[op] + self._bracket(args[0], level), level
+        right = level if op in ("and", "or") else level + 1
+        left = level + 1 if level == 1 else level
+        return f"{self._bracket(args[0], left)} {_INFIX[op]} {self._bracket(args[1], right)}", level
+
+    def _bracket(self, expr: Expr, level: int) -> str:
+        body, own = self._print(expr)
+        return body if own >= level else f"({body})"
+
+    def _divide(self, op: str, args: tuple[Expr, ...]) -> tuple[str, int]:
+        """Triton's integer division truncates; formulas mean floor."""
+        if all(_nonnegative(a) for a in args):
+            sign = "//" if op == "floordiv" else "%"
+            return f"{self._bracket(args[0], 5)} {sign} {self._bracket(args[1], 6)}", 5
+        self.printer.helpers.add("floordiv")
+        return f"_floor_{'div' if op == 'floordiv' else 'mod'}({self.text(args[0])}, {self.text(args[1])})", _ATOM
+
+    def _power(self, args: tuple[Expr, ...]) -> tuple[str, int]:
+        base, exponent = args
+        if not (isinstance(exponent, Const) and isinstance(exponent.value, int) and exponent.value >= 0):
+            raise InternalError("printer: only literal powers can be printed")
+        if exponent.value == 0:
+            return ("1.0" if ex.type_of(base) == "float" else "1"), _ATOM
+        return " * ".join([self._bracket(base, 6)] * exponent.value), 5 if exponent.value > 1 else 5
+
+    def _element(self, expr: Element) -> str:
+        tensor = self.printer.captured[expr.tensor]
+        terms = [f"{self._index(x, tensor)} * {stride}" for x, stride in zip(expr.indices, tensor.strides, strict=True)]
+        mask = " & ".join(dict.fromkeys(self._checks(expr, tensor)))
+        loaded = f"tl.load({' + '.join([tensor.name, *terms])}{f', mask={mask}, other=0' if mask else ''})"
+        return loaded + (".to(tl.float32)" if expr.type == "float" else " != 0" if expr.type == "bool" else "")
+
+    def _index(self, index: Expr, tensor: Captured) -> str:
+        if isinstance(index, Const):
+            return repr(index.value)
+        body, level = self._print(index)
+        wide = "tl.int64" if place_of(index) == "scalar" else f"{tensor.name.upper()}_INDEX"
+        return f"{body if level == _ATOM else f'({body})'}.to({wide})"
+
+    def _checks(self, expr: Element, tensor: Captured) -> list[str]:
+        """Return the masks of a read, so that nothing out of range is touched."""
+        guarded = bool(self.guard) and place_of(expr) == "tile"
+        checks = [self.guard] if guarded and self.guard != "full" else []
+        if guarded and ex.symbols(expr) & ROW_SYMBOLS:
+            checks.append("row_valid[:, None]")
+        for index, axis in zip(expr.indices, tensor.axes, strict=True):
+            checks += [] if guarded else self._bounds(index, axis)
+        return checks
+
+    def _bounds(self, index: Expr, axis: Axis) -> list[str]:
+        start = {"total_q": "q_start", "total_k": "k_start"}.get(getattr(axis.size, "name", ""))
+        size = axis.size
+        if start is not None:
+            size = Symbol("seqlen_q" if start == "q_start" else "seqlen_k")
+            index = index.args[1] if isinstance(index, Apply) else index
+        if isinstance(index, Const) or (isinstance(index, Symbol) and index.name in ("b", "h", "hk")):
+            return []
+        if index == Symbol("j") and size == Symbol("seqlen_k"):
+            return [self._condition(Apply("lt", (index, size)))] if self.ragged else []
+        lower = [] if _nonnegative(index) else [self._condition(Apply("ge", (index, Const(0))))]
+        return [*lower, self._condition(Apply("lt", (index, size)))]
+
+    def _condition(self, expr: Expr) -> str:
+        return f"({self.text(expr)})"
+
+    def _search(self, expr: Search) -> str:
+        """Binary search in a sorted tensor, once per program."""
+        tensor = self.printer.captured[expr.tensor]
+        self.printer.helpers.add("search")
+        terms = [f"{self._index(x, tensor)} * {stride}" for x, stride in zip(expr.indices, tensor.strides, strict=False)]
+        base = " + ".join([tensor.name, *terms])
+        right = expr.side == "right"
+        return f"_search({base}, {tensor.strides[-1]}, {self.text(expr.value)}, {self.text(expr.size)}, {right})"
+
+
+def _nonnegative(expr: Expr) -> bool:
+    bound = least(expr, _FACTS)
+    return bound is not None and bound >= 0
+
+
+def _variable(name: str) -> str:
+    return "qk" if name == "s" else name
+
+
+def _literal(value: bool | int | float) -> tuple[str, int]:
+    if isinstance(value, float) and value != value:
+        raise InternalError("printer: NaN literal")
+    return repr(value), _ATOM if value >= 0 else 6

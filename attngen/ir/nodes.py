@@ -1,0 +1,296 @@
+"""The node types. The whole vocabulary fits on two screens; each node names its operands and verifies itself.
+
+A node exists only with a rule in `attngen.reference.interpreter` and a reader in `attngen.emit.context` (a test walks them
+all). Shapes are lists of axis names declared by the graph; a value's element is addressed by the axes' symbols.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
+
+from attngen.errors import InternalError
+from attngen.ir.expr import TRUE, Expr, Symbol, symbols, text, type_of
+from attngen.ir.tiles import Tiles
+
+Axes = tuple[str, ...]
+Monoid = Literal["softmax"]
+Address = Literal["strided", "packed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """A named axis: its size (an expression of run-time lengths, or a number) and the symbol that runs along it.
+
+    ``group`` maps it onto another axis: the kv-head axis has ``parent="Hq", group=4`` when ``hk = h // 4``.
+    """
+
+    name: str
+    size: Expr
+    symbol: str
+    parent: str = ""
+    group: int = 1
+
+    def __str__(self) -> str:
+        tail = f" = {self.parent} // {self.group}" if self.parent else ""
+        return f"{self.name}({self.symbol} < {text(self.size)}){tail}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Domain:
+    """The positions of an axis that a fold runs over: [0, size) where ``mask`` holds."""
+
+    size: Expr
+    mask: Expr = TRUE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """One schedule of a kernel: what tuning may vary without changing what is computed."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+    use_descriptors: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """Base of all nodes. Fields named in ``OPERANDS`` hold the ids of other nodes (one id, or a tuple of ids)."""
+
+    kind: ClassVar[str] = ""
+    LEVEL: ClassVar[Literal["semantic", "scheduled", "both"]] = "both"
+    OPERANDS: ClassVar[tuple[str, ...]] = ()
+
+    def operands(self) -> tuple[str, ...]:
+        """Return the ids of the nodes this one reads, in order."""
+        found: list[str] = []
+        for name in self.OPERANDS:
+            value = getattr(self, name)
+            found.extend(value if isinstance(value, tuple) else (value,))
+        return tuple(found)
+
+    def attributes(self) -> tuple[tuple[str, object], ...]:
+        """Return all other fields, for the text form."""
+        return tuple((f.name, getattr(self, f.name)) for f in fields(self) if f.name not in self.OPERANDS)
+
+    def verify(self) -> None:
+        """Raise `InternalError` if the node contradicts itself."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InternalError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input(Node):
+    """An argument of the generated function: a tensor over ``axes``, or a scalar when ``axes`` is empty.
+
+    ``dtype`` is a torch name, or ``io`` for the dtype that q, k, v and out share at run time. ``layout`` is the order in which
+    the argument holds batch, sequence, head and dim (``bshd``, ``bhsd``; ``thd`` packs sequences into tokens). ``default`` is
+    the text of a scalar's default ('' when the caller must give it).
+    """
+
+    kind: ClassVar[str] = "input"
+    axes: Axes
+    dtype: str
+    role: Literal["tensor", "captured", "scalar"] = "tensor"
+    layout: str = ""
+    sorted: bool = False
+    default: str = ""
+
+    def verify(self) -> None:
+        """A scalar has no axes, and only captured integer tensors can be declared sorted."""
+        _require((self.role == "scalar") == (not self.axes), "input: exactly scalars have no axes")
+        _require(not self.sorted or self.role == "captured", "input: only captured tensors are declared sorted")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contract(Node):
+    """Sum of products of two tensors over one shared axis, accumulated in fp32."""
+
+    kind: ClassVar[str] = "contract"
+    OPERANDS: ClassVar[tuple[str, ...]] = ("left", "right")
+    left: str
+    right: str
+    over: str
+    axes: Axes
+    precision: Literal["ieee", "tf32x3", "tf32"] = "ieee"
+
+    def verify(self) -> None:
+        """The contracted axis is gone from the result."""
+        _require(self.over not in self.axes, f"contract: {self.over} is summed and cannot be an axis of the result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Map(Node):
+    """An element-wise formula of ``operand`` (symbol ``s``), positions, scalars and captured tensors."""
+
+    kind: ClassVar[str] = "map"
+    OPERANDS: ClassVar[tuple[str, ...]] = ("operand", "captured")
+    operand: str
+    captured: tuple[str, ...] = ()
+    expr: Expr
+    axes: Axes
+
+    def verify(self) -> None:
+        """A map computes a number."""
+        _require(type_of(self.expr) != "bool", "map: the formula is a truth value, not a number")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fold(Node):
+    """Fold of a monoid along ``axis`` over ``domain``; for softmax, of the pairs (element, value).
+
+    Scheduling fills the lower half: ``base`` of the exponential and the positive ``factor`` that multiplies the element inside
+    it, the mask's plan, and where the fold is cut.
+    """
+
+    kind: ClassVar[str] = "fold"
+    OPERANDS: ClassVar[tuple[str, ...]] = ("element", "value", "captured")
+    monoid: Monoid
+    element: str
+    value: str
+    captured: tuple[str, ...] = ()
+    axis: str
+    domain: Domain
+    axes: Axes
+    precision: Literal["ieee", "tf32x3", "tf32"] = "ieee"
+    base: Literal["e", "2"] = "e"
+    factor: Expr | None = None
+    tiles: Tiles | None = None
+    level: Literal["whole", "tile"] = "whole"
+    order: Literal["free", "full-then-partial"] = "free"
+    carrier: Literal["none", "register"] = "none"
+
+    def verify(self) -> None:
+        """A mask is a truth value; a cut fold has a plan, an order and a carrier."""
+        _require(type_of(self.domain.mask) == "bool", "fold: the mask is not a truth value")
+        cut = self.level != "whole"
+        _require(cut == (self.order != "free") == (self.carrier != "none"), "fold: level, order and carrier go together")
+        _require(not cut or self.tiles is not None, "fold: cut into tiles without a plan of its mask (run plan-masks)")
+        if self.factor is not None:
+            _require("j" not in symbols(self.factor), "fold: the factor inside the exponential must not vary with j")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lift(Node):
+    """One value as an element of a monoid; for softmax a score whose value is zero (an attention sink)."""
+
+    kind: ClassVar[str] = "lift"
+    OPERANDS: ClassVar[tuple[str, ...]] = ("operand",)
+    monoid: Monoid
+    operand: str
+    axes: Axes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merge(Node):
+    """The monoid's merge of two elements, left before right."""
+
+    kind: ClassVar[str] = "merge"
+    OPERANDS: ClassVar[tuple[str, ...]] = ("left", "right")
+    monoid: Monoid
+    left: str
+    right: str
+    axes: Axes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish(Node):
+    """What a caller sees of a monoid's element: for softmax ``out`` (acc / l, 0 if l is 0) or ``lse`` (natural log, fp32)."""
+
+    kind: ClassVar[str] = "finish"
+    OPERANDS: ClassVar[tuple[str, ...]] = ("operand",)
+    monoid: Monoid
+    operand: str
+    result: Literal["out", "lse"]
+    axes: Axes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load(Node):
+    """Bring a tile of a tensor to the program: rows of ``tile_axis``, columns in power-of-two ``chunks`` (start, width).
+
+    The chunks cover the last axis once; the last may reach past its end, where lanes read zero. ``columns`` limits a view
+    (MLA's V is the first columns of K). ``address`` says how rows are found: by strides, or by strides from a sequence's start.
+    """
+
+    kind: ClassVar[str] = "load"
+    LEVEL: ClassVar[Literal["semantic", "scheduled", "both"]] = "scheduled"
+    OPERANDS: ClassVar[tuple[str, ...]] = ("operand",)
+    operand: str
+    axes: Axes
+    tile_axis: str
+    columns: int
+    chunks: tuple[tuple[int, int], ...]
+    address: Address
+
+    def verify(self) -> None:
+        """Chunks are powers of two of at least 16, adjacent, and cover the columns."""
+        end = 0
+        for start, width in self.chunks:
+            _require(start == end and width >= 16 and width & (width - 1) == 0, f"load: bad chunks {self.chunks}")
+            end = start + width
+        _require(end >= self.columns, f"load: chunks {self.chunks} do not cover {self.columns} columns")
+        _require(end - self.columns < 16, f"load: chunks {self.chunks} waste 16 or more of {self.columns} columns")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice(Node):
+    """The first ``columns`` columns of a tensor's last axis, as a tensor over ``axes`` (MLA: V inside K)."""
+
+    kind: ClassVar[str] = "slice"
+    OPERANDS: ClassVar[tuple[str, ...]] = ("operand",)
+    operand: str
+    columns: int
+    axes: Axes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store(Node):
+    """Write a tile to an output tensor."""
+
+    kind: ClassVar[str] = "store"
+    LEVEL: ClassVar[Literal["semantic", "scheduled", "both"]] = "scheduled"
+    OPERANDS: ClassVar[tuple[str, ...]] = ("operand",)
+    operand: str
+    name: str
+    dtype: str
+    axes: Axes
+    address: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch(Node):
+    """One kernel: its stores, the axis whose tiles and the axes whose elements become programs, and its schedules.
+
+    ``rows`` says how a program finds its rows: ``dense`` (one length for all) or ``packed`` (lengths from cu_seqlens).
+    ``configs`` gives, per target, schedules to try in order; the first one is the untuned default.
+    """
+
+    kind: ClassVar[str] = "launch"
+    LEVEL: ClassVar[Literal["semantic", "scheduled", "both"]] = "scheduled"
+    OPERANDS: ClassVar[tuple[str, ...]] = ("stores",)
+    stores: tuple[str, ...]
+    rows: Literal["dense", "packed"]
+    tile_axis: str
+    program_axes: Axes
+    configs: tuple[tuple[str, tuple[Config, ...]], ...]
+
+    def verify(self) -> None:
+        """Every target has at least one schedule, and there is one that any machine can run."""
+        _require(all(choices for _, choices in self.configs), "launch: a target without a schedule")
+        _require("default" in dict(self.configs), "launch: no default schedule")
+
+
+NODE_TYPES: tuple[type[Node], ...] = (
+    Input, Contract, Map, Slice, Fold, Lift, Merge, Finish, Load, Store, Launch,
+)  # fmt: skip
+
+
+def symbol(name: str) -> Symbol:
+    """Return an integer symbol: a position or a length."""
+    return Symbol(name, "int")

@@ -1,0 +1,1 @@
+"""Passes: each takes a valid graph and returns a valid graph."""

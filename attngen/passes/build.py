@@ -1,0 +1,230 @@
+"""Build: spec -> semantic graph. The only pass that reads a spec."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Mapping
+
+from attngen.errors import PlanError
+from attngen.ir import expr as ex
+from attngen.ir.expr import Const, Element, Expr, Symbol
+from attngen.ir.graph import Graph, Provenance, verify
+from attngen.ir.nodes import Axis, Contract, Domain, Finish, Fold, Input, Lift, Map, Merge, Node, Slice, symbol
+from attngen.spec import Captured, Formula, Spec
+
+_SCALAR_DTYPE = {"int": "int32", "float": "float32"}
+_ELEMENT_TYPE: dict[str, ex.Type] = {"bool": "bool", "int32": "int", "int64": "int"}
+_AXIS_NAMES = {"B": "b", "Hq": "h", "Hkv": "hk", "Sq": "row", "Sk": "j"}
+_SCORES = ("B", "Hq", "Sq", "Sk")
+_ROWS = ("B", "Hq", "Sq")
+
+
+def build(spec: Spec) -> Graph:
+    """Return the semantic graph of a spec: what is computed, nothing of how."""
+    if spec.grad or any(c.grad for c in spec.captured):
+        raise _not_built(spec, "grad", "only the forward pass is generated; remove 'grad'")
+    nodes: dict[str, Node] = {}
+    _inputs(spec, nodes)
+    _scores(spec, nodes)
+    _fold(spec, nodes)
+    graph = Graph(level="semantic", axes=_axes(spec), nodes=nodes, provenance=_provenance(spec))
+    verify(graph)
+    return graph
+
+
+def _not_built(spec: Spec, key: str, message: str) -> PlanError:
+    place = spec.position((key,))
+    where = f"{place[0]}:{place[1]}:{place[2]}: " if place else f"{spec.name}: "
+    return PlanError(f"{where}{key}: {message}")
+
+
+def _provenance(spec: Spec) -> Provenance:
+    canonical = json.dumps(spec.canonical(), sort_keys=True, ensure_ascii=True)
+    lines: list[tuple[str, str]] = []
+    for node, key in (("scores", "score"), ("fold", "mask"), ("sink", "sinks")):
+        place = spec.position((key,))
+        if place:
+            lines.append((node, f"{place[0]}:{place[1]}"))
+    return Provenance(
+        name=spec.name,
+        summary=spec.summary,
+        spec=canonical,
+        digest=hashlib.sha256(canonical.encode()).hexdigest(),
+        lines=tuple(lines),
+    )
+
+
+def _axes(spec: Spec) -> tuple[Axis, ...]:
+    return (
+        Axis(name="B", size=symbol("batch"), symbol="b"),
+        Axis(name="Hq", size=symbol("num_q_heads"), symbol="h"),
+        Axis(name="Hkv", size=symbol("num_kv_heads"), symbol="hk", parent="Hq", group=spec.heads.group),
+        Axis(name="Sq", size=symbol("seqlen_q"), symbol="row"),
+        Axis(name="Sk", size=symbol("seqlen_k"), symbol="j"),
+        Axis(name="Dqk", size=Const(spec.head_dim.qk), symbol="d"),
+        Axis(name="Dv", size=Const(spec.head_dim.v), symbol="e"),
+        *_captured_axes(spec),
+    )
+
+
+def _captured_axes(spec: Spec) -> list[Axis]:
+    """Axes that only captured tensors have: numbers, parameters, and packed tokens."""
+    found: dict[str, Axis] = {}
+    for captured in spec.captured:
+        for position, axis in enumerate(captured.axes):
+            if axis not in _AXIS_NAMES:
+                name = _axis_name(captured, position)
+                found[name] = Axis(name=name, size=_axis_size(spec, axis), symbol=f"{captured.name}_{position}")
+    return list(found.values())
+
+
+def _axis_name(captured: Captured, position: int) -> str:
+    axis = captured.axes[position]
+    return axis if axis in _AXIS_NAMES else f"{captured.name}.{position}"
+
+
+def _axis_size(spec: Spec, axis: str | int) -> Expr:
+    if isinstance(axis, int):
+        return Const(axis)
+    if axis in ("Tq", "Tk"):
+        return symbol("total_q" if axis == "Tq" else "total_k")
+    param = next(p for p in spec.params if p.name == axis)
+    return Symbol(param.name, "int") if param.value is None else Const(int(param.value))
+
+
+def _inputs(spec: Spec, nodes: dict[str, Node]) -> None:
+    layout = spec.layout
+    nodes["q"] = Input(axes=("B", "Hq", "Sq", "Dqk"), dtype="io", layout=layout)
+    nodes["k"] = Input(axes=("B", "Hkv", "Sk", "Dqk"), dtype="io", layout=layout)
+    if spec.head_dim.v_from_k is None:
+        nodes["v"] = Input(axes=("B", "Hkv", "Sk", "Dv"), dtype="io", layout=layout)
+    else:
+        nodes["v"] = Slice(operand="k", columns=spec.head_dim.v_from_k, axes=("B", "Hkv", "Sk", "Dv"))
+    scale = repr(spec.head_dim.qk**-0.5)
+    nodes["softmax_scale"] = Input(axes=(), dtype="float32", role="scalar", default=scale)
+    if spec.sinks:
+        nodes["sinks"] = Input(axes=("Hq",), dtype="float32", role="captured")
+    for param in spec.params:
+        if param.value is None:
+            nodes[param.name] = Input(axes=(), dtype=_SCALAR_DTYPE[param.type], role="scalar")
+    for captured in spec.captured:
+        axes = tuple(_axis_name(captured, p) for p in range(len(captured.axes)))
+        nodes[captured.name] = Input(axes=axes, dtype=captured.dtype, role="captured", sorted=captured.sorted)
+
+
+def _scores(spec: Spec, nodes: dict[str, Node]) -> None:
+    nodes["qk"] = Contract(left="q", right="k", over="Dqk", axes=_SCORES, precision=spec.precision)
+    scale = ex.apply("mul", Symbol("s", "float"), Symbol("softmax_scale", "float"))
+    nodes["scaled"] = Map(operand="qk", expr=scale, axes=_SCORES)
+    if spec.score is not None:
+        formula = lower(spec.score, spec)
+        formula = formula if ex.type_of(formula) == "float" else ex.apply("float", formula)
+        nodes["scores"] = Map(operand="scaled", expr=formula, captured=ex.tensors(formula), axes=_SCORES)
+
+
+def _fold(spec: Spec, nodes: dict[str, Node]) -> None:
+    mask = ex.TRUE if spec.mask is None else lower(spec.mask, spec)
+    nodes["fold"] = Fold(
+        monoid="softmax",
+        element="scores" if "scores" in nodes else "scaled",
+        value="v",
+        captured=ex.tensors(mask),
+        axis="Sk",
+        domain=Domain(size=symbol("seqlen_k"), mask=mask),
+        axes=_ROWS,
+        precision=spec.precision,
+    )
+    result = "fold"
+    if spec.sinks:
+        nodes["sink"] = Lift(monoid="softmax", operand="sinks", axes=("Hq",))
+        nodes["with_sink"] = Merge(monoid="softmax", left="fold", right="sink", axes=_ROWS)
+        result = "with_sink"
+    nodes["out"] = Finish(monoid="softmax", operand=result, result="out", axes=(*_ROWS, "Dv"))
+    nodes["lse"] = Finish(monoid="softmax", operand=result, result="lse", axes=_ROWS)
+
+
+# ---- formulas
+
+_BINARY: dict[type[ast.operator], str] = {
+    ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div",
+    ast.FloorDiv: "floordiv", ast.Mod: "mod", ast.Pow: "pow",
+}  # fmt: skip
+_COMPARE: dict[type[ast.cmpop], str] = {
+    ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge", ast.Eq: "eq", ast.NotEq: "ne",
+}  # fmt: skip
+_UNARY: dict[type[ast.unaryop], str] = {ast.USub: "neg", ast.Not: "not"}
+
+
+def lower(formula: Formula, spec: Spec) -> Expr:
+    """Turn a validated formula into an IR expression; compiled-in parameters become literals."""
+    params: dict[str, Expr] = {
+        p.name: Symbol(p.name, p.type) if p.value is None else Const(p.value) for p in spec.params
+    }
+    captured = {c.name: c for c in spec.captured}
+    return _Lowering(params, captured).visit(formula.tree)
+
+
+class _Lowering:
+    """Walk a formula's syntax tree. The spec layer has refused whatever is not handled here."""
+
+    def __init__(self, params: Mapping[str, Expr], captured: Mapping[str, Captured]) -> None:
+        self.params = params
+        self.captured = captured
+
+    def visit(self, tree: ast.expr) -> Expr:
+        match tree:
+            case ast.Constant(value=bool() | int() | float() as value):
+                return Const(value)
+            case ast.Name(id=name):
+                return self.params.get(name) or Symbol(name, "float" if name == "s" else "int")
+            case ast.BinOp(left=left, op=op, right=right):
+                return ex.apply(_BINARY[type(op)], self.visit(left), self.visit(right))
+            case ast.UnaryOp(op=ast.UAdd(), operand=operand):
+                return self.visit(operand)
+            case ast.UnaryOp(op=op, operand=operand):
+                return ex.apply(_UNARY[type(op)], self.visit(operand))
+            case ast.BoolOp(op=op, values=values):
+                return self._chain("and" if isinstance(op, ast.And) else "or", [self.visit(v) for v in values])
+            case ast.Compare():
+                return self._compare(tree)
+            case ast.IfExp(test=test, body=body, orelse=orelse):
+                return ex.apply("where", self.visit(test), self.visit(body), self.visit(orelse))
+            case ast.Call(func=ast.Name(id=name), args=args):
+                return self._call(name, [self.visit(a) for a in args])
+            case ast.Subscript(value=ast.Name(id=name)):
+                return self._element(name, tree.slice)
+            case _:
+                raise PlanError(f"formula: {ast.unparse(tree)} cannot be lowered")
+
+    def _chain(self, op: str, parts: list[Expr]) -> Expr:
+        result = parts[0]
+        for part in parts[1:]:
+            result = ex.apply(op, result, part)
+        return result
+
+    def _compare(self, tree: ast.Compare) -> Expr:
+        sides = [self.visit(tree.left), *(self.visit(c) for c in tree.comparators)]
+        links = [ex.apply(_COMPARE[type(o)], a, b) for o, a, b in zip(tree.ops, sides, sides[1:], strict=False)]
+        return ex.conjunction(links)
+
+    def _call(self, name: str, args: list[Expr]) -> Expr:
+        return self._chain(name, args) if name in ("min", "max") else _call_of(name, args)
+
+    def _element(self, name: str, index: ast.expr) -> Expr:
+        captured = self.captured[name]
+        parts = index.elts if isinstance(index, ast.Tuple) else [index]
+        starts = {"Tq": symbol("q_start"), "Tk": symbol("k_start")}
+        indices = [self.visit(p) for p in parts]
+        for position, axis in enumerate(captured.axes):
+            if axis in starts:
+                indices[position] = ex.apply("add", starts[str(axis)], indices[position])
+        return Element(name, tuple(indices), _ELEMENT_TYPE.get(captured.dtype, "float"))
+
+
+def _call_of(name: str, args: list[Expr]) -> Expr:
+    """``int`` and ``float`` of what already has that type are the value itself."""
+    if name in ("int", "float") and ex.type_of(args[0]) == name:
+        return args[0]
+    return ex.apply(name, *args)

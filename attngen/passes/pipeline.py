@@ -1,0 +1,41 @@
+"""The road from spec to scheduled graph, in one visible tuple."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from attngen.ir.graph import Graph, verify
+from attngen.passes.base_two import BaseTwo
+from attngen.passes.build import build
+from attngen.passes.plan_masks import PlanMasks
+from attngen.passes.tile import Tile
+from attngen.spec import Spec
+
+
+class Pass(Protocol):
+    """A named step: a valid graph in, a valid graph out."""
+
+    @property
+    def name(self) -> str:
+        """The name that `explain` and errors use."""
+        ...
+
+    def apply(self, graph: Graph) -> Graph:
+        """Return the changed graph."""
+        ...
+
+
+PIPELINE: tuple[Pass, ...] = (PlanMasks(), BaseTwo(), Tile())
+
+
+def run(graph: Graph, passes: tuple[Pass, ...] = PIPELINE) -> Graph:
+    """Apply passes in order, verifying after each."""
+    for step in passes:
+        graph = step.apply(graph)
+        verify(graph)
+    return graph
+
+
+def schedule(spec: Spec) -> Graph:
+    """Return the scheduled graph of a spec."""
+    return run(build(spec))

@@ -1,0 +1,112 @@
+"""Tile: cut each fold into tiles of keys inside a program, and say how tiles are loaded, stored and launched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from attngen.errors import InternalError
+from attngen.ir.expr import Const
+from attngen.ir.graph import Graph
+from attngen.ir.nodes import Address, Contract, Finish, Fold, Input, Launch, Load, Node, Slice, Store
+from attngen.passes.schedules import configurations
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Needs: planned folds in base 2. Leaves: a scheduled graph; loads, stores and one launch around a fold cut into tiles."""
+
+    name: str = "tile"
+
+    def apply(self, graph: Graph) -> Graph:
+        """Return the scheduled graph."""
+        name, fold = graph.only(Fold)
+        if fold.tiles is None or fold.base != "2":
+            raise InternalError("tile: run plan-masks and base-two first")
+        address: Address = "packed" if _layout(graph) == "thd" else "strided"
+        changed: dict[str, Node] = dict(_loads(graph, address))
+        changed[name] = replace(
+            fold, value=_loaded(graph, fold.value), level="tile", order="full-then-partial", carrier="register"
+        )
+        for contract_name, contract in graph.all(Contract):
+            left, right = _loaded(graph, contract.left), _loaded(graph, contract.right)
+            changed[contract_name] = replace(contract, left=left, right=right)
+        changed |= _stores(graph, address)
+        changed["kernel"] = _launch(graph, tuple(n for n in changed if n.startswith("store_")), address)
+        return graph.with_nodes(changed, level="scheduled")
+
+
+def cover(columns: int) -> tuple[tuple[int, int], ...]:
+    """Cover columns by descending powers of two of at least 16, as (start, width): 72 is 64 + 16, with 8 idle lanes.
+
+    Splitting costs less than padding to the next power of two: the products of the idle columns are not computed.
+    """
+    rest = -(-columns // 16) * 16
+    chunks: list[tuple[int, int]] = []
+    start = 0
+    while rest:
+        width = 1 << (rest.bit_length() - 1)
+        chunks.append((start, width))
+        start, rest = start + width, rest - width
+    return tuple(chunks)
+
+
+def _layout(graph: Graph) -> str:
+    node = graph.nodes["q"]
+    assert isinstance(node, Input)
+    return node.layout
+
+
+def _tensors(graph: Graph) -> list[str]:
+    """Tensors that a program brings in by tiles: q, k, v, and views of them."""
+    return [
+        name
+        for name, node in graph.nodes.items()
+        if isinstance(node, Slice) or (isinstance(node, Input) and node.role == "tensor")
+    ]
+
+
+def _loaded(graph: Graph, name: str) -> str:
+    return f"{name}_tile" if name in _tensors(graph) else name
+
+
+def _loads(graph: Graph, address: Address) -> dict[str, Node]:
+    loads: dict[str, Node] = {}
+    for name in _tensors(graph):
+        node = graph.nodes[name]
+        assert isinstance(node, Input | Slice)
+        size = graph.axis(node.axes[-1]).size
+        assert isinstance(size, Const)
+        loads[f"{name}_tile"] = Load(
+            operand=name,
+            axes=node.axes,
+            tile_axis=node.axes[-2],
+            columns=int(size.value),
+            chunks=cover(int(size.value)),
+            address=address,
+        )
+    return loads
+
+
+def _stores(graph: Graph, address: Address) -> dict[str, Node]:
+    return {
+        f"store_{node.result}": Store(
+            operand=name,
+            name=node.result,
+            dtype="io" if node.result == "out" else "float32",
+            axes=node.axes,
+            address=address,
+        )
+        for name, node in graph.all(Finish)
+    }
+
+
+def _launch(graph: Graph, stores: tuple[str, ...], address: Address) -> Launch:
+    sizes = [graph.axis(n).size for n in ("Dqk", "Dv")]
+    dims = [int(s.value) for s in sizes if isinstance(s, Const)]
+    return Launch(
+        stores=stores,
+        rows="packed" if address == "packed" else "dense",
+        tile_axis="Sq",
+        program_axes=("Hq", "B"),
+        configs=configurations(dims[0], dims[1]),
+    )

@@ -1,0 +1,383 @@
+"""The interpreter: what a graph means, semantic or scheduled, in float64. One short function per node type.
+
+It runs no kernel and shares no code with the oracle. A scheduled fold walks the tiles that its plan names and masks only
+partial ones, so a wrong plan gives the same wrong numbers here and in the kernel.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from attngen.errors import InternalError
+from attngen.ir import expr as ex
+from attngen.ir.expr import Expr
+from attngen.ir.graph import Graph
+from attngen.ir.nodes import Contract, Finish, Fold, Input, Launch, Lift, Load, Map, Merge, Node, Slice, Store
+from attngen.ir.tile_ranges import tile_ranges
+
+Tensor = torch.Tensor
+NEGATIVE_INFINITY = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Softmax:
+    """An element of the softmax monoid, in natural logarithms: running max m, sum l, accumulator acc."""
+
+    m: Tensor  # [B, Hq, Sq]
+    l: Tensor  # noqa: E741  (the literature's name)
+    acc: Tensor  # [B, Hq, Sq, Dv]
+
+
+def interpret(
+    graph: Graph, inputs: Mapping[str, Any], *, block_m: int = 16, block_n: int = 16
+) -> tuple[Tensor, Tensor]:
+    """Run a graph on the arguments of the generated function and return (out, lse) in float64.
+
+    Args:
+        graph: semantic or scheduled.
+        inputs: q, k, v, run-time parameters and captured tensors by name; for packed graphs also cu_seqlens_q, cu_seqlens_k
+            and optionally seqused_k. Layouts as in the spec.
+        block_m, block_n: the tile sizes of a scheduled fold; any positive numbers.
+    """
+    runs = [_Run(graph, problem, block_m, block_n) for problem in _problems(graph, inputs)]
+    outs, lses = zip(*(run.results() for run in runs), strict=True) if runs else ((), ())
+    return _assemble(graph, inputs, list(outs), list(lses))
+
+
+# ---- arguments: every layout becomes problems over [B, H, S, D]
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    tensors: Mapping[str, Tensor]  # q, k, v as [B, H, S, D]
+    scalars: Mapping[str, Any]
+    captured: Mapping[str, Tensor]
+    first_b: int
+    starts: tuple[int, int]
+
+
+def _layout(graph: Graph) -> str:
+    node = graph.nodes["q"]
+    assert isinstance(node, Input)
+    return node.layout
+
+
+def _problems(graph: Graph, inputs: Mapping[str, Any]) -> list[_Problem]:
+    nodes = dict(graph.all(Input))
+    names = [n for n, node in nodes.items() if node.role == "tensor"]
+    scalars: dict[str, Any] = {}
+    for name, node in nodes.items():
+        if node.role == "scalar":
+            given = inputs.get(name)
+            scalars[name] = float(node.default) if given is None else given
+    captured = {n: inputs[n] for n, node in nodes.items() if node.role == "captured"}
+    layout = _layout(graph)
+    if layout != "thd":
+        order = [layout.index(c) for c in "bhsd"]
+        tensors = {n: inputs[n].double().permute(order) for n in names}
+        return [_Problem(tensors, scalars, captured, 0, (0, 0))]
+    return [_sequence(inputs, names, scalars, captured, b) for b in range(len(inputs["cu_seqlens_q"]) - 1)]
+
+
+def _sequence(
+    inputs: Mapping[str, Any], names: list[str], scalars: dict[str, Any], captured: dict[str, Tensor], b: int
+) -> _Problem:
+    spans = {s: (int(inputs[f"cu_seqlens_{s}"][b]), int(inputs[f"cu_seqlens_{s}"][b + 1])) for s in "qk"}
+    if inputs.get("seqused_k") is not None:
+        spans["k"] = (spans["k"][0], spans["k"][0] + int(inputs["seqused_k"][b]))
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        begin, end = spans["q" if name == "q" else "k"]
+        tensors[name] = inputs[name][begin:end].double().permute(1, 0, 2)[None]
+    return _Problem(tensors, scalars, captured, b, (spans["q"][0], spans["k"][0]))
+
+
+def _assemble(
+    graph: Graph, inputs: Mapping[str, Any], outs: list[Tensor], lses: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    layout = _layout(graph)
+    if layout != "thd":
+        return outs[0].permute(["bhsd".index(c) for c in layout]), lses[0]
+    q = inputs["q"]
+    size = graph.axis("Dv").size
+    assert isinstance(size, ex.Const)
+    out = torch.zeros(q.shape[0], q.shape[1], int(size.value), dtype=torch.float64)
+    lse = torch.full((q.shape[1], q.shape[0]), NEGATIVE_INFINITY, dtype=torch.float64)
+    for b, (part, part_lse) in enumerate(zip(outs, lses, strict=True)):
+        begin, end = int(inputs["cu_seqlens_q"][b]), int(inputs["cu_seqlens_q"][b + 1])
+        out[begin:end] = part[0].permute(1, 0, 2)
+        lse[:, begin:end] = part_lse[0]
+    return out, lse
+
+
+# ---- expressions
+
+
+def _as_tensor(x: Any) -> Tensor:
+    if isinstance(x, Tensor):
+        return x
+    return torch.tensor(x, dtype=torch.float64 if isinstance(x, float) else None)
+
+
+def _unary(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Tensor]:
+    return lambda x: function(_as_tensor(x).double())
+
+
+def _search(read: Callable[..., Tensor], at: tuple[Any, ...], value: Any, side: str, size: Any) -> Tensor:
+    """First index whose element is >= (left) or > (right) the value, by looking at every element."""
+    count = int(size)
+    element = torch.stack([_as_tensor(read(*at, torch.tensor(x))) for x in range(count)]) if count else torch.empty(0)
+    return (element < value if side == "left" else element <= value).sum(0)
+
+
+OPS: dict[str, Callable[..., Any]] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "neg": operator.neg,
+    "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge, "eq": operator.eq, "ne": operator.ne,
+    "and": lambda a, b: torch.logical_and(_as_tensor(a), _as_tensor(b)),
+    "or": lambda a, b: torch.logical_or(_as_tensor(a), _as_tensor(b)),
+    "not": lambda a: torch.logical_not(_as_tensor(a)),
+    "div": lambda a, b: _as_tensor(a).double() / _as_tensor(b).double(),
+    "floordiv": lambda a, b: torch.div(_as_tensor(a), _as_tensor(b), rounding_mode="floor"),
+    "mod": lambda a, b: torch.remainder(_as_tensor(a), _as_tensor(b)),
+    "pow": lambda a, b: _as_tensor(a) ** b,
+    "where": lambda c, a, b: torch.where(_as_tensor(c), _as_tensor(a), _as_tensor(b)),
+    "min": lambda a, b: torch.minimum(*torch.broadcast_tensors(_as_tensor(a), _as_tensor(b))),
+    "max": lambda a, b: torch.maximum(*torch.broadcast_tensors(_as_tensor(a), _as_tensor(b))),
+    "abs": lambda a: _as_tensor(a).abs(),
+    "exp": _unary(torch.exp), "exp2": _unary(torch.exp2), "log": _unary(torch.log), "log2": _unary(torch.log2),
+    "sqrt": _unary(torch.sqrt), "tanh": _unary(torch.tanh), "sigmoid": _unary(torch.sigmoid),
+    "tanh_exp2": _unary(lambda y: torch.tanh(y * (math.log(2.0) / 2))),
+    "sin": _unary(torch.sin), "cos": _unary(torch.cos),
+    "floor": lambda a: torch.floor(_as_tensor(a)).long(),
+    "int": lambda a: torch.trunc(_as_tensor(a).double()).long(),
+    "float": lambda a: _as_tensor(a).double(),
+    "search": _search,
+}  # fmt: skip
+
+
+def _reader(tensor: Tensor) -> Callable[..., Tensor]:
+    """Read elements; an index outside is moved inside, its value is used nowhere (the mask excludes it)."""
+    values = tensor.double() if tensor.is_floating_point() else tensor if tensor.dtype == torch.bool else tensor.long()
+
+    def read(*indices: Any) -> Tensor:
+        inside = [_as_tensor(x).long().clamp(0, max(n - 1, 0)) for x, n in zip(indices, values.shape, strict=True)]
+        inside = [torch.zeros_like(x) if n == 1 else x for x, n in zip(inside, values.shape, strict=True)]
+        return values[tuple(inside)] if values.numel() else torch.zeros(())
+
+    return read
+
+
+# ---- nodes
+
+
+class _Run:
+    """One evaluation of a graph on one problem."""
+
+    def __init__(self, graph: Graph, problem: _Problem, block_m: int, block_n: int) -> None:
+        self.graph = graph
+        self.problem = problem
+        self.block = (block_m, block_n)
+        self.values: dict[str, Any] = {}
+        q, k = problem.tensors["q"], problem.tensors["k"]
+        self.seqlen_q, self.seqlen_k = q.shape[2], k.shape[2]
+        self.group = graph.axis("Hkv").group
+        self.scalars: dict[str, Any] = {
+            **problem.scalars,
+            **{name: _reader(tensor) for name, tensor in problem.captured.items()},
+            "seqlen_q": self.seqlen_q,
+            "seqlen_k": self.seqlen_k,
+            "q_start": problem.starts[0],
+            "k_start": problem.starts[1],
+        }
+        self.grid = self._grid(q.shape[0], q.shape[1])
+
+    def _grid(self, batch: int, heads: int) -> dict[str, Any]:
+        b = torch.arange(batch)[:, None, None, None] + self.problem.first_b
+        h = torch.arange(heads)[:, None, None]
+        row = torch.arange(self.seqlen_q)[:, None]
+        places = {"b": b, "h": h, "hk": h // self.group, "row": row, "j": torch.arange(self.seqlen_k)}
+        return {**self.scalars, **places, "i": row + self.seqlen_k - self.seqlen_q}
+
+    def results(self) -> tuple[Tensor, Tensor]:
+        """Evaluate all nodes and return out [B, Hq, Sq, Dv] and lse [B, Hq, Sq]."""
+        for name in self.graph.order():
+            node = self.graph.nodes[name]
+            self.values[name] = RULES[type(node)](self, name, node)
+        if self.graph.level == "scheduled":
+            return self.values[self.graph.only(Launch)[0]]
+        finished = {node.result: self.values[name] for name, node in self.graph.all(Finish)}
+        return finished["out"], finished["lse"]
+
+    def formula(self, expr: Expr, **more: Any) -> Tensor:
+        """Evaluate an expression over the whole grid."""
+        return _as_tensor(ex.evaluate(expr, {**self.grid, **more}, OPS))
+
+
+def _input(run: _Run, name: str, node: Input) -> Any:
+    return run.problem.tensors.get(name)
+
+
+def _slice(run: _Run, name: str, node: Slice) -> Tensor:
+    return run.values[node.operand][..., : node.columns]
+
+
+def _load(run: _Run, name: str, node: Load) -> Tensor:
+    """The chunks' columns side by side; lanes past the last column hold zero."""
+    whole = run.values[node.operand][..., : node.columns]
+    spare = node.chunks[-1][0] + node.chunks[-1][1] - node.columns
+    padded = torch.nn.functional.pad(whole, (0, spare))
+    return torch.cat([padded[..., start : start + width] for start, width in node.chunks], -1)
+
+
+def _contract(run: _Run, name: str, node: Contract) -> Tensor:
+    left, right = run.values[node.left], run.values[node.right]
+    return left @ right.repeat_interleave(run.group, 1).transpose(-1, -2)
+
+
+def _map(run: _Run, name: str, node: Map) -> Tensor:
+    value = run.formula(node.expr, s=run.values[node.operand])
+    return value.double().expand_as(run.values[node.operand])
+
+
+def _fold(run: _Run, name: str, node: Fold) -> Softmax:
+    scores = run.values[node.element]
+    if node.factor is not None:
+        scores = scores * run.formula(node.factor)
+    scores = scores if node.base == "e" else scores * math.log(2.0)
+    values = run.values[node.value].repeat_interleave(run.group, 1)
+    if node.level == "whole":
+        allowed = run.formula(node.domain.mask).expand_as(scores)
+        return _element(torch.where(allowed, scores, NEGATIVE_INFINITY), _unused_to_zero(values, allowed))
+    return _fold_tiles(run, node, scores, values)
+
+
+def _element(scores: Tensor, values: Tensor) -> Softmax:
+    """Many keys as one element of the monoid."""
+    m = scores.amax(-1) if scores.shape[-1] else scores.new_full(scores.shape[:-1], NEGATIVE_INFINITY)
+    p = torch.exp(scores - _finite(m)[..., None])
+    return Softmax(m, p.sum(-1), p @ values)
+
+
+def _finite(m: Tensor) -> Tensor:
+    """The maximum to subtract: 0 where there is none yet, so that -inf - (-inf) never happens."""
+    return torch.where(m == NEGATIVE_INFINITY, 0.0, m)
+
+
+def _unused_to_zero(values: Tensor, allowed: Tensor) -> Tensor:
+    """Values that no row may use are never read: they may hold NaN."""
+    return torch.where(allowed.any(-2)[..., None], values, 0.0)
+
+
+def merge(left: Softmax, right: Softmax) -> Softmax:
+    """The softmax merge: rescale both to the larger max, add. (out = 0, lse = -inf) is its identity."""
+    m = torch.maximum(left.m, right.m)
+    a, b = torch.exp(left.m - _finite(m)), torch.exp(right.m - _finite(m))
+    return Softmax(m, left.l * a + right.l * b, left.acc * a[..., None] + right.acc * b[..., None])
+
+
+def _fold_tiles(run: _Run, node: Fold, scores: Tensor, values: Tensor) -> Softmax:
+    """Per (b, h) and tile of queries: full tiles without a mask, then partial ones, as the plan says."""
+    tiles = node.tiles
+    if tiles is None:
+        raise InternalError("a fold cut into tiles has no plan")
+    limit = run.formula(tiles.row.lo) <= run.grid["j"]
+    limit = limit & (run.grid["j"] < run.formula(tiles.row.hi)) & run.formula(tiles.residual)
+    allowed = limit.expand(scores.shape)
+    batch, heads = scores.shape[:2]
+    parts = [
+        [_program(run, node, scores[b, h], values[b, h], allowed[b, h], b, h) for h in range(heads)] for b in range(batch)
+    ]
+    if not batch or not heads:
+        return _element(scores, values)
+    fields = [[torch.stack([getattr(p, f) for p in row]) for row in parts] for f in ("m", "l", "acc")]
+    return Softmax(*(torch.stack(f) for f in fields))
+
+
+def _program(run: _Run, node: Fold, scores: Tensor, values: Tensor, allowed: Tensor, b: int, h: int) -> Softmax:
+    block_m, _ = run.block
+    done = [
+        _query_tile(run, node, scores, values, allowed, first, b, h) for first in range(0, run.seqlen_q, block_m)
+    ]
+    if not done:
+        return _element(scores, values)
+    return Softmax(*(torch.cat([getattr(p, f) for p in done]) for f in ("m", "l", "acc")))
+
+
+def _query_tile(
+    run: _Run, node: Fold, scores: Tensor, values: Tensor, allowed: Tensor, first: int, b: int, h: int
+) -> Softmax:
+    block_m, block_n = run.block
+    assert node.tiles is not None
+    rows = slice(first, min(first + block_m, run.seqlen_q))
+    shift = run.seqlen_k - run.seqlen_q
+    env: dict[str, Any] = {**run.scalars, "b": b + run.problem.first_b, "h": h, "hk": h // run.group}
+    env |= {"i_lo": first + shift, "i_hi": rows.stop - 1 + shift, "BLOCK_N": block_n}
+    plan = tile_ranges(node.tiles)
+    for name, bound in plan.bindings:
+        env[name] = ex.evaluate(bound, env, OPS)
+    count = rows.stop - rows.start
+    state = _element(scores.new_zeros(count, 0), values[:0])
+    for masked, found in ((False, plan.full), (True, plan.partial)):
+        for span in found:
+            for tile in range(int(ex.evaluate(span.lo, env, OPS)), int(ex.evaluate(span.hi, env, OPS))):
+                keys = slice(tile * block_n, min((tile + 1) * block_n, run.seqlen_k))
+                part, v = scores[rows, keys], values[keys]
+                if masked:
+                    mask = allowed[rows, keys]
+                    part, v = torch.where(mask, part, NEGATIVE_INFINITY), _unused_to_zero(v, mask)
+                state = merge(state, _element(part, v))
+    return state
+
+
+def _lift(run: _Run, name: str, node: Lift) -> Softmax:
+    score = run.problem.captured[node.operand].double()[None, :, None]
+    q = run.problem.tensors["q"]
+    score = score.expand(q.shape[0], q.shape[1], run.seqlen_q)
+    width = run.graph.axis("Dv").size
+    assert isinstance(width, ex.Const)
+    return Softmax(score, torch.where(score == NEGATIVE_INFINITY, 0.0, 1.0), score.new_zeros(*score.shape, int(width.value)))
+
+
+def _merge(run: _Run, name: str, node: Merge) -> Softmax:
+    left, right = run.values[node.left], run.values[node.right]
+    missing = left.acc.shape[-1] - right.acc.shape[-1]
+    return merge(left, Softmax(right.m, right.l, torch.nn.functional.pad(right.acc, (0, missing))))
+
+
+def _finish(run: _Run, name: str, node: Finish) -> Tensor:
+    element: Softmax = run.values[node.operand]
+    if node.result == "lse":
+        return _finite(element.m) + torch.log(element.l)
+    return element.acc / torch.where(element.l == 0, 1.0, element.l)[..., None]
+
+
+def _store(run: _Run, name: str, node: Store) -> Tensor:
+    value = run.values[node.operand]
+    size = run.graph.axis(node.axes[-1]).size
+    return value[..., : int(size.value)] if isinstance(size, ex.Const) else value
+
+
+def _launch(run: _Run, name: str, node: Launch) -> tuple[Tensor, Tensor]:
+    stored = {s.name: run.values[n] for n in node.stores if isinstance(s := run.graph.nodes[n], Store)}
+    return stored["out"], stored["lse"]
+
+
+RULES: dict[type[Node], Callable[[_Run, str, Any], Any]] = {
+    Input: _input,
+    Slice: _slice,
+    Load: _load,
+    Contract: _contract,
+    Map: _map,
+    Fold: _fold,
+    Lift: _lift,
+    Merge: _merge,
+    Finish: _finish,
+    Store: _store,
+    Launch: _launch,
+}

@@ -1,0 +1,1 @@
+"""Running what was generated: importing a module, and executing kernels on a CPU."""

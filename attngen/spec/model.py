@@ -1,0 +1,205 @@
+"""What a valid spec is: `Spec` and its parts, frozen and fully resolved. Only `load_spec` makes them.
+
+The YAML form that people write (shorthands, defaults, descriptions) is in `spec/document.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from attngen.spec.formula import Env, Formula, Type
+
+Dtype = Literal["float16", "bfloat16", "float32"]
+CapturedDtype = Literal["float16", "bfloat16", "float32", "int32", "int64", "bool"]
+Layout = Literal["bshd", "bhsd", "thd"]
+Precision = Literal["ieee", "tf32x3", "tf32"]
+Position = tuple[str, int, int]
+KeyPath = tuple[str | int, ...]
+
+INT_SYMBOLS: Final = ("b", "h", "hk", "row", "i", "j", "seqlen_q", "seqlen_k")
+SCORE_SYMBOL: Final = "s"
+NAMED_AXES: Final = ("B", "Hq", "Hkv", "Sq", "Sk", "Tq", "Tk")
+"""Axes of captured tensors: batch (sequences when packed), heads, dense lengths, packed tokens."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Numbers of query and key/value heads. Only their ratio is structure; a call may bring other counts."""
+
+    q: int
+    kv: int
+
+    @property
+    def group(self) -> int:
+        """Query heads per key/value head; query head h reads key/value head h // group."""
+        return self.q // self.kv
+
+
+@dataclass(frozen=True)
+class HeadDim:
+    """Columns of q and k (`qk`) and of v (`v`); with `v_from_k`, V is the first `v` columns of K."""
+
+    qk: int
+    v: int
+    v_from_k: int | None = None
+
+
+@dataclass(frozen=True)
+class Param:
+    """A named number of the formulas: compiled in (`value`), or a run-time argument (`value` is None)."""
+
+    name: str
+    type: Literal["int", "float"]
+    value: int | float | None = None
+
+    @property
+    def runtime(self) -> bool:
+        return self.value is None
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A tensor argument that formulas index.
+
+    Attributes:
+        axes: per axis one of `NAMED_AXES`, a size, or the name of an integer param. An index on Tq or Tk is
+            relative to the sequence.
+        sorted: the values never decrease along the last axis (declared; `check` verifies it).
+        grad: the backward returns a gradient for it.
+    """
+
+    name: str
+    dtype: CapturedDtype
+    axes: tuple[str | int, ...]
+    sorted: bool = False
+    grad: bool = False
+
+    @property
+    def type(self) -> Type:
+        """The type of an element in formulas."""
+        if self.dtype == "bool":
+            return "bool"
+        return "int" if self.dtype.startswith("int") else "float"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Tile sizes, warps and stages to choose from; an empty tuple leaves the choice to the planner."""
+
+    block_m: tuple[int, ...] = ()
+    block_n: tuple[int, ...] = ()
+    warps: tuple[int, ...] = ()
+    stages: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One attention variant. Equality and hash ignore where it was written (`positions`, `summary`).
+
+    Attributes:
+        dtypes: element types of q, k, v and out to generate for; the first is the default.
+        score: the formula of the scaled score `s`, or None for `s` itself.
+        mask: true where a query may see a key, or None for everywhere.
+        params, captured: sorted by name.
+        summary: the first comment line of the file that is not a tool's, or ''.
+    """
+
+    name: str
+    heads: Heads
+    head_dim: HeadDim
+    dtypes: tuple[Dtype, ...]
+    layout: Layout = "bshd"
+    score: Formula | None = None
+    mask: Formula | None = None
+    params: tuple[Param, ...] = ()
+    captured: tuple[Captured, ...] = ()
+    sinks: bool = False
+    precision: Precision = "ieee"
+    grad: bool = False
+    deterministic: bool = True
+    mask_table: bool = False
+    schedule: Schedule | None = None
+    summary: str = field(default="", compare=False)
+    positions: Mapping[KeyPath, Position] = field(
+        default_factory=dict[KeyPath, Position], compare=False, repr=False
+    )
+
+    def env(self, key: Literal["score", "mask"]) -> Env:
+        """What names mean in the formula under `key`."""
+        return formula_env(key, self.params, self.captured)
+
+    def position(self, key_path: str | Sequence[str | int]) -> Position | None:
+        """(path, line, column) of the value at `key_path` (`"mask"`, `"captured.bias.axes"` or a sequence).
+
+        A key that the file leaves out has the place of the nearest key around it; None without one.
+        """
+        path = tuple(key_path.split(".")) if isinstance(key_path, str) else tuple(key_path)
+        while len(path) > 1 and path not in self.positions:
+            path = path[:-1]
+        return self.positions.get(path)
+
+    def canonical(self) -> dict[str, Any]:
+        """JSON-able data without shorthands or defaults; `load_spec(spec.canonical()) == spec`."""
+        required: dict[str, Any] = {
+            "attngen": 1,
+            "name": self.name,
+            "heads": {"q": self.heads.q, "kv": self.heads.kv},
+            "head_dim": {"qk": self.head_dim.qk, "v": self.head_dim.v},
+            "dtype": list(self.dtypes),
+            "layout": self.layout,
+        }
+        if self.head_dim.v_from_k is not None:
+            required["head_dim"]["v_from_k"] = self.head_dim.v_from_k
+        optional: dict[str, Any] = {
+            "score": self.score.text if self.score else None,
+            "mask": self.mask.text if self.mask else None,
+            "params": {p.name: p.type if p.value is None else p.value for p in self.params},
+            "captured": {c.name: _canonical_captured(c) for c in self.captured},
+            "sinks": self.sinks,
+            "precision": None if self.precision == "ieee" else self.precision,
+            "grad": self.grad,
+            "deterministic": None if self.deterministic else False,
+            "mask_table": self.mask_table,
+            "schedule": _canonical_schedule(self.schedule),
+        }
+        keep = {
+            key: value
+            for key, value in optional.items()
+            if value or (key == "deterministic" and value is False)
+        }
+        return required | keep
+
+
+def formula_env(key: Literal["score", "mask"], params: Sequence[Param], captured: Sequence[Captured]) -> Env:
+    """What names mean in a formula: the symbols of `key`, the params and the captured tensors."""
+    scalars: dict[str, Type] = dict.fromkeys(INT_SYMBOLS, "int")
+    hidden = {}
+    if key == "score":
+        scalars[SCORE_SYMBOL] = "float"
+    else:
+        hidden = {SCORE_SYMBOL: "'s' is the score; a mask cannot depend on it"}
+    scalars |= {param.name: param.type for param in params}
+    return Env(
+        scalars=scalars,
+        tensors={c.name: (c.type, len(c.axes)) for c in captured},
+        zeros=frozenset(param.name for param in params if param.value == 0),
+        hidden=hidden,
+    )
+
+
+def _canonical_captured(captured: Captured) -> dict[str, Any]:
+    data: dict[str, Any] = {"dtype": captured.dtype, "axes": list(captured.axes)}
+    if captured.sorted:
+        data["sorted"] = True
+    if captured.grad:
+        data["grad"] = True
+    return data
+
+
+def _canonical_schedule(schedule: Schedule | None) -> dict[str, list[int]]:
+    if schedule is None:
+        return {}
+    fields = ("block_m", "block_n", "warps", "stages")
+    return {name: list(getattr(schedule, name)) for name in fields if getattr(schedule, name)}

@@ -1,0 +1,249 @@
+"""From the YAML form (`Document`) to the `Spec`: defaults, rules between fields, names, formulas."""
+
+from __future__ import annotations
+
+import builtins
+import keyword
+import re
+from collections.abc import Callable, Mapping
+from typing import Final, Literal, cast
+
+from attngen.errors import SpecError, did_you_mean
+from attngen.spec.document import CapturedForm, Document, HeadDimForm, ScheduleForm
+from attngen.spec.formula import Formula, parse_formula
+from attngen.spec.formula_types import FUNCTIONS
+from attngen.spec.model import (
+    INT_SYMBOLS,
+    NAMED_AXES,
+    SCORE_SYMBOL,
+    Captured,
+    HeadDim,
+    Heads,
+    KeyPath,
+    Param,
+    Schedule,
+    Spec,
+    formula_env,
+)
+
+MAX_NAME: Final = 64
+OF_KEY: Final = "[key]"
+"""Last part of a key path whose problem is the key itself, not its value (as pydantic has it)."""
+MODULES: Final = ("attngen", "math", "numpy", "os", "sys", "tl", "torch", "triton")
+ARGUMENTS: Final = (
+    *("q", "k", "v", "out", "lse", "sinks", "seed", "dropout_p", "softmax_scale", "return_lse", "attention"),
+    *("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "seqused_k"),
+    *("q_descale", "k_descale", "v_descale", "k_scale", "v_scale"),
+    *("k_cache", "v_cache", "page_table", "cache_seqlens", "page_indptr", "page_indices", "last_page_len"),
+    *("append_kv", "slot_mapping", "gate", "cos", "sin", "memory", "return_memory", "group"),
+    *("spec", "precision"),
+)
+"""Arguments of generated functions, of this version and of the other mechanisms."""
+
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]*", re.ASCII)
+_SPEC_NAME: Final = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
+
+Report = Callable[[KeyPath, SpecError], None]
+
+
+def resolve(document: Document, report: Report) -> Spec | None:
+    """The spec that `document` describes, or None after `report` got every problem with its key path."""
+    failed = False
+
+    def note(path: KeyPath, problem: SpecError | str) -> None:
+        nonlocal failed
+        failed = True
+        report(path, SpecError(problem) if isinstance(problem, str) else problem)
+
+    _check_name(document.name, note)
+    if document.heads.q % document.heads.kv:
+        note(
+            ("heads",), f"q must be a multiple of kv, got q = {document.heads.q} and kv = {document.heads.kv}"
+        )
+    head_dim = _head_dim(document.head_dim, note)
+    params = _params(document.params or {}, note)
+    captured = _captured(document, params, note)
+    formulas: dict[str, Formula | None] = {}
+    for key in ("score", "mask"):
+        formulas[key] = _formula(document, key, params, captured, note)
+    if not failed:
+        _check_all_used(formulas, params, captured, note)
+    if document.mask_table and document.mask is None:
+        note(("mask_table",), "a mask table needs a mask; add one or leave mask_table out")
+    if failed:
+        return None
+    return Spec(
+        name=document.name,
+        heads=Heads(document.heads.q, document.heads.kv),
+        head_dim=head_dim,
+        dtypes=tuple(document.dtype),
+        layout=document.layout,
+        score=formulas["score"],
+        mask=formulas["mask"],
+        params=params,
+        captured=captured,
+        sinks=document.sinks,
+        precision=document.precision,
+        grad=document.grad,
+        deterministic=document.deterministic,
+        mask_table=document.mask_table,
+        schedule=_schedule(document.schedule),
+    )
+
+
+Note = Callable[[KeyPath, SpecError | str], None]
+
+
+def _check_name(name: str, note: Note) -> None:
+    """The name becomes a file and a module: nothing that is a path, a keyword or another module."""
+    if not _SPEC_NAME.fullmatch(name) or len(name) > MAX_NAME:
+        note(
+            ("name",),
+            f"a name is lowercase letters, digits and underscores, starts with a letter and has at most "
+            f"{MAX_NAME} characters; got {name[:80]!r}",
+        )
+    elif keyword.iskeyword(name) or keyword.issoftkeyword(name):
+        note(("name",), f"'{name}' is a Python keyword; choose another name")
+    elif name in dir(builtins) or name in MODULES:
+        note(("name",), f"'{name}' is the name of a Python builtin or module; choose another name")
+
+
+def _head_dim(form: HeadDimForm, note: Note) -> HeadDim:
+    v = form.v if form.v is not None else form.v_from_k
+    if v is None:
+        note(("head_dim",), "give v, or v_from_k where V is the first columns of K")
+        v = form.qk
+    if form.v_from_k is not None:
+        if v != form.v_from_k:
+            note(("head_dim", "v"), f"v is {v}, but v_from_k says {form.v_from_k}; leave v out")
+        if form.v_from_k > form.qk:
+            note(
+                ("head_dim", "v_from_k"),
+                f"V cannot have more columns than K, got {form.v_from_k} of {form.qk}",
+            )
+    return HeadDim(form.qk, v, form.v_from_k)
+
+
+def _check_word(path: KeyPath, note: Note) -> bool:
+    """Whether the last part of `path` may name a param or a captured tensor."""
+    name = str(path[-1])
+    reason = ""
+    if not _NAME.fullmatch(name) or len(name) > MAX_NAME:
+        reason = (
+            f"a name is letters, digits and underscores, starts with a letter, at most {MAX_NAME} characters"
+        )
+    elif keyword.iskeyword(name):
+        reason = f"'{name}' is a Python keyword; choose another name"
+    elif name in INT_SYMBOLS or name == SCORE_SYMBOL:
+        reason = f"'{name}' is a symbol of formulas; choose another name"
+    elif name in FUNCTIONS:
+        reason = f"'{name}' is a function of formulas; choose another name"
+    elif name in NAMED_AXES:
+        reason = f"'{name}' is the name of an axis; choose another name"
+    elif name in ARGUMENTS:
+        reason = f"'{name}' is an argument of generated functions; choose another name"
+    elif name in MODULES or name in dir(builtins):
+        reason = f"'{name}' is the name of a Python builtin or module; choose another name"
+    if reason:
+        note((*path, OF_KEY), reason)
+    return not reason
+
+
+def _params(forms: Mapping[str, int | float | str], note: Note) -> tuple[Param, ...]:
+    params: list[Param] = []
+    for name in sorted(forms):
+        value = forms[name]
+        if not _check_word(("params", name), note):
+            continue
+        if isinstance(value, str):
+            params.append(Param(name, cast(Literal["int", "float"], value)))
+        else:
+            params.append(Param(name, "int" if isinstance(value, int) else "float", value))
+    return tuple(params)
+
+
+def _captured(document: Document, params: tuple[Param, ...], note: Note) -> tuple[Captured, ...]:
+    captured: list[Captured] = []
+    forms = document.captured or {}
+    for name in sorted(forms):
+        path = ("captured", name)
+        if not _check_word(path, note):
+            continue
+        if name in (document.params or {}):
+            note((*path, OF_KEY), f"'{name}' is a param already; choose another name")
+        form = forms[name]
+        _check_axes(form, path, document.layout, params, note)
+        if form.sorted and not form.dtype.startswith("int"):
+            note(
+                (*path, "sorted"),
+                f"only int32 and int64 tensors can be declared sorted, {name} is {form.dtype}",
+            )
+        if form.grad and form.dtype in ("int32", "int64", "bool"):
+            note((*path, "grad"), f"{form.dtype} tensors have no gradient")
+        elif form.grad and not document.grad:
+            note((*path, "grad"), "a gradient of a captured tensor needs grad: true at the top of the spec")
+        captured.append(Captured(name, form.dtype, tuple(form.axes), form.sorted, form.grad))
+    return tuple(captured)
+
+
+def _check_axes(
+    form: CapturedForm, path: KeyPath, layout: str, params: tuple[Param, ...], note: Note
+) -> None:
+    integers = [param.name for param in params if param.type == "int"]
+    absent, instead = (("Sq", "Sk"), ("Tq", "Tk")) if layout == "thd" else (("Tq", "Tk"), ("Sq", "Sk"))
+    for index, axis in enumerate(form.axes):
+        place = (*path, "axes", index)
+        if axis in absent:
+            note(place, f"layout {layout} has no axis {axis}; use {instead[absent.index(str(axis))]}")
+        elif isinstance(axis, str) and axis not in NAMED_AXES and axis not in integers:
+            known = [name for name in NAMED_AXES if name not in absent] + integers
+            note(place, f"unknown axis '{axis}'; {did_you_mean(axis, known)}, or a size")
+    for param in params:
+        if param.name in form.axes and param.value is not None and param.value < 1:
+            note(path, f"the size of axis {param.name} must be positive, got {param.value}")
+
+
+def _formula(
+    document: Document, key: str, params: tuple[Param, ...], captured: tuple[Captured, ...], note: Note
+) -> Formula | None:
+    text = document.score if key == "score" else document.mask
+    if text is None:
+        return None
+    which = cast(Literal["score", "mask"], key)
+    try:
+        return parse_formula(
+            text, formula_env(which, params, captured), key=key, want="float" if key == "score" else "bool"
+        )
+    except SpecError as error:
+        note((key,), error)
+        return None
+
+
+def _check_all_used(
+    formulas: Mapping[str, Formula | None],
+    params: tuple[Param, ...],
+    captured: tuple[Captured, ...],
+    note: Note,
+) -> None:
+    """No ignored argument: what is declared is used by a formula or as the size of an axis."""
+    used = {name for formula in formulas.values() if formula for name in (*formula.names, *formula.tensors)}
+    used |= {axis for tensor in captured for axis in tensor.axes if isinstance(axis, str)}
+    for kind, names in (("params", [p.name for p in params]), ("captured", [c.name for c in captured])):
+        for name in names:
+            if name not in used:
+                note(
+                    (kind, name, OF_KEY),
+                    f"'{name}' is declared but no formula uses it; use it or leave it out",
+                )
+
+
+def _schedule(form: ScheduleForm | None) -> Schedule | None:
+    if form is None:
+        return None
+    schedule = Schedule(
+        block_m=tuple(form.block_m or ()),
+        block_n=tuple(form.block_n or ()),
+        warps=tuple(form.warps or ()),
+        stages=tuple(form.stages or ()),
+    )
+    return None if schedule == Schedule() else schedule

@@ -1,0 +1,310 @@
+"""Compile a kernel of a generated module for a GPU that need not be there, and report what it takes.
+
+Compilation runs in worker processes (`pool`), since the compiler can abort its process; an abort, a timeout
+and a compile error are all reports with `ok` false. Reports and the compiler's output are kept in the cache
+folder by content: module text, request, compiler versions.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from attngen.cache import cache_dir, write_atomic
+from attngen.errors import UserError
+from attngen.target.facts import Target, target
+from attngen.target.pool import MAX_WORKERS, WorkerDiedError, shared_pool
+from attngen.target.resources import Features, Resources, amd_resources, features, nvidia_resources
+
+FORMAT = 1  # part of the cache key: raise it when reports of the same input change
+TIMEOUT_S = 180.0
+
+Constexpr = int | float | bool | str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileRequest:
+    """One kernel, specialised and aimed at a target.
+
+    `signature` gives the triton type of each run-time argument ("*bf16", "i32", "i64", "fp32"), `constexprs`
+    the values of the rest; `divisible` names arguments whose value or address is a multiple of 16.
+    """
+
+    module: str | Path
+    kernel: str
+    target: str
+    signature: Mapping[str, str]
+    constexprs: Mapping[str, Constexpr] = field(default_factory=dict[str, Constexpr])
+    num_warps: int = 4
+    num_stages: int = 2
+    divisible: tuple[str, ...] = ()
+    options: Mapping[str, Constexpr] = field(default_factory=dict[str, Constexpr])  # e.g. waves_per_eu
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileReport:
+    """What became of a request. Where `ok` is false, `error` says why and numbers may be 0.
+
+    `artifacts` maps "ttgir" and "ptx", "cubin" or "amdgcn", "hsaco" to the files that hold them.
+    """
+
+    kernel: str
+    target: str
+    key: str
+    ok: bool
+    error: str = ""
+    resources: Resources = field(default_factory=Resources)
+    features: Features = field(default_factory=Features)
+    shared_bytes: int = 0
+    tensor_memory_columns: int = 0
+    num_warps: int = 0
+    compile_seconds: float = 0.0
+    cached: bool = False
+    artifacts: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def registers(self) -> int:
+        """32-bit registers of one thread."""
+        return self.resources.registers
+
+    @property
+    def spill_bytes(self) -> int:
+        """Bytes that one thread stores to or loads from spill slots, whichever is more; 0 means no spills."""
+        return max(self.resources.spill_stores, self.resources.spill_loads)
+
+
+def compile_kernel(request: CompileRequest, *, timeout: float = TIMEOUT_S) -> CompileReport:
+    """Compile, or find the report of an earlier compilation.
+
+    Raises UserError for an unknown target, an unreadable module or a missing compiler; whatever the compiler
+    does is in the report.
+    """
+    goal = target(request.target)
+    key = _cache_key(request, _read_module(request.module))
+    if (known := _find(key)) is not None:
+        return known
+    report, files, keep = _run(request, goal, key, timeout)
+    return _store(report, files) if keep else report
+
+
+def compile_many(
+    requests: Sequence[CompileRequest],
+    jobs: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    timeout: float = TIMEOUT_S,
+) -> list[CompileReport]:
+    """Reports in the order of the requests; equal requests are compiled once.
+
+    `progress(done, total)` is called from the calling thread, first with `done` 0.
+    """
+    keys = [_cache_key(r, _read_module(r.module)) for r in requests]
+    unique = dict(zip(keys, requests, strict=True))
+    reports: dict[str, CompileReport] = {}
+    tell = progress or _silent
+    tell(0, len(unique))
+    executor = ThreadPoolExecutor(max_workers=max(1, min(jobs or MAX_WORKERS, MAX_WORKERS)))
+    try:
+        futures = {executor.submit(compile_kernel, r, timeout=timeout): k for k, r in unique.items()}
+        for future in as_completed(futures):
+            reports[futures[future]] = future.result()
+            tell(len(reports), len(unique))
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        shared_pool().close()
+        raise
+    executor.shutdown()
+    return [reports[k] for k in keys]
+
+
+def _silent(done: int, total: int) -> None:
+    """The progress callback of a caller that wants none."""
+
+
+def _read_module(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the module {path}: {error}") from error
+
+
+def _run(
+    request: CompileRequest, goal: Target, key: str, timeout: float
+) -> tuple[CompileReport, dict[str, bytes], bool]:
+    """Compile in a worker: the report, the compiler's files, and whether the result is worth keeping."""
+    report = CompileReport(kernel=request.kernel, target=request.target, key=key, ok=False)
+    try:
+        with shared_pool().worker() as worker:
+            answer = worker.ask(_message(request, goal), timeout)
+            files = {name: (worker.out / name).read_bytes() for name in answer.get("files", ())}
+    except WorkerDiedError as death:
+        return replace(report, error=_with_cause(str(death), death.log)), {}, death.repeatable
+    if not answer["ok"]:
+        error = _with_cause(_shorten(answer["error"]), answer["stderr"])
+        return replace(report, error=error), {}, answer["stage"] == "compile"
+    return _success(report, goal, answer, files), files, True
+
+
+def _message(request: CompileRequest, goal: Target) -> dict[str, Any]:
+    """The request as the worker wants it."""
+    return {
+        "module": str(Path(request.module).absolute()),
+        "kernel": request.kernel,
+        "backend": goal.backend,
+        "arch": goal.arch,
+        "warp_size": goal.warp_size,
+        **_settings(request),
+    }
+
+
+def _settings(request: CompileRequest) -> dict[str, Any]:
+    """Everything but module, kernel and target, as JSON."""
+    options = {**request.options, "num_warps": request.num_warps, "num_stages": request.num_stages}
+    return {
+        "signature": dict(request.signature),
+        "constexprs": dict(request.constexprs),
+        "divisible": sorted(request.divisible),
+        "options": options,
+    }
+
+
+def _success(
+    report: CompileReport, goal: Target, answer: dict[str, Any], files: dict[str, bytes]
+) -> CompileReport:
+    """The report of code that compiled; it is an error all the same if the GPU cannot launch it."""
+    assembly = files["ptx" if goal.backend == "cuda" else "amdgcn"].decode("utf-8", "replace")
+    cuda = goal.backend == "cuda"
+    full = replace(
+        report,
+        resources=nvidia_resources(answer["log"]) if cuda else amd_resources(assembly),
+        features=features(assembly),
+        shared_bytes=answer["shared"],
+        tensor_memory_columns=answer["tensor_memory"],
+        num_warps=answer["num_warps"],
+        compile_seconds=answer["seconds"],
+    )
+    error = _misfit(full, goal)
+    return replace(full, ok=not error, error=error)
+
+
+def _misfit(report: CompileReport, goal: Target) -> str:
+    """Why the GPU would refuse to launch this code, or ""."""
+    if report.shared_bytes > goal.shared_per_cta:
+        limit = goal.shared_per_cta
+        return f"needs {report.shared_bytes} bytes of shared memory; {goal.name} has {limit} per CTA"
+    if report.tensor_memory_columns > goal.tensor_memory_columns:
+        columns = report.tensor_memory_columns
+        return f"needs {columns} columns of tensor memory; {goal.name} has {goal.tensor_memory_columns}"
+    if report.num_warps > goal.max_warps_per_cta:
+        return f"needs {report.num_warps} warps; {goal.name} has at most {goal.max_warps_per_cta} per CTA"
+    return ""
+
+
+def _shorten(text: str, lines: int = 12) -> str:
+    """The first meaningful lines of a message."""
+    kept = [line.rstrip() for line in text.splitlines() if line.strip()]
+    return "\n".join(line[:300] for line in kept[:lines])
+
+
+def _with_cause(error: str, log: str) -> str:
+    """Add what the compiler printed: the first lines that look like errors, without the dump of its IR."""
+    telling = re.compile(r"Assertion|LLVM ERROR|error:|fatal|Error\b")
+    causes = [line for line in log.splitlines() if telling.search(line)]
+    return "\n".join([error, *_shorten("\n".join(causes), 3).splitlines()])
+
+
+def _cache_key(request: CompileRequest, source: str) -> str:
+    """A digest of everything that the report depends on. Where the module lies is not part of it."""
+    content = {
+        "format": FORMAT,
+        "source": hashlib.sha256(source.encode("utf-8")).hexdigest(),
+        "kernel": request.kernel,
+        "target": request.target,
+        "compiler": _compiler_version(),
+        **_settings(request),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def _compiler_version() -> str:
+    """Triton's version, which fixes its ptxas, and the date of a ptxas that the user chose instead."""
+    chosen = [os.environ.get(f"TRITON_PTXAS{which}_PATH", "") for which in ("", "_BLACKWELL")]
+    dates = [f"{path}@{os.stat(path).st_mtime_ns}" for path in chosen if path and os.path.exists(path)]
+    return " ".join([_triton_version(), *dates])
+
+
+@functools.cache
+def _triton_version() -> str:
+    """Triton's version, without importing it."""
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError("compiling needs triton: pip install 'attngen[run]'") from None
+
+
+@functools.cache
+def _private_store() -> Path:
+    """Where reports go while the process lives, if the cache folder cannot be written."""
+    folder = tempfile.mkdtemp(prefix="attngen-reports-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+_private_keys: set[str] = set()
+
+
+def _entry(root: Path, key: str) -> Path:
+    """The report's file; the compiler's files lie beside it, with other suffixes."""
+    return root / "compile" / key[:2] / f"{key[2:]}.json"
+
+
+def _find(key: str) -> CompileReport | None:
+    """The kept report, if it can be read and its files are there."""
+    path = _entry(_private_store() if key in _private_keys else cache_dir(), key)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        names: list[str] = data.pop("artifacts")
+        resources = Resources(**data.pop("resources"))
+        report = CompileReport(
+            resources=replace(resources, warnings=tuple(resources.warnings)),
+            features=Features(**data.pop("features")),
+            **data,
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    artifacts = {name: str(path.with_suffix(f".{name}")) for name in names}
+    if report.key != key or not all(os.path.exists(file) for file in artifacts.values()):
+        return None
+    return replace(report, cached=True, artifacts=artifacts)
+
+
+def _store(report: CompileReport, files: Mapping[str, bytes]) -> CompileReport:
+    """Keep a report and its files; the report goes last, so that a reader finds all or nothing."""
+    try:
+        return _write(cache_dir(), report, files)
+    except OSError:
+        stored = _write(_private_store(), report, files)
+        _private_keys.add(report.key)
+        return stored
+
+
+def _write(root: Path, report: CompileReport, files: Mapping[str, bytes]) -> CompileReport:
+    path = _entry(root, report.key)
+    artifacts = {name: str(path.with_suffix(f".{name}")) for name in files}
+    for name, content in files.items():
+        write_atomic(Path(artifacts[name]), content)
+    data = asdict(report) | {"artifacts": sorted(files), "cached": False}
+    write_atomic(path, json.dumps(data, indent=1, sort_keys=True) + "\n")
+    return replace(report, artifacts=artifacts)

@@ -1,0 +1,148 @@
+"""The program of a compile worker: reads one JSON request per line, answers one JSON line each.
+
+It runs as a script in its own process, because the compiler can abort the process that calls it, and imports
+nothing of attngen: the standard library, triton and the module that holds the kernel, nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import io
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TextIO
+
+ARTIFACTS = ("ttgir", "ptx", "cubin", "amdgcn", "hsaco")
+
+
+def main() -> None:
+    """Serve requests until standard input closes."""
+    # Kernel modules and the compiler may print to 1 and read from 0: keep private copies of both.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    requests = os.fdopen(os.dup(0), encoding="utf-8")
+    os.dup2(2, 1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    serve(requests, answers)
+
+
+def serve(requests: Iterable[str], answers: TextIO) -> None:
+    """Answer each request line with a line."""
+    for line in requests:
+        answers.write(json.dumps(answer(json.loads(line))) + "\n")
+        answers.flush()
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Compile as asked. An error is an answer too; `stage` tells those of the import from the compiler's."""
+    stage = "import"
+    try:
+        kernel = find_kernel(load_module(request["module"]), request["kernel"])
+        stage = "compile"
+        return {"ok": True, **compile_kernel(kernel, request)}
+    except Exception as error:  # whatever the kernel or the compiler raises is the report
+        return {"ok": False, "stage": stage, "error": describe(error)}
+
+
+def load_module(path: str) -> Any:
+    """Import the file at `path` under a name that its content decides, once per content."""
+    content = Path(path).read_bytes()
+    name = f"attngen_compiled_{hashlib.sha256(path.encode() + content).hexdigest()[:24]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"cannot import {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def find_kernel(module: Any, name: str) -> Any:
+    """The jitted function called `name`, without the autotuner or heuristics around it."""
+    jit: Any = importlib.import_module("triton.runtime.jit")
+    kernel = getattr(module, name, None)
+    while kernel is not None and not isinstance(kernel, jit.JITFunction):
+        kernel = getattr(kernel, "fn", None)
+    if kernel is None:
+        raise AttributeError(f"{module.__file__} has no @triton.jit kernel {name!r}")
+    return kernel
+
+
+def compile_kernel(kernel: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """Run the whole pipeline for a target; the files go to the folder `request["out"]`."""
+    # Through importlib, since triton has no type stubs.
+    triton: Any = importlib.import_module("triton")
+    target_of: Any = importlib.import_module("triton.backends.compiler").GPUTarget
+    triton.knobs.nvidia.dump_ptxas_log = True
+    names = list(kernel.arg_names)
+    check_arguments(names, request)
+    constexprs = request["constexprs"]
+    source = triton.compiler.ASTSource(
+        fn=kernel,
+        signature={n: "constexpr" if n in constexprs else request["signature"][n] for n in names},
+        constexprs=constexprs,
+        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in request["divisible"]},
+    )
+    target = target_of(request["backend"], request["arch"], request["warp_size"])
+    log = io.StringIO()
+    started = time.perf_counter()
+    with contextlib.redirect_stdout(log):
+        compiled = triton.compile(source, target=target, options=request["options"])
+    seconds = time.perf_counter() - started
+    return {
+        "seconds": seconds,
+        "log": log.getvalue(),
+        "shared": compiled.metadata.shared,
+        "tensor_memory": getattr(compiled.metadata, "tmem_size", None) or 0,
+        "num_warps": compiled.metadata.num_warps,
+        "files": write_files(compiled.asm, Path(request["out"])),
+    }
+
+
+def check_arguments(names: list[str], request: dict[str, Any]) -> None:
+    """The signature and the constants together must name each parameter once."""
+    given = [*request["signature"], *request["constexprs"]]
+    missing = [n for n in names if n not in given]
+    unknown = [n for n in [*given, *request["divisible"]] if n not in names]
+    twice = [n for n in request["signature"] if n in request["constexprs"]]
+    problems = {"missing": missing, "unknown": unknown, "both an argument and a constexpr": twice}
+    if text := "; ".join(f"{what}: {', '.join(which)}" for what, which in problems.items() if which):
+        raise TypeError(f"arguments of {request['kernel']}: {text}")
+
+
+def write_files(asm: dict[str, Any], folder: Path) -> list[str]:
+    """Write what the compiler kept; returns the names, which are those of triton's stages."""
+    written: list[str] = []
+    for name in ARTIFACTS:
+        if (content := asm.get(name)) is not None:
+            data = content.encode("utf-8") if isinstance(content, str) else content
+            (folder / name).write_bytes(data)
+            written.append(name)
+    return written
+
+
+def describe(error: BaseException) -> str:
+    """The error with its causes. Triton nests errors of helper functions; the innermost says most."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None and cause not in chain:
+        chain.append(cause)
+    if type(error).__module__.startswith("triton") or isinstance(error, (TypeError, AttributeError)):
+        return "\n".join(f"{type(e).__name__}: {e}" for e in reversed(chain))
+    return "".join(traceback.format_exception_only(error)).strip()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Formulas as expressions for the tests of the plan, and the dense mask that a plan is compared with."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from attngen.ir.expr import Element, Expr, Symbol, apply, conjunction, const, evaluate, substitute
+from attngen.ir.tile_counts import NUMPY_OPS
+from attngen.ir.tile_ranges import tile_ranges
+from attngen.ir.tiles import Tiles
+
+_OPS = {
+    ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.FloorDiv: "floordiv", ast.Mod: "mod", ast.Div: "div",
+    ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge", ast.Eq: "eq", ast.NotEq: "ne",
+    ast.And: "and", ast.Or: "or", ast.Not: "not", ast.USub: "neg",
+}  # fmt: skip
+ROW = apply("sub", Symbol("i"), apply("sub", Symbol("seqlen_k"), Symbol("seqlen_q")))
+
+
+def formula(source: str) -> Expr:
+    """Parse a formula of the tests; subscripts are integer tensors, `row` is written in terms of i."""
+    return substitute(_expr(ast.parse(source, mode="eval").body), {"row": ROW})
+
+
+def _expr(node: ast.expr) -> Expr:
+    match node:
+        case ast.Constant(value):
+            return const(value)  # pyright: ignore[reportArgumentType]
+        case ast.Name(name):
+            return Symbol(name)
+        case ast.UnaryOp(op, a):
+            return apply(_OPS[type(op)], _expr(a))
+        case ast.BinOp(a, op, b):
+            return apply(_OPS[type(op)], _expr(a), _expr(b))
+        case ast.BoolOp(op, values):
+            result = _expr(values[0])
+            for value in values[1:]:
+                result = apply(_OPS[type(op)], result, _expr(value))
+            return result
+        case ast.Compare(first, ops, rest):
+            sides = [_expr(first), *map(_expr, rest)]
+            return conjunction([apply(_OPS[type(o)], sides[k], sides[k + 1]) for k, o in enumerate(ops)])
+        case ast.Call(ast.Name(name), args):
+            return apply(name, *map(_expr, args))
+        case ast.Subscript(ast.Name(name), ast.Tuple(indices)):
+            return Element(name, tuple(map(_expr, indices)), "int")
+        case ast.Subscript(ast.Name(name), index):
+            return Element(name, (_expr(index),), "int")
+        case _:
+            raise AssertionError(ast.dump(node))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One setting of everything that a predicate depends on."""
+
+    seqlen_q: int
+    seqlen_k: int
+    block_m: int
+    block_n: int
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def env(self, **more: Any) -> dict[str, Any]:
+        """Values of symbols and functions for tensors."""
+        values = {n: _reader(v) if isinstance(v, np.ndarray) else v for n, v in self.values.items()}
+        return {**values, "seqlen_q": self.seqlen_q, "seqlen_k": self.seqlen_k, "BLOCK_N": self.block_n, **more}
+
+    def positions(self) -> np.ndarray:
+        """The position i of each row."""
+        return np.arange(self.seqlen_q) + self.seqlen_k - self.seqlen_q
+
+    def elements(self, expr: Expr) -> np.ndarray:
+        """The expression at all (i, j), as [seqlen_q, seqlen_k]."""
+        i, j = self.positions()[:, None], np.arange(self.seqlen_k)[None, :]
+        value = evaluate(expr, self.env(i=i, j=j, row=i - self.seqlen_k + self.seqlen_q), NUMPY_OPS)
+        return np.broadcast_to(value, (self.seqlen_q, self.seqlen_k))
+
+
+def _reader(tensor: np.ndarray) -> Any:
+    def read(*at: Any) -> Any:
+        assert all(np.all((np.asarray(x) >= 0) & (np.asarray(x) < n)) for x, n in zip(at, tensor.shape, strict=True)), (
+            f"a tensor of shape {tensor.shape} is read at {at}"
+        )
+        return tensor[tuple(at)]
+
+    return read
+
+
+@dataclass(frozen=True)
+class Visits:
+    """What the ranges of one tile of rows say: the tiles visited as full and as partial, in order."""
+
+    rows: slice
+    full: list[int]
+    partial: list[int]
+
+
+def visits(tiles: Tiles, case: Case, known_least: dict[str, int]) -> list[Visits]:
+    """Evaluate the ranges for every tile of rows; assert that they are ordered and disjoint."""
+    ranges = tile_ranges(tiles, known_least=known_least)
+    key_tiles = -(-case.seqlen_k // case.block_n)
+    shift = case.seqlen_k - case.seqlen_q
+    result: list[Visits] = []
+    for start in range(0, case.seqlen_q, case.block_m):
+        rows = slice(start, min(start + case.block_m, case.seqlen_q))
+        env = case.env(i_lo=rows.start + shift, i_hi=rows.stop - 1 + shift)
+        for name, value in ranges.bindings:
+            env[name] = evaluate(value, env, NUMPY_OPS)
+        found: list[list[int]] = []
+        for part in (ranges.full, ranges.partial):
+            walked: list[int] = []
+            for r in part:
+                lo, hi = (int(evaluate(e, env, NUMPY_OPS)) for e in (r.lo, r.hi))
+                assert 0 <= lo <= hi and (lo == hi or hi <= key_tiles), f"range [{lo}, {hi}) of {key_tiles} tiles"
+                walked += range(lo, hi)
+            assert walked == sorted(set(walked)), f"tiles {walked} are out of order or visited twice"
+            found.append(walked)
+        assert not set(found[0]) & set(found[1]), f"{found} share tiles"
+        result.append(Visits(rows, *found))
+    return result
+
+
+def check_plan(predicate: Expr, tiles: Tiles, case: Case, known_least: dict[str, int] | None = None) -> None:
+    """Assert that the plan is sound, and exact where it says so."""
+    dense = case.elements(predicate).astype(bool)
+    check_rows(dense, tiles, case)
+    for visit in visits(tiles, case, known_least or {}):
+        for n in range(-(-case.seqlen_k // case.block_n)):
+            inside = dense[visit.rows, n * case.block_n : (n + 1) * case.block_n]
+            whole = inside.all() and inside.shape[1] == case.block_n
+            place = f"rows {visit.rows}, key tile {n}"
+            if inside.any():
+                assert n in visit.full or n in visit.partial, f"{place}: allowed keys are never visited"
+            if n in visit.full:
+                assert whole, f"{place}: called full, is not"
+            if tiles.exact:
+                assert inside.any() or n not in visit.partial, f"{place}: visited, is empty"
+                assert not whole or n in visit.full, f"{place}: full, called partial"
+
+
+def check_rows(dense: np.ndarray, tiles: Tiles, case: Case) -> None:
+    """Assert that the bounds of the rows and the residual are the predicate."""
+    j = np.arange(case.seqlen_k)[None, :]
+    lo, hi, residual = (case.elements(e) for e in (tiles.row.lo, tiles.row.hi, tiles.residual))
+    np.testing.assert_array_equal((j >= lo) & (j < hi) & residual.astype(bool), dense)
