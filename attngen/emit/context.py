@@ -12,7 +12,7 @@ from attngen.ir import expr as ex
 from attngen.ir.expr import Apply, Const, Expr, Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Config, Contract, Finish, Fold, Input, Launch, Lift, Load, Map, Merge, Slice, Store
-from attngen.ir.tile_ranges import Range, tile_ranges
+from attngen.ir.tile_ranges import Range, Ranges, tile_ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,18 @@ class Loop:
     scores: tuple[str, ...]
     k_chunks: tuple[Chunk, ...]
     v_chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The block-table kernel: its prologue and loops, its row for a program of the main kernel, and its extent."""
+
+    prologue: tuple[str, ...]
+    full: tuple[Loop, ...]
+    partial: tuple[Loop, ...]
+    row: str
+    heads: str
+    batch: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +89,8 @@ class Context:
     precision: str
     loads_v: bool
     has_sink: bool
+    has_table: bool
+    table: Table
     has_search: bool
     has_floordiv: bool
     has_tanh: bool
@@ -125,7 +139,8 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
     parts = _parts(graph)
     face = interface(graph)
     printer = Printer(_captured(graph))
-    loops = _loops(graph, parts, printer)
+    table = _table(parts, face, printer) if parts.fold.domain.table else Table((), (), (), "", "", "")
+    loops = _table_loops(parts, printer) if parts.fold.domain.table else _loops(parts, printer)
     provenance = graph.provenance
     return Context(
         name=provenance.name,
@@ -156,6 +171,8 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
         precision=parts.contract.precision,
         loads_v=not parts.v_in_k,
         has_sink=parts.sink is not None,
+        has_table=parts.fold.domain.table,
+        table=table,
         has_search="search" in printer.helpers,
         has_floordiv="floordiv" in printer.helpers,
         has_tanh="tanh" in printer.helpers,
@@ -174,20 +191,9 @@ def _captured(graph: Graph) -> dict[str, Captured]:
 # ---- the two loops
 
 
-def _loops(graph: Graph, parts: _Parts, printer: Printer) -> tuple[Loop, ...]:
-    fold = parts.fold
-    assert fold.tiles is not None
-    plan = tile_ranges(fold.tiles)
-    used = {name for _, e in plan.bindings for name in ex.symbols(e)}
-    used |= {name for r in (*plan.full, *plan.partial) for name in ex.symbols(r.lo) | ex.symbols(r.hi)}
-    if "i_lo" in used:
-        printer.prologue.append("i_lo = tile_m * BLOCK_M + shift")
-    if "i_hi" in used:
-        printer.prologue.append("i_hi = tl.minimum(tile_m * BLOCK_M + BLOCK_M, seqlen_q) - 1 + shift")
-    for name, bound in plan.bindings:
-        printer.assign(name, bound)
-    if fold.factor is not None:
-        printer.assign("factor", fold.factor)
+def _loops(parts: _Parts, printer: Printer) -> tuple[Loop, ...]:
+    plan = _planned(parts, printer)
+    _factor(parts, printer)
     loops: list[Loop] = []
     if plan.full:
         loops.append(_loop("full", plan.full, _full_scores(parts, printer), parts, printer))
@@ -196,25 +202,91 @@ def _loops(graph: Graph, parts: _Parts, printer: Printer) -> tuple[Loop, ...]:
     return tuple(loops)
 
 
+def _factor(parts: _Parts, printer: Printer) -> None:
+    if parts.fold.factor is not None:
+        printer.assign("factor", parts.fold.factor)
+
+
+def _planned(parts: _Parts, printer: Printer) -> Ranges:
+    """Print what the ranges of tiles are made of, and return them."""
+    assert parts.fold.tiles is not None
+    plan = tile_ranges(parts.fold.tiles)
+    used = {name for _, e in plan.bindings for name in ex.symbols(e)}
+    used |= {name for r in (*plan.full, *plan.partial) for name in ex.symbols(r.lo) | ex.symbols(r.hi)}
+    if "i_lo" in used:
+        printer.prologue.append("i_lo = tile_m * BLOCK_M + shift")
+    if "i_hi" in used:
+        printer.prologue.append("i_hi = tl.minimum(tile_m * BLOCK_M + BLOCK_M, seqlen_q) - 1 + shift")
+    for name, bound in plan.bindings:
+        printer.assign(name, bound)
+    return plan
+
+
+def _table(parts: _Parts, face: Interface, main: Printer) -> Table:
+    """The kernel that looks at the elements of undecided tiles, once per (b, h) that the mask depends on."""
+    printer = Printer(main.captured, helpers=main.helpers)
+    plan = _planned(parts, printer)
+    full = (_loop("full", plan.full, (), parts, printer),) if plan.full else ()
+    partial = (_loop("partial", plan.partial, _mask_lines(parts, printer)[0], parts, printer),) if plan.partial else ()
+    names = ex.symbols(parts.fold.domain.mask)
+    by_head, by_batch = bool(names & {"h", "hk"}), "b" in names or parts.launch.rows == "packed"
+    rows = {(True, True): "program", (True, False): "b * num_tiles_m + tile_m"}
+    rows |= {(False, True): "h * num_tiles_m + tile_m", (False, False): "tile_m"}
+    return Table(
+        tuple(printer.prologue),
+        full,
+        partial,
+        rows[by_batch, by_head],
+        face.launch_heads if by_head else "1",
+        face.launch_batch if by_batch else "1",
+    )
+
+
+def _table_loops(parts: _Parts, printer: Printer) -> tuple[Loop, ...]:
+    """Loops over listed tiles: full ones from the front of a row of the table, partial ones from its back."""
+    _factor(parts, printer)
+    loops: list[Loop] = []
+    for kind, scores, count, place in (
+        ("full", _full_scores(parts, printer), "table_row", "table_row + 2 + step"),
+        ("partial", _partial_scores(parts, printer), "table_row + 1", "table_row + stride_table - 1 - step"),
+    ):
+        find = (f"tile_n = tl.load({place})",)
+        loops.append(_walk(kind, (), "step", "0", f"tl.load({count})", find, scores, parts))
+    return tuple(loops)
+
+
 def _loop(
     kind: str, found: tuple[Range, ...], scores: tuple[str, ...], parts: _Parts, printer: Printer
 ) -> Loop:
-    masked = kind == "partial"
-    comment = "tiles that the mask cuts, or that reach past the last key" if masked else "full tiles: no mask arithmetic"
     bounds = [
         (_named(printer, f"{kind}_lo_{n}", r.lo), _named(printer, f"{kind}_hi_{n}", r.hi)) for n, r in enumerate(found)
     ]
-    chunks = _chunks(parts.k, "d", "key_valid" if masked else ""), _chunks(parts.v, "e", "key_valid" if masked else "", "k" if parts.v_in_k else "v")
     if len(bounds) == 1:
-        begin, end = bounds[0]
-        return Loop(comment, (), "tile_n", begin, end, (), masked, scores, *chunks)
+        return _walk(kind, (), "tile_n", *bounds[0], (), scores, parts)
     before = [f"{kind}_end_0 = tl.maximum({bounds[0][1]} - {bounds[0][0]}, 0)"]
     find = [f"tile_n = {bounds[0][0]} + step"]
     for n, (begin, end) in list(enumerate(bounds))[1:]:
         before.append(f"{kind}_end_{n} = {kind}_end_{n - 1} + tl.maximum({end} - {begin}, 0)")
         find.append(f"tile_n = tl.where(step < {kind}_end_{n - 1}, tile_n, {begin} + step - {kind}_end_{n - 1})")
     last = f"{kind}_end_{len(bounds) - 1}"
-    return Loop(comment, tuple(before), "step", "0", last, tuple(find), masked, scores, *chunks)
+    return _walk(kind, tuple(before), "step", "0", last, tuple(find), scores, parts)
+
+
+def _walk(
+    kind: str,
+    before: tuple[str, ...],
+    counter: str,
+    begin: str,
+    end: str,
+    find: tuple[str, ...],
+    scores: tuple[str, ...],
+    parts: _Parts,
+) -> Loop:
+    masked = kind == "partial"
+    comment = "tiles that the mask cuts, or that reach past the last key" if masked else "full tiles: no mask arithmetic"
+    valid = "key_valid" if masked else ""
+    values = _chunks(parts.v, "e", valid, "k" if parts.v_in_k else "v")
+    return Loop(comment, before, counter, begin, end, find, masked, scores, _chunks(parts.k, "d", valid), values)
 
 
 def _named(printer: Printer, name: str, bound: Expr) -> str:
@@ -234,15 +306,25 @@ def _full_scores(parts: _Parts, printer: Printer) -> tuple[str, ...]:
     return (*_needs_j(body, value), *body.lines, f"qk = {value}")
 
 
+def _mask_lines(parts: _Parts, printer: Printer) -> tuple[tuple[str, ...], Body]:
+    lines, masks = _mask_body(parts, printer)
+    return (*(["j = start_n + rows_n"] if _mentions_j(lines) else []), *lines), masks
+
+
+def _mask_body(parts: _Parts, printer: Printer) -> tuple[list[str], Body]:
+    """Statements that leave `allowed`, the mask of a partial tile, and the body that named its parts."""
+    tiles = parts.fold.tiles
+    assert tiles is not None
+    tests = _row_limits(tiles.row.lo, tiles.row.hi, printer)
+    masks = Body(printer, "tile")
+    if tiles.residual != ex.TRUE:
+        tests.append(f"({masks.text(tiles.residual)})")
+    return [*masks.lines, f"allowed = {' & '.join(tests)}"], masks
+
+
 def _partial_scores(parts: _Parts, printer: Printer) -> tuple[str, ...]:
     """Mask first (it guards what the score reads), then the score, then -inf where nothing is allowed."""
-    fold = parts.fold
-    assert fold.tiles is not None
-    tests = _row_limits(fold.tiles.row.lo, fold.tiles.row.hi, printer)
-    masks = Body(printer, "tile")
-    if fold.tiles.residual != ex.TRUE:
-        tests.append(f"({masks.text(fold.tiles.residual)})")
-    lines = [*masks.lines, f"allowed = {' & '.join(tests)}"]
+    lines, masks = _mask_body(parts, printer)
     if parts.score is not None:
         body = Body(printer, "tile", guard="allowed", named=masks.named)
         value = body.text(parts.score.expr)
@@ -374,14 +456,19 @@ def _manifest(graph: Graph, parts: _Parts, face: Interface) -> dict[str, object]
             "exact": tiles.exact,
             "notes": list(tiles.notes),
         },
-        "kernels": {
-            "_attention_forward": {
-                "arguments": dict(face.kernel_types),
-                "constants": list(face.kernel_constants),
-                "configs": {target: [_config(c) for c in choices] for target, choices in parts.launch.configs},
-            }
-        },
+        "configs": {target: [_config(c) for c in choices] for target, choices in parts.launch.configs},
+        "kernels": _kernels(parts, face),
     }
+
+
+def _kernels(parts: _Parts, face: Interface) -> dict[str, object]:
+    """Per kernel: argument types ("*io" points to the tensors' dtype) and compile-time constants, in order."""
+    kernels: dict[str, object] = {
+        "_attention_forward": {"arguments": dict(face.kernel_types), "constants": list(face.kernel_constants)}
+    }
+    if parts.fold.domain.table:
+        kernels["_mask_table"] = {"arguments": dict(face.table_types), "constants": list(face.table_constants)}
+    return kernels
 
 
 def _compiled_in(graph: Graph, spec: dict[str, object]) -> dict[str, object]:

@@ -34,6 +34,10 @@ class Interface:
     kernel_constants: tuple[str, ...]
     unspecialized: str
     launch_values: tuple[str, ...]
+    table_arguments: tuple[str, ...]
+    table_types: tuple[tuple[str, str], ...]
+    table_constants: tuple[str, ...]
+    table_values: tuple[str, ...]
     index_types: tuple[str, ...]
     op_name: str
     op_arguments: tuple[str, ...]
@@ -57,6 +61,7 @@ class Interface:
     descriptor_tensors: str
     grid_length: str
     launch_length: str
+    launch_keys: str
     launch_heads: str
     launch_batch: str
     heads_dim: int
@@ -76,12 +81,15 @@ class _Builder:
         self.params = tuple(n for n, i in self.inputs.items() if i.role == "scalar" and not i.default)
         self.layout = self.inputs["q"].layout
         self.packed = graph.only(Launch)[1].rows == "packed"
+        self.has_table = graph.only(Fold)[1].domain.table
         self.heads = self.layout.index("h")
         self.v_dim = _number(graph.axis("Dv").size)
 
     def build(self) -> Interface:
         arguments = self._kernel_arguments()
+        table = self._table_arguments()
         op_arguments = self._op_arguments()
+        empty = "zeros" if self.packed else "empty"  # tokens of no sequence have out 0, lse -inf
         letters = self.layout if not self.packed else "thd"
         return Interface(
             kernel_arguments=tuple(name for name, _, _ in arguments),
@@ -89,6 +97,10 @@ class _Builder:
             kernel_constants=tuple(name for name, _ in self._constants()),
             unspecialized=", ".join(f'"{n}"' for n, kind, _ in arguments if kind in ("i32", "fp32") and "stride" not in n),
             launch_values=(*(value for _, _, value in arguments), *(f"{n}={v}" for n, v in self._constants() if v)),
+            table_arguments=tuple(name for name, _, _ in table),
+            table_types=tuple((name, kind) for name, kind, _ in table),
+            table_constants=(*(n for n, _ in self._mask_constants()), "BLOCK_M", "BLOCK_N"),
+            table_values=(*(value for _, _, value in table), *(f"{n}={v}" for n, v in self._mask_constants())),
             index_types=tuple(_index_type(n) for n in self.captured),
             op_name=f"{self.graph.provenance.name}_{self.graph.digest()[:12]}",
             op_arguments=tuple(f"{n}: {t}" for n, t in op_arguments),
@@ -106,11 +118,12 @@ class _Builder:
             v_doc=self._doc(letters, "k", self.v_dim),
             lse_doc="[Hq, Tq]" if self.packed else "[B, Hq, Sq]",
             rank=len(letters),
-            out_empty=f"torch.empty([*q.shape[:-1], {self.v_dim}], dtype=q.dtype, device=q.device)",
-            lse_empty=f"torch.empty({self._lse_shape()}, dtype=torch.float32, device=q.device)",
+            out_empty=f"torch.{empty}([*q.shape[:-1], {self.v_dim}], dtype=q.dtype, device=q.device)",
+            lse_empty=self._lse_empty(),
             row_strides=", ".join(f"{t}.stride({self._dim('s')})" for t in (*self.tensors, "out")),
             descriptor_tensors=", ".join(t for t in self.tensors if t != "q"),
             grid_length="max_seqlen_q" if self.packed else "seqlen_q",
+            launch_keys="max_seqlen_k" if self.packed else f"k.shape[{self._dim('s')}]",
             launch_length="max_seqlen_q" if self.packed else f"q.shape[{self._dim('s')}]",
             launch_heads=f"q.shape[{self.heads}]",
             launch_batch="(cu_seqlens_q.shape[0] - 1)" if self.packed else "q.shape[0]",
@@ -120,10 +133,11 @@ class _Builder:
     def _dim(self, letter: str) -> int:
         return self.layout.replace("t", "s").index(letter)
 
-    def _lse_shape(self) -> str:
+    def _lse_empty(self) -> str:
+        kind = "dtype=torch.float32, device=q.device"
         if self.packed:
-            return f"[q.shape[{self.heads}], q.shape[0]]"
-        return f"[q.shape[0], q.shape[{self.heads}], q.shape[{self._dim('s')}]]"
+            return f'torch.full([q.shape[{self.heads}], q.shape[0]], float("-inf"), {kind})'
+        return f"torch.empty([q.shape[0], q.shape[{self.heads}], q.shape[{self._dim('s')}]], {kind})"
 
     def _sizes(self, letters: str, tensor: str) -> str:
         names = {"b": "batch", "s": f"seqlen_{tensor}", "t": f"total_{tensor}", "d": f"{tensor}_dim"}
@@ -146,11 +160,22 @@ class _Builder:
         rows += [("stride_lh", "i32", "lse.stride(-2)")]
         rows += [] if self.packed else [("stride_lb", "i32", "lse.stride(0)")]
         rows += [(f"stride_{c}_{p}", "i32", f"{c}.stride({p})") for c in self.captured for p in range(self._rank(c))]
-        rows.append(("num_q_heads", "i32", f"q.shape[{self.heads}]"))
+        rows += [("table", "*i32", "table"), ("stride_table", "i32", "table.stride(0)")] if self.has_table else []
+        return [*rows, ("num_q_heads", "i32", f"q.shape[{self.heads}]"), *self._lengths()]
+
+    def _lengths(self) -> list[tuple[str, str, str]]:
         if self.packed:
-            return [*rows, ("max_seqlen_q", "i32", "max_seqlen_q")]
+            return [("max_seqlen_q", "i32", "max_seqlen_q")]
         at = self._dim("s")
-        return [*rows, ("seqlen_q", "i32", f"q.shape[{at}]"), ("seqlen_k", "i32", f"k.shape[{at}]")]
+        return [("seqlen_q", "i32", f"q.shape[{at}]"), ("seqlen_k", "i32", f"k.shape[{at}]")]
+
+    def _table_arguments(self) -> list[tuple[str, str, str]]:
+        """The kernel's arguments without the tensors that only the fold reads."""
+        skipped = {*self.tensors, "out", "lse", "sinks", "softmax_scale", "num_q_heads", "stride_sinks_0"}
+        short = tuple(f"stride_{'o' if t == 'out' else t}" for t in (*self.tensors, "out")) + ("stride_l",)
+        fold_only = {f"{s}{c}" for s in short for c in "bsh"} | skipped
+        heads = ("num_q_heads", "i32", "table_heads")
+        return [heads, *(a for a in self._kernel_arguments() if a[0] not in fold_only)]
 
     def _rank(self, captured: str) -> int:
         return len(self.inputs[captured].axes)
@@ -159,11 +184,14 @@ class _Builder:
         short = "o" if tensor == "out" else tensor
         return f"stride_{short}{letter}", "i32", f"{tensor}.stride({self._dim(letter)})"
 
+    def _mask_constants(self) -> list[tuple[str, str]]:
+        """Compile-time constants that positions and masks need, with their launch values."""
+        rows = [(f"{c.upper()}_INDEX", f"{c}_index") for c in self.captured]
+        return [*rows, ("HAS_SEQUSED_K", "seqused_k is not None")] if self.packed else rows
+
     def _constants(self) -> list[tuple[str, str]]:
         """Compile-time constants of the kernel with their launch values ('' where the schedule gives them)."""
-        rows = [(f"{c.upper()}_INDEX", f"{c}_index") for c in self.captured]
-        if self.packed:
-            rows.append(("HAS_SEQUSED_K", "seqused_k is not None"))
+        rows = self._mask_constants()
         if any(_uses_tanh(e) for e in formulas(self.graph)):
             rows.append(("PRECISE", "q.dtype == torch.float32"))
         return [*rows, ("LARGE_STRIDES", "large"), ("BLOCK_M", ""), ("BLOCK_N", ""), ("USE_DESCRIPTORS", "")]
@@ -171,8 +199,8 @@ class _Builder:
     def _op_arguments(self) -> list[tuple[str, str]]:
         rows = [(t, "torch.Tensor") for t in self.tensors]
         if self.packed:
-            rows += [("cu_seqlens_q", "torch.Tensor"), ("cu_seqlens_k", "torch.Tensor"), ("max_seqlen_q", "int")]
-            rows += [("seqused_k", "torch.Tensor | None")]
+            rows += [("cu_seqlens_q", "torch.Tensor"), ("cu_seqlens_k", "torch.Tensor")]
+            rows += [("max_seqlen_q", "int"), ("max_seqlen_k", "int"), ("seqused_k", "torch.Tensor | None")]
         rows.append(("softmax_scale", "float"))
         rows += [(p, "int" if self.inputs[p].dtype == "int32" else "float") for p in self.params]
         return rows + [(c, "torch.Tensor") for c in self.captured]

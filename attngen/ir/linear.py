@@ -1,8 +1,7 @@
-"""Integer linear forms of expressions, and sound proofs of inequalities between expressions.
+"""Integer linear forms of expressions, and bounds of expressions that hold whatever the values are.
 
-A `Linear` is ``sum(a_k * t_k) + constant`` with integer a_k, where a term t_k is anything that is not itself a sum: a
-symbol, an element, a quotient, a minimum. Two expressions with the same linear form have the same value. A proof is a
-search of bounded depth: "yes" is certain, "no" only means that no proof was found.
+A `Linear` is ``sum(a_k * t_k) + constant`` with integer a_k, where a term t_k is anything that is not itself a
+sum: a symbol, an element, a quotient, a minimum. Two expressions with the same linear form have the same value.
 """
 
 from __future__ import annotations
@@ -10,15 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
-from attngen.ir.expr import Apply, Const, Expr, Search, Symbol, apply, children, rebuild, substitute, symbols, type_of
-
-MAX_DEPTH = 4  # splits of one sum in a proof
+from attngen.ir.expr import (
+    Apply,
+    Const,
+    Expr,
+    Search,
+    Symbol,
+    apply,
+    children,
+    rebuild,
+    type_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """``sum(coefficient * term) + constant``; no coefficient is zero; terms keep the order of first appearance."""
+    """``sum(coefficient * term) + constant``; no coefficient is zero, terms keep the order of their appearance."""
 
     terms: Mapping[Expr, int]
     constant: int = 0
@@ -35,8 +43,11 @@ class Linear:
         return Linear({t: a for t, a in self.terms.items() if t != term}, self.constant)
 
 
+@lru_cache(maxsize=4096)
 def linear(expr: Expr) -> Linear:
     """Return the linear form of an integer expression."""
+    if any(type_of(e) == "float" for e in (expr, *children(expr))):
+        return Linear({expr: 1})
     match expr:
         case Const(value):
             return Linear({}, int(value))
@@ -59,7 +70,7 @@ def _product(a: Linear, b: Linear) -> Linear:
 
 
 def scaled(a: Linear, factor: Expr) -> Linear:
-    """Return ``a * factor`` with the factor, a constant or any integer expression, multiplied into each term."""
+    """Return ``a * factor``: the factor, any integer expression, is multiplied into each term."""
     if isinstance(factor, Const):
         return Linear({}).plus(a, int(factor.value))
     whole = Linear({apply("mul", t, factor): k for t, k in a.terms.items()})
@@ -67,7 +78,10 @@ def scaled(a: Linear, factor: Expr) -> Linear:
 
 
 def quotient(a: Linear, c: int) -> Linear:
-    """Return ``a // c`` for c != 0, by ``(g x + k) // (g c) = (x + k // g) // c`` and ``(x + c k) // c = x // c + k``."""
+    """Return ``a // c`` for c != 0.
+
+    By ``(g x + k) // (g c) = (x + k // g) // c`` and ``(x + c k) // c = x // c + k``.
+    """
     if c < 0:
         return quotient(Linear({}).plus(a, -1), -c)
     g = math.gcd(c, *a.terms.values())
@@ -113,12 +127,16 @@ def normal(expr: Expr) -> Expr:
     if isinstance(expr, Const | Symbol):
         return expr
     expr = rebuild(expr, tuple(normal(c) for c in children(expr)))
-    if isinstance(expr, Apply) and expr.op in ("add", "sub", "neg", "mul", "floordiv") and type_of(expr) == "int":
+    if (
+        isinstance(expr, Apply)
+        and expr.op in ("add", "sub", "neg", "mul", "floordiv")
+        and type_of(expr) == "int"
+    ):
         return build(linear(expr))
     return expr
 
 
-# ---- proofs
+# ---- bounds
 
 
 def _no_rewrites() -> tuple[Mapping[str, Expr], ...]:
@@ -127,9 +145,9 @@ def _no_rewrites() -> tuple[Mapping[str, Expr], ...]:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What may be assumed: lower bounds of symbols, and ways to write symbols as sums with non-negative slack.
+    """What may be assumed: lower bounds of symbols, and ways to write symbols as sums with slack.
 
-    ``i_lo <= i_hi < n`` is the rewrite ``{i_lo: n - 1 - e - d, i_hi: n - 1 - e}`` with the least of d and e at 0. The
+    ``i_lo <= i_hi < n`` is the rewrite ``{i_lo: n - 1 - e - d, i_hi: n - 1 - e}`` with d and e at least 0. The
     `definitions` are the bindings of a plan, free of each other, so that a proof may look through them.
     """
 
@@ -139,71 +157,14 @@ class Facts:
     proofs: dict[tuple[Expr, Expr], bool] = field(default_factory=dict[tuple[Expr, Expr], bool], repr=False)
 
 
-def at_most(x: Expr, y: Expr, facts: Facts) -> bool:
-    """Return whether ``x <= y`` is proved for all values that agree with the facts."""
-    if facts.definitions:
-        x, y = substitute(x, facts.definitions), substitute(y, facts.definitions)
-    return _at_most(x, y, facts)
-
-
-def _at_most(x: Expr, y: Expr, facts: Facts) -> bool:
-    known = facts.proofs.get((x, y))
-    if known is None:
-        known = facts.proofs[x, y] = x == y or _by_cases(x, y, facts)
-    return known
-
-
-def _by_cases(x: Expr, y: Expr, facts: Facts) -> bool:
-    """Decide minima and maxima as in a free lattice: what must hold for both first, then what may for either."""
-    match x, y:
-        case Apply("max", parts), _:
-            return all(_at_most(a, y, facts) for a in parts)
-        case _, Apply("min", parts):
-            return all(_at_most(x, b, facts) for b in parts)
-        case Apply("where", (_, *parts)), _:
-            return all(_at_most(a, y, facts) for a in parts)
-        case _, Apply("where", (_, *parts)):
-            return all(_at_most(x, b, facts) for b in parts)
-        case Apply("floordiv", (a, c)), Apply("floordiv", (b, d)) if c == d and sign(c, facts) > 0:
-            if _at_most(a, b, facts):
-                return True
-        case _:
-            pass
-    low = x.args if isinstance(x, Apply) and x.op == "min" else ()
-    high = y.args if isinstance(y, Apply) and y.op == "max" else ()
-    if any(_at_most(a, y, facts) for a in low) or any(_at_most(x, b, facts) for b in high):
-        return True
-    return not low and not high and _difference(linear(y).plus(linear(x), -1), facts)
-
-
-def _difference(d: Linear, facts: Facts) -> bool:
-    """Whether ``d >= 0`` is proved, as it stands or rewritten."""
-    if _nonnegative(d, facts, MAX_DEPTH):
-        return True
-    names = {name for term in d.terms for name in symbols(term)}
-    return any(
-        _nonnegative(_rewritten(d, table), facts, MAX_DEPTH) for table in facts.rewrites if names & table.keys()
-    )
-
-
-def _rewritten(d: Linear, table: Mapping[str, Expr]) -> Linear:
-    result = Linear({}, d.constant)
-    for term, k in d.terms.items():
-        if isinstance(term, Symbol):
-            result = result.plus(linear(table.get(term.name, term)), k)
-        else:
-            result = result.plus(linear(normal(substitute(term, table))), k)
-    return result
-
-
 def least(expr: Expr, facts: Facts) -> int | None:
     """Return a proved lower bound, if there is one."""
-    return _least_of(linear(expr), facts)
+    return least_of(linear(expr), facts)
 
 
 def most(expr: Expr, facts: Facts) -> int | None:
     """Return a proved upper bound, if there is one."""
-    low = _least_of(Linear({}).plus(linear(expr), -1), facts)
+    low = least_of(Linear({}).plus(linear(expr), -1), facts)
     return None if low is None else -low
 
 
@@ -213,7 +174,8 @@ def sign(expr: Expr, facts: Facts) -> int:
     return 1 if low is not None and low > 0 else -1 if high is not None and high < 0 else 0
 
 
-def _least_of(a: Linear, facts: Facts) -> int | None:
+def least_of(a: Linear, facts: Facts) -> int | None:
+    """Return a proved lower bound of a sum: that of its terms."""
     total = a.constant
     for term, k in a.terms.items():
         bound = _least_term(term, facts) if k > 0 else _most_term(term, facts)
@@ -273,47 +235,3 @@ def _most_term(term: Expr, facts: Facts) -> int | None:
             return None if high is None else high // int(c)
         case _:
             return None
-
-
-def _nonnegative(a: Linear, facts: Facts, depth: int) -> bool:
-    """Search for a proof of ``a >= 0``: a lower bound, or a case split, or a relaxation of a quotient."""
-    low = _least_of(a, facts)
-    if low is not None or depth == 0:
-        return low is not None and low >= 0
-    options: list[Linear] = []
-    for term, k in a.terms.items():
-        rest = a.without(term)
-        match term:
-            case Apply("min" | "max" | "where" as op, args):
-                cases = [rest.plus(linear(x), k) for x in args[-2:]]
-                if op == "where" or (op == "min") == (k > 0):
-                    return all(_nonnegative(c, facts, depth - 1) for c in cases)
-                options += cases
-            case Apply("floordiv", (x, c)):
-                options += _relaxed(rest, k, x, c, facts)
-            case Apply("mul", (Apply("floordiv", (x, c)), d)) if c == d and sign(c, facts) > 0:
-                slack = linear(x) if k < 0 else linear(x).plus(linear(c), -1).plus(Linear({}, 1))
-                options.append(rest.plus(slack, k))
-            case _:
-                pass
-    return any(_nonnegative(option, facts, depth - 1) for option in options)
-
-
-def _relaxed(rest: Linear, k: int, x: Expr, c: Expr, facts: Facts) -> list[Linear]:
-    """Sums that are at most a positive multiple of ``rest + k * (x // c)``."""
-    if sign(c, facts) <= 0:
-        return []
-    found: list[Linear] = []
-    for term, m in rest.terms.items():
-        match term:
-            case Apply("floordiv", (y, d)) if d == c and k > 0 and m == -k:
-                # x // c - y // c >= (x - y) // c
-                difference = normal(apply("floordiv", build(linear(x).plus(linear(y), -1)), c))
-                found.append(rest.without(term).plus(linear(difference), k))
-            case _:
-                pass
-    if isinstance(c, Const):
-        n = int(c.value)
-        bound = linear(x) if k < 0 else linear(x).plus(Linear({}, 1 - n))
-        found.append(Linear({}).plus(rest, n).plus(bound, k))
-    return found

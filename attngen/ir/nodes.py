@@ -38,10 +38,14 @@ class Axis:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Domain:
-    """The positions of an axis that a fold runs over: [0, size) where ``mask`` holds."""
+    """The positions of an axis that a fold runs over: [0, size) where ``mask`` holds.
+
+    ``table`` asks that tiles which the plan cannot decide are looked at once, by a kernel of their own, before the fold.
+    """
 
     size: Expr
     mask: Expr = TRUE
+    table: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Numbers from a plan: how many tiles are full, partial and empty, and a picture of them.
 
-Everything is evaluated with numpy over all tiles of rows at once, of all sequences: a plan of a million rows is some ten
-thousand numbers, and nothing is ever as large as the mask.
+Everything is evaluated with numpy over all tiles of rows at once, of all sequences: a plan of a million rows is
+some ten thousand numbers, and nothing is ever as large as the mask.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def tile_map(
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """All tiles of rows of all sequences, one after the other; ``env`` has one value per tile, or one for all."""
+    """All tiles of rows of all sequences, one after the other; ``env`` has a value per tile, or one for all."""
 
     env: dict[str, Any]
     key_tiles: Ints
@@ -152,12 +152,16 @@ class _Rows:
     def of(
         cls, tiles: Tiles, seqlen_q: Any, seqlen_k: Any, block_m: int, block_n: int, env: Mapping[str, Any]
     ) -> _Rows:
-        q, k = np.broadcast_arrays(np.atleast_1d(np.asarray(seqlen_q, np.int64)), np.asarray(seqlen_k, np.int64))
+        q, k = np.broadcast_arrays(
+            np.atleast_1d(np.asarray(seqlen_q, np.int64)), np.asarray(seqlen_k, np.int64)
+        )
         number = -(-q // block_m)
         sequence = np.repeat(np.arange(len(q)), number)
         first = (np.arange(len(sequence)) - np.repeat(np.cumsum(number) - number, number)) * block_m
         q, k = q[sequence], k[sequence]
-        read = {name for part in (*tiles.may, *tiles.must) for end in (part.lo, part.hi) for name in tensors(end)}
+        read = {
+            name for part in (*tiles.may, *tiles.must) for end in (part.lo, part.hi) for name in tensors(end)
+        }
         values = {n: _reader(v) if n in read else _per_tile(v, sequence) for n, v in env.items()}
         values |= {"seqlen_q": q, "seqlen_k": k, "BLOCK_M": block_m, "BLOCK_N": block_n}
         values |= {"i_lo": first + k - q, "i_hi": np.minimum(first + block_m, q) - 1 + k - q}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from attngen.ir.expr import Apply, Const, Expr
 
@@ -20,7 +21,7 @@ class TileOrder:
 
     def chain(self, *values: Expr) -> None:
         """Note that the values ascend."""
-        for low, high in zip(values, values[1:], strict=False):
+        for low, high in pairwise(values):
             self.add(low, high)
 
     def define(self, name: Expr, value: Expr) -> None:

@@ -1,9 +1,10 @@
 """From intervals of positions to ranges of tiles: what the loops of a kernel walk.
 
-A tile of ``block`` keys is full if the union of the ``must`` intervals covers it, empty if no ``may`` interval meets it, else
-partial. The ranges returned are disjoint and ascending for all values, so that no tile is visited twice: starts and ends
-are sorted apart from each other, which keeps the union of intervals (a point is covered iff more starts than ends lie at
-or before it), and ``partial = may - must`` pairs the sorted starts {may.lo, must.hi} with the sorted ends {may.hi, must.lo}.
+A tile of ``block`` keys is full if the union of the ``must`` intervals covers it, empty if no ``may`` interval meets
+it, else partial. The ranges returned are disjoint and ascending for all values, so that no tile is visited twice:
+starts and ends are sorted apart from each other, which keeps the union of the intervals (a point is covered iff more
+starts than ends lie at or before it), and ``partial = may - must`` pairs the sorted starts {may.lo, must.hi} with the
+sorted ends {may.hi, must.lo}. A comparison whose outcome is proved is left out, so common masks need none.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from attngen.ir.expr import Apply, Const, Expr, Symbol, apply, substitute, symbols, tensors, text
-from attngen.ir.linear import Facts, at_most, least, most
+from attngen.ir.linear import Facts, least, most
+from attngen.ir.proofs import at_most, tile_facts
 from attngen.ir.tile_order import TileOrder
 from attngen.ir.tiles import Interval, Tiles
 
@@ -58,8 +60,8 @@ def tile_ranges(
     Args:
         tiles: the plan; its intervals lie within [0, key_size).
         block: the size of a tile of keys; BLOCK_N by default.
-        tile: the axis of the rows. ``{tile}_lo <= {tile}_hi < tile_end`` must hold when the ranges are evaluated: the tile's
-            last row is one that exists.
+        tile: the axis of the rows. ``{tile}_lo <= {tile}_hi < tile_end`` must hold when the ranges are evaluated:
+            the tile's last row is one that exists.
         tile_end: what all row positions lie below; seqlen_k by default, true of bottom-right aligned rows.
         known_least: proved lower bounds of symbols, such as a window that is at least 1.
     """
@@ -67,21 +69,9 @@ def tile_ranges(
     end = Symbol("seqlen_k") if tile_end is None else tile_end
     ends = [x for part in (*tiles.may, *tiles.must) for x in (part.lo, part.hi)]
     taken = frozenset(name for x in [*ends, size] for name in (*symbols(x), *tensors(x)))
-    builder = _Builder(size, _facts(size, tile, end, known_least or {}), taken)
+    builder = _Builder(size, tile_facts(tile, end, size, known_least or {}), taken)
     full, partial = builder.ranges(tiles)
     return builder.finished(full, partial)
-
-
-def _facts(block: Expr, tile: str, end: Expr, known_least: Mapping[str, int]) -> Facts:
-    lo, hi = f"{tile}_lo", f"{tile}_hi"
-    rows, room = Symbol("rows after the first"), Symbol("positions after the last")
-    sizes = dict.fromkeys(("b", "h", "hk", "seqlen_q", "seqlen_k", rows.name, room.name), 0)
-    if isinstance(block, Symbol):
-        sizes[block.name] = 1
-    last = apply("sub", apply("sub", end, ONE), room)
-    from_the_end: dict[str, Expr] = {lo: apply("sub", last, rows), hi: last}
-    from_the_start: dict[str, Expr] = {hi: apply("add", Symbol(lo), rows)}
-    return Facts(least={**sizes, **known_least}, rewrites=(from_the_start, from_the_end))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +100,9 @@ class _Builder:
         full = self._full(tiles.must)
         self._relate(visited, full)
         if full:
-            return [f.range for f in full], self._difference([v.range for v in visited], [f.range for f in full])
+            return [f.range for f in full], self._difference(
+                [v.range for v in visited], [f.range for f in full]
+            )
         return [], [v.range for v in visited]
 
     # ---- naming
@@ -170,7 +162,7 @@ class _Builder:
         return apply("floordiv", apply("sub", apply("add", position, self.block), ONE), self.block)
 
     def never_strays(self, interval: Interval) -> bool:
-        """Whether an empty interval is proved to have ``hi <= 0 = lo``, so that it rounds outward to no tile."""
+        """Whether an empty interval is proved to have ``hi <= 0 = lo``: then it rounds outward to no tile."""
         return all(
             low == ZERO or self.at_most(apply("add", low, ONE), high)
             for low in _parts("max", interval.lo)
@@ -212,7 +204,10 @@ class _Builder:
                 lo, hi = interval.lo, self.larger(interval.hi, interval.lo)
                 start, end, proxy = self.down(lo), self.up(hi), hi
             else:
-                lo, hi = self.bind_key(f"first_key_{k}", interval.lo), self.bind_key(f"end_key_{k}", interval.hi)
+                lo, hi = (
+                    self.bind_key(f"first_key_{k}", interval.lo),
+                    self.bind_key(f"end_key_{k}", interval.hi),
+                )
                 start, proxy = self.down(lo), None
                 end = apply("where", apply("gt", hi, lo), self.up(hi), start)
             lows.append((self.bind(f"start_{k}", start), lo))
@@ -225,7 +220,11 @@ class _Builder:
         result: list[_Span] = []
         for k, (start, end) in enumerate(zip(starts, ends, strict=True)):
             before = result[-1].range.hi if result else ZERO
-            first = start if self.order.known(before, start) else self.bind(f"first_{k}", apply("max", start, before))
+            first = (
+                start
+                if self.order.known(before, start)
+                else self.bind(f"first_{k}", apply("max", start, before))
+            )
             self.order.chain(before, first, end)
             result.append(_Span(Range(first, end), dict(lows).get(start), keys.get(end)))
         return result
@@ -233,14 +232,20 @@ class _Builder:
     def _relate_keys(self, ends: list[tuple[Expr, Expr | None]]) -> None:
         for tile, key in ends:
             for other, other_key in ends:
-                if tile != other and key is not None and other_key is not None and self.at_most(key, other_key):
+                if (
+                    tile != other
+                    and key is not None
+                    and other_key is not None
+                    and self.at_most(key, other_key)
+                ):
                     self.order.add(tile, other)
 
     def _full(self, must: tuple[Interval, ...]) -> list[_Span]:
         """Sort, join what touches, and round inward to tiles."""
         lows = [self.bind_key(f"must_lo_{k}", m.lo) for k, m in enumerate(must)]
         highs = [
-            self.bind_key(f"must_hi_{k}", self.larger(m.hi, lo)) for k, (m, lo) in enumerate(zip(must, lows, strict=True))
+            self.bind_key(f"must_hi_{k}", self.larger(m.hi, lo))
+            for k, (m, lo) in enumerate(zip(must, lows, strict=True))
         ]
         lows = self._sorted("must_lo", lows, self.at_most)
         highs = self._sorted("must_hi", highs, self.at_most)
@@ -289,7 +294,10 @@ class _Builder:
                 below = result[at]
                 if not known(carried, below):
                     high, low = apply("max", below, carried), apply("min", below, carried)
-                    result[at], carried = self._named(f"{name}_{at + 1}", high), self._named(f"{name}_{at}", low)
+                    result[at], carried = (
+                        self._named(f"{name}_{at + 1}", high),
+                        self._named(f"{name}_{at}", low),
+                    )
             result.insert(at, carried)
         return result
 

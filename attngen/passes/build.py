@@ -132,7 +132,7 @@ def _fold(spec: Spec, nodes: dict[str, Node]) -> None:
         value="v",
         captured=ex.tensors(mask),
         axis="Sk",
-        domain=Domain(size=symbol("seqlen_k"), mask=mask),
+        domain=Domain(size=symbol("seqlen_k"), mask=mask, table=spec.mask_table),
         axes=_ROWS,
         precision=spec.precision,
     )

@@ -1,14 +1,15 @@
 """Solve a predicate for one position: an and/or tree whose leaves are ``key >= e`` or ``key < e``.
 
-Every rewrite is an equivalence over the integers, so the tree is the predicate: nothing is widened here. A comparison is
-brought to ``sum <= 0`` and the operator nearest to the key is peeled off until the key stands alone:
+Every rewrite is an equivalence over the integers, so the tree is the predicate: nothing is widened here. A comparison
+is brought to ``sum <= 0`` and the operator nearest to the key is peeled off until the key stands alone:
 
     a*x + r <= 0                x <= -r // a                          (a > 0)
     x // c + r <= 0             x + c*r - c + 1 <= 0                  (c > 0)
     min(x, y) + r <= 0          x + r <= 0 or y + r <= 0              (max, abs: and)
     t[x] + r <= 0, t ascends    x < first position whose element is greater than -r
 
-What does not yield (a remainder of the key, an unsorted tensor, floats, a product of both positions) is an `Opaque` leaf.
+What does not yield (a remainder of the key, an unsorted tensor, floats, a product of both positions) is an `Opaque`
+leaf.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Join:
 Tree = Bound | Gate | Opaque | Join
 
 
-class _TooLarge(Exception):  # noqa: N818  (control flow inside this file)
+class _TooLarge(Exception):
     pass
 
 
@@ -93,7 +94,9 @@ class Solver:
             case Apply("not", (a,)):
                 return self.solve(a, not holds)
             case Apply("and" | "or" as op, (a, b)):
-                return Join("and" if (op == "and") == holds else "or", (self.solve(a, holds), self.solve(b, holds)))
+                return Join(
+                    "and" if (op == "and") == holds else "or", (self.solve(a, holds), self.solve(b, holds))
+                )
             case Apply("where", (c, a, b)):
                 return self._either(c, self.solve(a, holds), self.solve(b, holds))
             case Apply("lt" | "le" | "gt" | "ge" | "eq" | "ne" as op, (a, b)):
@@ -114,9 +117,15 @@ class Solver:
             neither = Join("and", (self.solve(a, False), self.solve(b, False)))
             if (op == "eq") == holds:
                 return Join("or", (same, neither))
-            return Join("or", (Join("and", (same.parts[0], neither.parts[1])), Join("and", (neither.parts[0], same.parts[1]))))
-        if type_of(a) != "int" or type_of(b) != "int":
-            return self._opaque(whole, holds, "it compares floats")
+            return Join(
+                "or",
+                (
+                    Join("and", (same.parts[0], neither.parts[1])),
+                    Join("and", (neither.parts[0], same.parts[1])),
+                ),
+            )
+        if any(type_of(e) == "float" for e in walk(whole)):
+            return self._opaque(whole, holds, "it computes with floats")
         try:
             return self._sides(op if holds else FLIPPED[op], linear(normal(a)), linear(normal(b)))
         except _TooLarge:
@@ -175,7 +184,9 @@ class Solver:
         which = sign(c, self.facts)
         if not which:
             raise _Unsolved(f"the sign of {text(c)} is not known")
-        return self._positive_quotient(k, x if which > 0 else _minus(x), c if which > 0 else apply("neg", c), rest)
+        return self._positive_quotient(
+            k, x if which > 0 else _minus(x), c if which > 0 else apply("neg", c), rest
+        )
 
     def _positive_quotient(self, k: int, x: Linear, c: Expr, rest: Linear) -> Tree:
         moved = scaled(rest, c)
@@ -202,7 +213,9 @@ class Solver:
                 for inner, factor in ((x, y), (y, x)):
                     s = sign(factor, self.facts) if self._free([factor]) else 0
                     if s:
-                        return self._product(k * s, linear(inner), factor if s > 0 else apply("neg", factor), limit)
+                        return self._product(
+                            k * s, linear(inner), factor if s > 0 else apply("neg", factor), limit
+                        )
             case _:
                 pass
         raise _Unsolved(_why(term, self.key))
@@ -216,7 +229,7 @@ class Solver:
         return all(self.key not in symbols(p) for p in parts)
 
 
-class _Unsolved(Exception):  # noqa: N818  (control flow inside this file)
+class _Unsolved(Exception):
     pass
 
 
@@ -234,7 +247,10 @@ def _gate(condition: Expr, holds: bool) -> Tree:
 def negated(condition: Expr) -> Expr:
     """Return the negation; a comparison of integers is flipped, so that two negations meet again."""
     match condition:
-        case Apply("lt" | "le" | "gt" | "ge" | "eq" | "ne" as op, (a, b)) if "float" not in (type_of(a), type_of(b)):
+        case Apply("lt" | "le" | "gt" | "ge" | "eq" | "ne" as op, (a, b)) if "float" not in (
+            type_of(a),
+            type_of(b),
+        ):
             return apply(FLIPPED[op], a, b)
         case _:
             return apply("not", condition)

@@ -1,8 +1,8 @@
 """Plan a mask in closed form: which keys a tile of rows may meet, and which it must.
 
-The predicate is solved for the key (`half_lines`), written as a union of intervals per row (`pieces`), and each end is
-bounded over the rows of a tile (`tile_bounds`). A conjunct that cannot be solved is taken as true for ``may`` and as
-false for ``must``: the plan stays sound, and the residual predicate decides inside the tiles that are left.
+The predicate is solved for the key (`half_lines`), written as a union of intervals per row (`pieces`), and each end
+is bounded over the rows of a tile (`tile_bounds`). A conjunct that cannot be solved is taken as true for ``may`` and
+as false for ``must``: the plan stays sound, and the residual predicate decides inside the tiles that are left.
 """
 
 from __future__ import annotations
@@ -10,11 +10,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from attngen.ir.expr import TRUE, Apply, Const, Expr, Search, Symbol, apply, conjunction, substitute, symbols, text, walk
-from attngen.ir.linear import Facts, at_most, least
+from attngen.ir.expr import (
+    TRUE,
+    Apply,
+    Const,
+    Expr,
+    Search,
+    Symbol,
+    apply,
+    conjunction,
+    substitute,
+    symbols,
+    text,
+    walk,
+)
+from attngen.ir.linear import Facts, least
+from attngen.ir.proofs import at_most
 from attngen.ir.tiles import Interval, Tiles
 from attngen.passes.half_lines import Join, Opaque, Solver, Tree
-from attngen.passes.pieces import Piece, Union, fold
+from attngen.passes.pieces import MAX_WORKING, Piece, Union, fold
 from attngen.passes.tile_bounds import TileBounds, same_way
 
 MAX_INTERVALS = 4
@@ -35,11 +49,12 @@ def plan(
     Args:
         predicate: the mask, over ``key``, ``tile`` and scalars.
         key: the folded axis; its positions are 0 to key_size - 1.
-        tile: the other axis; a tile covers the positions ``{tile}_lo`` to ``{tile}_hi``, both included and both of rows
-            that exist.
+        tile: the other axis; a tile covers the positions ``{tile}_lo`` to ``{tile}_hi``, both included and both of
+            rows that exist.
         key_size: the length of the folded axis; seqlen_k by default.
         sorted_tensors: captured tensors whose last axis ascends, with the size of that axis.
-        known_least: proved lower bounds of symbols, such as a window that is at least 1; a compiled-in value is one.
+        known_least: proved lower bounds of symbols, such as a window that is at least 1; the value, where it is
+            compiled in.
     """
     planner = _Planner(
         key=key,
@@ -68,7 +83,9 @@ class _Planner:
         if solved and not may.exact:
             notes.append(f"more than {MAX_INTERVALS} intervals may be met: the last ones became their hull")
         if solved and not must.exact:
-            notes.append(f"more than {MAX_INTERVALS} intervals must be met: the last ones are treated as partial")
+            notes.append(
+                f"more than {MAX_INTERVALS} intervals must be met: the last ones are treated as partial"
+            )
         row, residual = self._row(predicate)
         exact = may.exact and must.exact and self._exact(predicate, may_pieces)
         return Tiles(
@@ -141,7 +158,7 @@ class _Planner:
         return Interval(lo, apply("where", conjunction(list(row.gates)), hi, Const(0))), conjunction(rest)
 
     def _single(self, conjunct: Expr) -> Piece | Join | None:
-        """The one interval of a conjunct, an empty join where it is false everywhere, or None if it is not one interval."""
+        """The one interval of a conjunct, an empty join if it is false everywhere, None if it is no one interval."""
         tree = self._solve(conjunct, True)
         union = self._union(outward=True)
         pieces = union.final(tree)
@@ -158,14 +175,16 @@ class _Planner:
     def _exact(self, predicate: Expr, pieces: list[Piece]) -> bool:
         """Whether tiles are classified exactly.
 
-        ``may`` is exact where each piece sweeps an interval. ``must`` is exact where one piece at most varies with the row
-        (the others are met or missed by all rows), or where the complement, whose ``may`` it is, sweeps intervals.
+        ``may`` is exact where each piece sweeps an interval. ``must`` is exact where one piece at most varies with
+        the row (the others are met or missed by all rows). It is also exact where every interval of the complement
+        sweeps: each bound that must hold is the opposite of one that may not, so ``must`` is all that ``may`` of the
+        complement leaves, as long as that is written out plainly.
         """
         if not all(self._sweeps(p) for p in pieces):
             return False
         if sum(self._varies(p) for p in pieces) <= 1:
             return True
-        union = self._union(outward=True)
+        union = Union(self.tile, self.key_size, self.facts, outward=True, limit=MAX_WORKING, plain=True)
         complement = union.final(self._solve(predicate, False))
         return union.exact and all(self._sweeps(p) for p in complement)
 
@@ -175,8 +194,8 @@ class _Planner:
     def _sweeps(self, piece: Piece) -> bool:
         """Whether the union of the piece over consecutive rows is the interval between its extreme ends.
 
-        It is if at most one end moves, or the ends move apart or together, or both move alike and the intervals of
-        neighbouring rows touch within the axis: ``lo(i + 1) <= max(hi(i), 0)`` where they rise.
+        It is if at most one end moves, or the ends move apart or together, or both move alike and the intervals
+        of neighbouring rows touch within the axis: ``lo(i + 1) <= max(hi(i), 0)`` where they rise.
         """
         bounds = self._bounds()
         if any(self.tile in symbols(g) for g in piece.gates):

@@ -1,7 +1,7 @@
 """Unions of intervals per row: the disjunctive normal form of a solved predicate.
 
-A `Piece` is the interval ``[max(lows), min(highs))`` of keys of one row, present where all gates hold; a union is a list of
-pieces. Rows are described exactly; only `limited` may widen or narrow, in the direction it is told.
+A `Piece` is the interval ``[max(lows), min(highs))`` of keys of one row, present where all gates hold; a union is a
+list of pieces. Rows are described exactly: only an opaque leaf or too many pieces widen or narrow, as `outward` says.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import reduce
 
 from attngen.ir.expr import Const, Expr, apply, symbols
-from attngen.ir.linear import Facts, at_most
+from attngen.ir.linear import Facts
+from attngen.ir.proofs import at_most
 from attngen.passes.half_lines import Bound, Gate, Join, Opaque, Tree, negated
 
 MAX_WORKING = 8  # pieces kept while a predicate is combined
@@ -35,7 +36,7 @@ def fold(op: str, parts: tuple[Expr, ...]) -> Expr:
 class Union:
     """Builds unions. ``outward`` says what becomes of what cannot be said: widened, or left out.
 
-    ``exact`` turns false when something was.
+    ``exact`` turns false when something was. A ``plain`` union only distributes: nothing is dropped or merged.
     """
 
     tile: str
@@ -43,6 +44,7 @@ class Union:
     facts: Facts
     outward: bool
     limit: int
+    plain: bool = False
     exact: bool = True
 
     def of(self, tree: Tree) -> list[Piece]:
@@ -74,6 +76,8 @@ class Union:
 
     def meet(self, a: Piece, b: Piece) -> Piece | None:
         """Return the intersection, None where it is proved empty."""
+        if self.plain:
+            return Piece(a.lows + b.lows, a.highs + b.highs, a.gates + b.gates)
         lows = self._strongest((*a.lows, *b.lows), up=True)
         highs = self._strongest((*a.highs, *b.highs), up=False)
         gates = tuple(dict.fromkeys((*a.gates, *b.gates)))
@@ -98,9 +102,9 @@ class Union:
     # ---- or
 
     def joined(self, pieces: list[Piece], limit: int) -> list[Piece]:
-        """Return the union with pieces merged wherever two are one interval, and not more than ``limit`` of them."""
-        result: list[Piece] = []
-        for piece in pieces:
+        """Return the union with pieces merged wherever two are one interval, not more than ``limit`` of them."""
+        result: list[Piece] = pieces if self.plain else []
+        for piece in () if self.plain else pieces:
             result = self._insert(result, piece)
         if len(result) <= limit:
             return result
@@ -123,7 +127,7 @@ class Union:
             return b
         if set(a.gates) == set(b.gates):
             return self._share_an_end(a, b) or self._touch(a, b) or self._touch(b, a)
-        return self._choice(a, b)
+        return self._choice(a, b) or self._extended(a, b) or self._extended(b, a)
 
     def _contains(self, a: Piece, b: Piece) -> bool:
         return (
@@ -141,7 +145,7 @@ class Union:
         return None
 
     def _touch(self, a: Piece, b: Piece) -> Piece | None:
-        """``[k, l) or [m, n)`` is ``[k, n)`` where k <= m <= l <= n is proved, even where one of them is empty."""
+        """``[k, l) or [m, n)`` is ``[k, n)`` where k <= m <= l <= n is proved, even where one is empty."""
         proved = (
             all(any(at_most(x, y, self.facts) for y in b.lows) for x in a.lows)
             and all(at_most(m, h, self.facts) for m in b.lows for h in a.highs)
@@ -163,13 +167,35 @@ class Union:
         lows = _choose(only_a[0], a.lows, b.lows, "max", Const(0))
         return Piece(lows, _choose(only_a[0], a.highs, b.highs, "min", self.key_size), gates)
 
+    def _extended(self, a: Piece, b: Piece) -> Piece | None:
+        """``[l, x)`` and, under one more condition, ``[l, y)``: the end is ``max(x, y)`` where it holds, else x."""
+        more = [g for g in b.gates if g not in a.gates]
+        if len(more) != 1 or len(b.gates) != len(a.gates) + 1:
+            return None
+        if set(a.lows) == set(b.lows):
+            high = self._under(more[0], a.highs, b.highs, ("min", "max"), self.key_size)
+            return Piece(a.lows, high, a.gates)
+        if set(a.highs) == set(b.highs):
+            return Piece(self._under(more[0], a.lows, b.lows, ("max", "min"), Const(0)), a.highs, a.gates)
+        return None
+
+    def _under(
+        self, gate: Expr, a: tuple[Expr, ...], b: tuple[Expr, ...], ops: tuple[str, str], none: Expr
+    ) -> tuple[Expr, ...]:
+        """The bound of ``a``; where the gate holds, the looser of both. Clipped, so that "none" is the loosest."""
+        tighten, loosen = ops
+        shared = tuple(x for x in a if x in b)
+        own = fold(tighten, (*(x for x in a if x not in shared), none))
+        other = fold(loosen, (own, *(x for x in b if x not in shared))) if set(b) - set(shared) else none
+        return (apply("where", gate, other, own), *shared)
+
     def _hull(self, a: Piece, b: Piece) -> Piece:
         gates = tuple(g for g in a.gates if g in b.gates)
         return Piece(_common(a.lows, b.lows, "max", "min"), _common(a.highs, b.highs, "min", "max"), gates)
 
 
 def _common(a: tuple[Expr, ...], b: tuple[Expr, ...], tighten: str, loosen: str) -> tuple[Expr, ...]:
-    """``loosen(tighten(a), tighten(b))`` with what both share kept apart; no bound if one side has no other bound."""
+    """``loosen(tighten(a), tighten(b))``, what both share kept apart; no bound if one side has no other."""
     shared = tuple(x for x in a if x in b)
     rest_a, rest_b = (tuple(x for x in part if x not in shared) for part in (a, b))
     if not rest_a or not rest_b:
@@ -177,7 +203,9 @@ def _common(a: tuple[Expr, ...], b: tuple[Expr, ...], tighten: str, loosen: str)
     return (fold(loosen, (fold(tighten, rest_a), fold(tighten, rest_b))), *shared)
 
 
-def _choose(condition: Expr, a: tuple[Expr, ...], b: tuple[Expr, ...], tighten: str, none: Expr) -> tuple[Expr, ...]:
+def _choose(
+    condition: Expr, a: tuple[Expr, ...], b: tuple[Expr, ...], tighten: str, none: Expr
+) -> tuple[Expr, ...]:
     """The bound of ``a`` where the condition holds, else that of ``b``; what both share is kept apart."""
     shared = tuple(x for x in a if x in b)
     rest_a, rest_b = (tuple(x for x in part if x not in shared) for part in (a, b))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from attngen.errors import InternalError
+from attngen.errors import InternalError, PlanError
 from attngen.ir.expr import Const
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Address, Contract, Finish, Fold, Input, Launch, Load, Node, Slice, Store
@@ -74,17 +74,36 @@ def _loads(graph: Graph, address: Address) -> dict[str, Node]:
     for name in _tensors(graph):
         node = graph.nodes[name]
         assert isinstance(node, Input | Slice)
-        size = graph.axis(node.axes[-1]).size
-        assert isinstance(size, Const)
+        columns = _columns(graph, node)
         loads[f"{name}_tile"] = Load(
             operand=name,
             axes=node.axes,
             tile_axis=node.axes[-2],
-            columns=int(size.value),
-            chunks=cover(int(size.value)),
+            columns=columns,
+            chunks=_cover_with_view(columns, _viewed_columns(graph)) if name in "qk" else cover(columns),
             address=address,
         )
     return loads
+
+
+def _columns(graph: Graph, node: Input | Slice) -> int:
+    size = graph.axis(node.axes[-1]).size
+    assert isinstance(size, Const)
+    return int(size.value)
+
+
+def _viewed_columns(graph: Graph) -> int:
+    return sum(node.columns for _, node in graph.all(Slice))
+
+
+def _cover_with_view(columns: int, viewed: int) -> tuple[tuple[int, int], ...]:
+    """Cover K so that a view of its first columns (MLA's V) is a whole number of chunks: they are loaded once for both."""
+    if not viewed:
+        return cover(columns)
+    if viewed % 16:
+        raise PlanError(f"head_dim: v_from_k is {viewed}; a view of K needs a multiple of 16 columns")
+    rest = cover(columns - viewed) if columns > viewed else ()
+    return (*cover(viewed), *((viewed + start, width) for start, width in rest))
 
 
 def _stores(graph: Graph, address: Address) -> dict[str, Node]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from attngen.ir.expr import FALSE, TRUE, Apply, Const, Element, Expr, Search, Symbol, apply, symbols, type_of
 from attngen.ir.linear import Facts, Linear, build, least, linear, normal, sign
+from attngen.ir.proofs import at_most
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Extent:
     way: int | None
 
 
+MIRRORED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
 UNKNOWN = Extent(None, None, None)
 
 
@@ -131,13 +133,28 @@ class TileBounds:
 
     def _where(self, condition: Expr, x: Extent, y: Extent) -> Extent:
         if self.tile in symbols(condition):
-            return Extent(_call("min", x.lo, y.lo), _call("max", x.hi, y.hi), None)
+            holds, _ = self.condition(condition)
+            return Extent(self._end("min", holds, x.lo, y.lo), self._end("max", holds, x.hi, y.hi), None)
         lo = None if x.lo is None or y.lo is None else apply("where", condition, x.lo, y.lo)
         hi = None if x.hi is None or y.hi is None else apply("where", condition, x.hi, y.hi)
         return Extent(lo, hi, same_way([x.way, y.way]))
 
+    def _end(self, op: str, holds: Condition, x: Expr | None, y: Expr | None) -> Expr | None:
+        """The extreme of ``where(c, x, y)``: x if c must hold, y if it may not, else the extreme of both."""
+        if x is None or y is None:
+            return None
+        first, second = (x, y) if op == "min" else (y, x)
+        if at_most(first, second, self.facts):
+            return apply("where", holds.may, x, y)
+        if at_most(second, first, self.facts):
+            return apply("where", holds.must, x, y)
+        return apply("where", holds.must, x, apply("where", holds.may, apply(op, x, y), y))
+
     def _lookup(self, expr: Element | Search) -> Extent:
-        if any(self.tile in symbols(x) for x in (expr.indices[:-1] if isinstance(expr, Element) else expr.indices)):
+        if any(
+            self.tile in symbols(x)
+            for x in (expr.indices[:-1] if isinstance(expr, Element) else expr.indices)
+        ):
             return UNKNOWN
         if isinstance(expr, Search):
             value = self.extent(expr.value)
@@ -152,8 +169,14 @@ class TileBounds:
         at = self.extent(expr.indices[-1])
         ends: list[Expr | None] = []
         for end in (at.lo, at.hi):
-            inside = None if end is None else apply("max", apply("min", end, normal(apply("sub", size, Const(1)))), Const(0))
-            ends.append(None if inside is None else Element(expr.tensor, (*expr.indices[:-1], inside), expr.type))
+            inside = (
+                None
+                if end is None
+                else apply("max", apply("min", end, normal(apply("sub", size, Const(1)))), Const(0))
+            )
+            ends.append(
+                None if inside is None else Element(expr.tensor, (*expr.indices[:-1], inside), expr.type)
+            )
         return Extent(ends[0], ends[1], at.way)
 
     def condition(self, expr: Expr) -> tuple[Condition, bool]:
@@ -161,20 +184,25 @@ class TileBounds:
         if self.tile not in symbols(expr):
             return Condition(expr, expr), True
         match expr:
-            case Apply("lt" | "le" | "gt" | "ge" | "eq" | "ne" as op, (a, b)) if type_of(a) == type_of(b) == "int":
-                return self._comparison(op, self.extent(build(linear(a).plus(linear(b), -1))))
+            case Apply("lt" | "le" | "gt" | "ge" | "eq" | "ne" as op, (a, b)) if (
+                type_of(a) == type_of(b) == "int"
+            ):
+                if self.tile not in symbols(b):
+                    return self._comparison(op, self.extent(a), b)
+                if self.tile not in symbols(a):
+                    return self._comparison(MIRRORED[op], self.extent(b), a)
+                return self._comparison(op, self.extent(build(linear(a).plus(linear(b), -1))), Const(0))
             case Apply("not", (a,)):
                 inner, exact = self.condition(a)
                 return Condition(apply("not", inner.must), apply("not", inner.may)), exact
             case _:
                 return Condition(TRUE, FALSE), False
 
-    def _comparison(self, op: str, d: Extent) -> tuple[Condition, bool]:
-        """``d op 0``."""
-        zero = Const(0)
+    def _comparison(self, op: str, d: Extent, limit: Expr) -> tuple[Condition, bool]:
+        """``d op limit`` for a limit that is the same over the tile."""
 
         def test(relation: str, end: Expr | None, unknown: Expr) -> Expr:
-            return unknown if end is None else apply(relation, end, zero)
+            return unknown if end is None else apply(relation, end, limit)
 
         if op in ("lt", "le"):
             return Condition(test(op, d.lo, TRUE), test(op, d.hi, FALSE)), d.way is not None

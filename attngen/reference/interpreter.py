@@ -19,7 +19,7 @@ from attngen.ir import expr as ex
 from attngen.ir.expr import Expr
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Contract, Finish, Fold, Input, Launch, Lift, Load, Map, Merge, Node, Slice, Store
-from attngen.ir.tile_ranges import tile_ranges
+from attngen.ir.tile_ranges import Ranges, tile_ranges
 
 Tensor = torch.Tensor
 NEGATIVE_INFINITY = float("-inf")
@@ -161,6 +161,20 @@ OPS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
+def _scalar_search(read: Callable[..., Tensor], at: tuple[Any, ...], value: Any, side: str, size: int) -> int:
+    return sum(bool(x < value if side == "left" else x <= value) for x in (read(*at, n) for n in range(size)))
+
+
+# bounds of tiles are Python integers: the same operators without tensors
+SCALAR_OPS: dict[str, Callable[..., Any]] = {
+    **OPS,
+    "min": min, "max": max, "abs": abs, "floordiv": operator.floordiv, "mod": operator.mod,
+    "and": lambda a, b: a and b, "or": lambda a, b: a or b, "not": operator.not_,
+    "where": lambda c, a, b: a if c else b,
+    "search": _scalar_search,
+}  # fmt: skip
+
+
 def _reader(tensor: Tensor) -> Callable[..., Tensor]:
     """Read elements; an index outside is moved inside, its value is used nowhere (the mask excludes it)."""
     values = tensor.double() if tensor.is_floating_point() else tensor if tensor.dtype == torch.bool else tensor.long()
@@ -213,6 +227,13 @@ class _Run:
             return self.values[self.graph.only(Launch)[0]]
         finished = {node.result: self.values[name] for name, node in self.graph.all(Finish)}
         return finished["out"], finished["lse"]
+
+    def program_env(self, span: tuple[slice, slice], first: int, stop: int) -> dict[str, Any]:
+        """The scalars of one program: its place, its rows' positions, and the tensors it may look up."""
+        shift = self.seqlen_k - self.seqlen_q
+        b, h = span[0].start, span[1].start
+        place = {"b": b + self.problem.first_b, "h": h, "hk": h // self.group, "BLOCK_N": self.block[1]}
+        return {**self.scalars, **place, "i_lo": first + shift, "i_hi": stop - 1 + shift}
 
     def formula(self, expr: Expr, **more: Any) -> Tensor:
         """Evaluate an expression over the whole grid."""
@@ -282,54 +303,64 @@ def merge(left: Softmax, right: Softmax) -> Softmax:
 
 
 def _fold_tiles(run: _Run, node: Fold, scores: Tensor, values: Tensor) -> Softmax:
-    """Per (b, h) and tile of queries: full tiles without a mask, then partial ones, as the plan says."""
+    """Per tile of queries: full tiles without a mask, then partial ones, as the plan says.
+
+    Heads are folded together where the plan does not depend on them.
+    """
     tiles = node.tiles
     if tiles is None:
         raise InternalError("a fold cut into tiles has no plan")
     limit = run.formula(tiles.row.lo) <= run.grid["j"]
     limit = limit & (run.grid["j"] < run.formula(tiles.row.hi)) & run.formula(tiles.residual)
-    allowed = limit.expand(scores.shape)
-    batch, heads = scores.shape[:2]
-    parts = [
-        [_program(run, node, scores[b, h], values[b, h], allowed[b, h], b, h) for h in range(heads)] for b in range(batch)
-    ]
-    if not batch or not heads:
-        return _element(scores, values)
-    fields = [[torch.stack([getattr(p, f) for p in row]) for row in parts] for f in ("m", "l", "acc")]
-    return Softmax(*(torch.stack(f) for f in fields))
+    plan = tile_ranges(tiles)
+    operands = scores, values, limit.expand(scores.shape)
+    state = Softmax(*_identity(scores, values))
+    for span in _programs(plan, scores.shape[0], scores.shape[1]):
+        part = _program(run, plan, [x[span] for x in operands], span)
+        for whole, piece in ((state.m, part.m), (state.l, part.l), (state.acc, part.acc)):
+            whole[span] = piece
+    return state
 
 
-def _program(run: _Run, node: Fold, scores: Tensor, values: Tensor, allowed: Tensor, b: int, h: int) -> Softmax:
+def _identity(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    m = scores.new_full(scores.shape[:-1], NEGATIVE_INFINITY)
+    return m, torch.zeros_like(m), scores.new_zeros(*m.shape, values.shape[-1])
+
+
+def _programs(plan: Ranges, batch: int, heads: int) -> list[tuple[slice, slice]]:
+    """The (b, h) that share a plan: all of them, or each alone."""
+    bounds = [e for _, e in plan.bindings] + [e for r in (*plan.full, *plan.partial) for e in (r.lo, r.hi)]
+    if any(ex.symbols(e) & {"b", "h", "hk"} for e in bounds):
+        return [(slice(b, b + 1), slice(h, h + 1)) for b in range(batch) for h in range(heads)]
+    return [(slice(0, batch), slice(0, heads))]
+
+
+def _program(run: _Run, plan: Ranges, operands: list[Tensor], span: tuple[slice, slice]) -> Softmax:
     block_m, _ = run.block
-    done = [
-        _query_tile(run, node, scores, values, allowed, first, b, h) for first in range(0, run.seqlen_q, block_m)
-    ]
+    done = [_query_tile(run, plan, operands, first, span) for first in range(0, run.seqlen_q, block_m)]
     if not done:
-        return _element(scores, values)
-    return Softmax(*(torch.cat([getattr(p, f) for p in done]) for f in ("m", "l", "acc")))
+        return Softmax(*_identity(operands[0], operands[1]))
+    m, l, acc = (torch.cat([getattr(p, f) for p in done], 2) for f in ("m", "l", "acc"))  # noqa: E741
+    return Softmax(m, l, acc)
 
 
 def _query_tile(
-    run: _Run, node: Fold, scores: Tensor, values: Tensor, allowed: Tensor, first: int, b: int, h: int
+    run: _Run, plan: Ranges, operands: list[Tensor], first: int, span: tuple[slice, slice]
 ) -> Softmax:
     block_m, block_n = run.block
-    assert node.tiles is not None
+    scores, values, allowed = operands
     rows = slice(first, min(first + block_m, run.seqlen_q))
-    shift = run.seqlen_k - run.seqlen_q
-    env: dict[str, Any] = {**run.scalars, "b": b + run.problem.first_b, "h": h, "hk": h // run.group}
-    env |= {"i_lo": first + shift, "i_hi": rows.stop - 1 + shift, "BLOCK_N": block_n}
-    plan = tile_ranges(node.tiles)
+    env = run.program_env(span, first, rows.stop)
     for name, bound in plan.bindings:
-        env[name] = ex.evaluate(bound, env, OPS)
-    count = rows.stop - rows.start
-    state = _element(scores.new_zeros(count, 0), values[:0])
-    for masked, found in ((False, plan.full), (True, plan.partial)):
-        for span in found:
-            for tile in range(int(ex.evaluate(span.lo, env, OPS)), int(ex.evaluate(span.hi, env, OPS))):
+        env[name] = ex.evaluate(bound, env, SCALAR_OPS)
+    state = Softmax(*_identity(scores[:, :, rows, :0], values))
+    for masked, found in ((False, plan.full), (True, plan.partial)):  # a block table only regroups partial tiles
+        for place in found:
+            for tile in range(*(int(ex.evaluate(end, env, SCALAR_OPS)) for end in (place.lo, place.hi))):
                 keys = slice(tile * block_n, min((tile + 1) * block_n, run.seqlen_k))
-                part, v = scores[rows, keys], values[keys]
+                part, v = scores[:, :, rows, keys], values[:, :, keys]
                 if masked:
-                    mask = allowed[rows, keys]
+                    mask = allowed[:, :, rows, keys]
                     part, v = torch.where(mask, part, NEGATIVE_INFINITY), _unused_to_zero(v, mask)
                 state = merge(state, _element(part, v))
     return state

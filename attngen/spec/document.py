@@ -62,11 +62,15 @@ def _power_of_two(value: int) -> int:
 
 
 def _both_heads(value: Any) -> Any:
-    return {"q": value, "kv": value} if isinstance(value, int) else value
+    if not isinstance(value, int | dict):
+        raise problem(f"expected a number or {{q: ..., kv: ...}}, got {value!r}")
+    return {"q": value, "kv": value} if isinstance(value, int) else cast(Any, value)
 
 
 def _both_dims(value: Any) -> Any:
-    return {"qk": value, "v": value} if isinstance(value, int) else value
+    if not isinstance(value, int | dict):
+        raise problem(f"expected a number or {{qk: ..., v: ...}}, got {value!r}")
+    return {"qk": value, "v": value} if isinstance(value, int) else cast(Any, value)
 
 
 def _axis(value: Any) -> Any:
@@ -251,9 +255,21 @@ FORMS: Final[dict[tuple[str, ...], type[Form]]] = {
 """Place in a document ('*' is any name) to the form of the mapping there."""
 
 
+LATER: Final = {
+    "cache": "paged keys and values",
+    "memory": "compressive memory",
+    "recurrence": "recurrences",
+    "ring": "ring attention",
+    "splits": "flash decoding",
+}
+"""Keys of the spec language whose mechanism this version does not generate."""
+
+
 def unknown_key(loc: tuple[str | int, ...]) -> str:
     """The message for the unknown key at `loc`."""
     *parent, key = loc
+    if not parent and key in LATER:
+        return f"{LATER[str(key)]} is not in this version of attngen yet; leave the key out"
     place = tuple(
         "*" if parent[0] == "captured" and index == 1 else str(part) for index, part in enumerate(parent)
     )

@@ -25,7 +25,7 @@ __all__ = ["FUNCTIONS", "Env", "Formula", "Type", "infer", "parse_formula"]
 
 MAX_TEXT: Final = 2_000
 MAX_NODES: Final = 400
-MAX_DEPTH: Final = 100
+MAX_DEPTH: Final = 64
 
 _ALLOWED_TEXT: Final = re.compile(r"[A-Za-z0-9_+\-*/%().,<>=!\[\]\s]")
 _HINTS: Final = {

@@ -135,7 +135,8 @@ class Spec:
 
         A key that the file leaves out has the place of the nearest key around it; None without one.
         """
-        path = tuple(key_path.split(".")) if isinstance(key_path, str) else tuple(key_path)
+        parts = key_path.split(".") if isinstance(key_path, str) else key_path
+        path = tuple(int(part) if str(part).isdigit() else part for part in parts)
         while len(path) > 1 and path not in self.positions:
             path = path[:-1]
         return self.positions.get(path)

@@ -40,6 +40,7 @@ class Worker:
         self.out = Path(self.folder.name) / "out"
         self.out.mkdir()
         self.served = 0
+        self.tainted = False
         self._log = (Path(self.folder.name) / "log").open("w+b")
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(WORKER)],
@@ -66,7 +67,10 @@ class Worker:
             raise WorkerDiedError(message, "", repeatable=False) from None
         if not line.endswith(b"\n"):
             raise self._obituary(start)
-        return {**json.loads(line), "stderr": self._read_log(start)}
+        answer = {**json.loads(line), "stderr": self._read_log(start)}
+        # The compiler recovers from some of its assertions; do not trust it afterwards.
+        self.tainted = not answer["ok"] and bool(answer["stderr"])
+        return answer
 
     def close(self) -> None:
         """End the process and what it started (ptxas), and remove its folder."""
@@ -151,7 +155,7 @@ class Pool:
         return worker
 
     def _put_back(self, worker: Worker) -> None:
-        if worker.served >= REQUESTS_PER_WORKER:
+        if worker.tainted or worker.served >= REQUESTS_PER_WORKER:
             self._drop(worker)
             return
         with self._lock:

@@ -13,7 +13,9 @@ import importlib.util
 import io
 import json
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterable
@@ -25,12 +27,20 @@ ARTIFACTS = ("ttgir", "ptx", "cubin", "amdgcn", "hsaco")
 
 def main() -> None:
     """Serve requests until standard input closes."""
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     # Kernel modules and the compiler may print to 1 and read from 0: keep private copies of both.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     requests = os.fdopen(os.dup(0), encoding="utf-8")
     os.dup2(2, 1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     serve(requests, answers)
+
+
+def end_with_parent(parent: int, interval_s: float = 1.0) -> None:
+    """End this process and what it started once the parent is gone, even in the middle of a compilation."""
+    while os.getppid() == parent:
+        time.sleep(interval_s)
+    os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 def serve(requests: Iterable[str], answers: TextIO) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
 from attngen.ir.expr import Element, Expr, Symbol, apply, conjunction, const, evaluate, substitute
 from attngen.ir.tile_counts import NUMPY_OPS
 from attngen.ir.tile_ranges import tile_ranges
@@ -66,7 +67,13 @@ class Case:
     def env(self, **more: Any) -> dict[str, Any]:
         """Values of symbols and functions for tensors."""
         values = {n: _reader(v) if isinstance(v, np.ndarray) else v for n, v in self.values.items()}
-        return {**values, "seqlen_q": self.seqlen_q, "seqlen_k": self.seqlen_k, "BLOCK_N": self.block_n, **more}
+        return {
+            **values,
+            "seqlen_q": self.seqlen_q,
+            "seqlen_k": self.seqlen_k,
+            "BLOCK_N": self.block_n,
+            **more,
+        }
 
     def positions(self) -> np.ndarray:
         """The position i of each row."""
@@ -81,9 +88,9 @@ class Case:
 
 def _reader(tensor: np.ndarray) -> Any:
     def read(*at: Any) -> Any:
-        assert all(np.all((np.asarray(x) >= 0) & (np.asarray(x) < n)) for x, n in zip(at, tensor.shape, strict=True)), (
-            f"a tensor of shape {tensor.shape} is read at {at}"
-        )
+        assert all(
+            np.all((np.asarray(x) >= 0) & (np.asarray(x) < n)) for x, n in zip(at, tensor.shape, strict=True)
+        ), f"a tensor of shape {tensor.shape} is read at {at}"
         return tensor[tuple(at)]
 
     return read
@@ -114,7 +121,9 @@ def visits(tiles: Tiles, case: Case, known_least: dict[str, int]) -> list[Visits
             walked: list[int] = []
             for r in part:
                 lo, hi = (int(evaluate(e, env, NUMPY_OPS)) for e in (r.lo, r.hi))
-                assert 0 <= lo <= hi and (lo == hi or hi <= key_tiles), f"range [{lo}, {hi}) of {key_tiles} tiles"
+                assert 0 <= lo <= hi and (lo == hi or hi <= key_tiles), (
+                    f"range [{lo}, {hi}) of {key_tiles} tiles"
+                )
                 walked += range(lo, hi)
             assert walked == sorted(set(walked)), f"tiles {walked} are out of order or visited twice"
             found.append(walked)

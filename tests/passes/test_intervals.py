@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from attngen.ir.expr import Apply, Element, Expr, Symbol, apply, const, text
-from attngen.passes.intervals import plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from attngen.ir.expr import Element, Expr, Symbol, apply, const
+from attngen.passes.intervals import plan
 from tests.ir.predicates import ROW, Case, check_plan, formula
 
 SORTED = {"doc_q": Symbol("seqlen_q"), "doc_k": Symbol("seqlen_k")}
@@ -34,7 +35,15 @@ def _integers(parts: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
     chosen = st.builds(lambda a, b, x, y: apply("where", apply("lt", a, b), x, y), parts, parts, parts, parts)
     scaled = st.builds(lambda a, k: apply("mul", a, const(k)), parts, SMALL)
     sums = st.one_of(_two("add", parts), _two("sub", parts), scaled)
-    return st.one_of(sums, sums, _two("min", parts), _two("max", parts), parts.map(lambda a: apply("abs", a)), divided, chosen)
+    return st.one_of(
+        sums,
+        sums,
+        _two("min", parts),
+        _two("max", parts),
+        parts.map(lambda a: apply("abs", a)),
+        divided,
+        chosen,
+    )
 
 
 INTEGERS = st.recursive(LEAVES, _integers, max_leaves=5)

@@ -1,4 +1,4 @@
-"""Loading generated modules: names, versions side by side, errors, and processes that imported triton before."""
+"""Loading generated modules: names, versions side by side, errors, any order of imports."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def scale_rows(x_ptr, o_ptr, N: tl.constexpr, FACTOR: tl.constexpr):
     i = tl.program_id(0) * N + tl.arange(0, N)
     x = tl.load(x_ptr + i) * {factor}
     total = x.sum(0)
-    tl.store(o_ptr + i, x + 0 * total + tl.cdiv(N, N) - 1)
+    tl.store(o_ptr + i, x + 0 * total + (tl.cdiv(N, N) - 1))
 
 
 def scaled(x):
@@ -119,7 +119,7 @@ def test_launch_leaves_triton_as_it_was(write):
     module.scaled(torch.ones(2, 64))
     before = [dict(vars(place)) for place in places]
     module.scaled(torch.ones(2, 64))
-    with pytest.raises(Exception, match="InterpreterError|must be|arange"):
+    with pytest.raises(Exception, match="power of 2"):
         module.scaled(torch.ones(2, 63))
     after = [dict(vars(place)) for place in places]
     for old, new in zip(before, after, strict=True):

@@ -18,7 +18,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "attnge
 
 
 def oldest_triton() -> Path:
-    """A folder with Triton alone; torch and the rest come from this environment (its pin on triton is not checked)."""
+    """A folder with Triton alone; torch and the rest come from this environment, whatever torch asks for."""
     folder = CACHE / f"triton-{OLDEST}-{sys.version_info.major}.{sys.version_info.minor}"
     if not (folder / "complete").exists():
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target"]

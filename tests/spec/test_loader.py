@@ -131,6 +131,7 @@ def test_positions_of_parts() -> None:
     spec = load(FULL)
     assert spec.position("captured.bias.axes") == ("t.yaml", 13, 32)
     assert spec.position(("captured", "bias", "axes", 1)) == ("t.yaml", 13, 37)
+    assert spec.position("captured.bias.axes.1") == ("t.yaml", 13, 37)
     assert spec.position("captured.bias.sorted") == ("t.yaml", 13, 9)
 
 
@@ -186,7 +187,7 @@ ONE_LINE = [
     # what replaces or follows which line of BASE, and the message
     ("heads: 2", "heads: {q: 6, kv: 4}", "3:8: heads: q must be a multiple of kv, got q = 6 and kv = 4"),
     ("heads: 2", "heads: 0", "3:8: heads.q: must be at least 1, got 0\nt.yaml:3:8: heads.kv: must be at least 1, got 0"),
-    ("heads: 2", "heads: 2.0", "3:8: heads: expected a mapping, got 2.0"),
+    ("heads: 2", "heads: 2.0", "3:8: heads: expected a number or {q: ..., kv: ...}, got 2.0"),
     ("heads: 2", "heads: {q: 2}", "3:8: heads.kv: missing; add `kv: ...`"),
     ("heads: 2", "heads: {q: 2, kv: 2, kw: 2}", "3:22: heads.kw: unknown key; did you mean 'kv'? known: kv, q"),
     ("heads: 2", "heads: {q: 2, kv: two}", "3:19: heads.kv: expected an integer, got 'two'"),
@@ -326,6 +327,34 @@ def test_place_inside_a_formula(text: str, place: str) -> None:
     assert refusal(BASE + text + "\nparams: {window: int}\n") == (
         f"t.yaml:{place}: mask: unknown symbol 'wndow'; did you mean 'window'? known: {known}"
     )
+
+
+def test_other_wrong_values() -> None:
+    assert (
+        refusal(BASE.replace("64", "[64]"))
+        == "t.yaml:4:11: head_dim: expected a number or {qk: ..., v: ...}, got [64]"
+    )
+    message = "ring attention is not in this version of attngen yet; leave the key out"
+    assert refusal(BASE + "ring: {layout: zigzag}\n") == f"t.yaml:6:1: ring: {message}"
+
+
+def test_nothing_depends_on_the_hash_seed() -> None:
+    code = (
+        "import json; from attngen.errors import SpecError; from attngen.spec import load_text\n"
+        f"print(json.dumps(load_text({FULL!r}, 't').canonical()), load_text({FULL!r}, 't'))\n"
+        f"try: load_text({BASE!r} + 'mask: x[h] < y\\nparam: 1', 't')\n"
+        "except SpecError as error: print(error)"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            check=True,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(outputs) == 1
 
 
 def test_all_problems_at_once() -> None:

@@ -1,6 +1,8 @@
 """The compile service against the real compilers, for GPUs that are not there."""
 
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -164,6 +166,39 @@ def test_an_abort_of_the_compiler_is_a_report_and_the_next_request_is_served(tmp
         "x.cpp:7: Assertion `a == b` failed.",
     ]
     assert compile_kernel(matmul()).ok
+
+
+def test_a_worker_is_not_used_again_after_the_compiler_complained(tmp_path):
+    def process(number):
+        report = compile_kernel(module_of(tmp_path, f"import os\nraise ValueError(os.getpid(), {number})"))
+        return report.error.partition(",")[0]
+
+    first = process(1)
+    assert process(2) == first
+    complaint = "import os\nos.write(2, b'Assertion failed, and recovered')\nraise ValueError"
+    assert "Assertion failed, and recovered" in compile_kernel(module_of(tmp_path, complaint)).error
+    assert process(3) != first
+
+
+def test_a_worker_ends_with_its_parent(tmp_path):
+    pid_file = tmp_path / "pid"
+    module = tmp_path / "module.py"
+    write_pid = f"open({str(pid_file)!r}, 'w').write(str(os.getpid()))"
+    module.write_text(f"import os, time\n{write_pid}\ntime.sleep(100)")
+    request = f"CompileRequest(module={str(module)!r}, kernel='k', target='sm_90', signature={{}})"
+    code = f"from attngen.target.compile import *\ncompile_kernel({request})"
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    wait_until(lambda: pid_file.exists() and pid_file.read_text() != "", seconds=60)
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not Path(f"/proc/{pid_file.read_text()}").exists(), seconds=20)
+
+
+def wait_until(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_timeout_is_a_report_and_is_not_kept(tmp_path, own_cache):

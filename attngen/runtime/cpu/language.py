@@ -13,8 +13,8 @@ rule: torch imports it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from functools import lru_cache, cache
+from collections.abc import Callable, Mapping
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,12 @@ class BlockTruthError(ValueError):
     """A tensor of several elements was used as a truth value, which a GPU cannot do either."""
 
 
+def _own(obj: Any) -> Mapping[str, Any]:
+    """What `obj` itself defines, without what it inherits."""
+    own: dict[str, Any] = obj.__dict__
+    return own
+
+
 class Swaps:
     """A set of attributes that are replaced while at least one launch is active."""
 
@@ -42,8 +48,7 @@ class Swaps:
         self.depth += 1
         if self.depth == 1:
             for obj, name, value in self.swaps:
-                own: Any = vars(obj)
-                self.saved.append((obj, name, own.get(name, _MISSING)))
+                self.saved.append((obj, name, _own(obj).get(name, _MISSING)))
                 setattr(obj, name, value)
         return self
 

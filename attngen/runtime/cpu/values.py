@@ -8,7 +8,7 @@ to a format as a GPU does. Arithmetic in float32 followed by one `encode` equals
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
