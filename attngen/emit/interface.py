@@ -21,7 +21,6 @@ class CapturedArgument:
     name: str
     shape: str
     dtypes: str
-    axes: str
     doc: str
 
 
@@ -43,7 +42,6 @@ class Interface:
     op_arguments: tuple[str, ...]
     op_call: str
     public_arguments: tuple[str, ...]
-    tensors: tuple[str, ...]
     scalars: tuple[tuple[str, str], ...]  # run-time parameters: name, Python type
     captured: tuple[CapturedArgument, ...]
     has_sinks: bool
@@ -64,7 +62,6 @@ class Interface:
     launch_keys: str
     launch_heads: str
     launch_batch: str
-    heads_dim: int
 
 
 def interface(graph: Graph) -> Interface:
@@ -106,7 +103,6 @@ class _Builder:
             op_arguments=tuple(f"{n}: {t}" for n, t in op_arguments),
             op_call=", ".join(n for n, _ in op_arguments),
             public_arguments=self._public_arguments(),
-            tensors=self.tensors,
             scalars=tuple((n, "int" if self.inputs[n].dtype == "int32" else "float") for n in self.params),
             captured=tuple(self._captured_argument(n) for n in self.captured),
             has_sinks="sinks" in self.inputs,
@@ -127,7 +123,6 @@ class _Builder:
             launch_length="max_seqlen_q" if self.packed else f"q.shape[{self._dim('s')}]",
             launch_heads=f"q.shape[{self.heads}]",
             launch_batch="(cu_seqlens_q.shape[0] - 1)" if self.packed else "q.shape[0]",
-            heads_dim=self.heads,
         )
 
     def _dim(self, letter: str) -> int:
@@ -228,7 +223,6 @@ class _Builder:
             name=name,
             shape=f"({', '.join(sizes)},)",
             dtypes=dtypes,
-            axes=f"[{shown}]",
             doc=f"[{shown}] {node.dtype}{sorted_note}",
         )
 

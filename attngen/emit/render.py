@@ -9,6 +9,7 @@ from pathlib import Path
 import jinja2
 
 from attngen.emit.context import context
+from attngen.emit.format import formatted
 from attngen.errors import InternalError, PlanError
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Input
@@ -54,7 +55,7 @@ def render(graph: Graph, *, regenerate: str = "") -> str:
     except SyntaxError as error:
         raise InternalError(f"attention.py.jinja: line {error.lineno} of the rendered {name}.py: {error.msg}") from error
     _refuse_taken_names(graph, text)
-    return text
+    return formatted(text, name)
 
 
 def _refuse_taken_names(graph: Graph, text: str) -> None:

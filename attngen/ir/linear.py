@@ -1,7 +1,8 @@
 """Integer linear forms of expressions, and bounds of expressions that hold whatever the values are.
 
-A `Linear` is ``sum(a_k * t_k) + constant`` with integer a_k, where a term t_k is anything that is not itself a
-sum: a symbol, an element, a quotient, a minimum. Two expressions with the same linear form have the same value.
+A `Linear` is ``sum(a_k * t_k) + constant`` with integer a_k, where a term t_k is anything that is not
+itself a sum: a symbol, an element, a quotient, a minimum. Two expressions with the same linear form have
+the same value.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from attngen.ir.expr import (
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """``sum(coefficient * term) + constant``; no coefficient is zero, terms keep the order of their appearance."""
+    """``sum(coefficient * term) + constant``: no coefficient is zero, terms are in order of appearance."""
 
     terms: Mapping[Expr, int]
     constant: int = 0
@@ -147,8 +148,8 @@ def _no_rewrites() -> tuple[Mapping[str, Expr], ...]:
 class Facts:
     """What may be assumed: lower bounds of symbols, and ways to write symbols as sums with slack.
 
-    ``i_lo <= i_hi < n`` is the rewrite ``{i_lo: n - 1 - e - d, i_hi: n - 1 - e}`` with d and e at least 0. The
-    `definitions` are the bindings of a plan, free of each other, so that a proof may look through them.
+    ``i_lo <= i_hi < n`` is the rewrite ``{i_lo: n - 1 - e - d, i_hi: n - 1 - e}`` with d and e at least 0.
+    The `definitions` are the bindings of a plan, free of each other, so that a proof may look through them.
     """
 
     least: Mapping[str, int] = field(default_factory=dict[str, int])

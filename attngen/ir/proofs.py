@@ -1,7 +1,7 @@
-"""Sound proofs of inequalities between expressions: "yes" is certain, "no" only means that no proof was found.
+"""Sound proofs of inequalities between expressions: "yes" is certain, "no" says that no proof was found.
 
-Minima and maxima are decided as in a free lattice; what is left, sums, by the bounds of their terms. A search is small:
-each pair of expressions is decided once, and a quotient is relaxed a few times at most.
+Minima and maxima are decided as in a free lattice; what is left, sums, by the bounds of their terms. A
+search is small: each pair of expressions is decided once, and a quotient is relaxed a few times at most.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _relaxed(rest: Linear, k: int, x: Expr, c: Expr, facts: Facts) -> list[Linea
 
 
 def tile_facts(tile: str, end: Expr, block: Expr, known_least: Mapping[str, int]) -> Facts:
-    """Return the facts of a tile: ``{tile}_lo <= {tile}_hi < end``, sizes are not negative and a block not empty."""
+    """Return the facts of a tile: ``{tile}_lo <= {tile}_hi < end``, no size is negative, no block empty."""
     lo, hi = f"{tile}_lo", f"{tile}_hi"
     rows, room = Symbol("rows after the first"), Symbol("positions after the last")
     sizes = dict.fromkeys(("b", "h", "hk", "seqlen_q", "seqlen_k", rows.name, room.name), 0)

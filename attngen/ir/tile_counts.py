@@ -1,7 +1,7 @@
 """Numbers from a plan: how many tiles are full, partial and empty, and a picture of them.
 
-Everything is evaluated with numpy over all tiles of rows at once, of all sequences: a plan of a million rows is
-some ten thousand numbers, and nothing is ever as large as the mask.
+Everything is evaluated with numpy over all tiles of rows at once, of all sequences: a plan of a million
+rows is some ten thousand numbers, and nothing is ever as large as the mask.
 """
 
 from __future__ import annotations
@@ -18,19 +18,37 @@ from attngen.ir.tile_ranges import Range, Ranges, tile_ranges
 from attngen.ir.tiles import Tiles
 
 Ints = NDArray[np.int64]
+Reader = Callable[..., Any]  # a tensor as a function of its indices
 EMPTY, PARTIAL, FULL = 0, 1, 2
 
 
-def _search(tensor: Callable[..., Any], at: tuple[Any, ...], value: Any, side: str, size: Any) -> Any:
+def _search(tensor: Reader, at: tuple[Any, ...], value: Any, side: str, size: Any) -> Ints:
     """Bisect ``tensor(*at, x)`` over x in [0, size), for all values at once."""
-    value, size, *at = np.broadcast_arrays(value, size, *at)
-    low, high = np.zeros_like(size), size.copy()
-    for _ in range(int(size.max(initial=0)).bit_length()):
+    wanted, length, *outer = np.broadcast_arrays(value, size, *at)
+    low: Ints = np.zeros(wanted.shape, np.int64)
+    high: Ints = length.astype(np.int64)
+    for _ in range(int(high.max(initial=0)).bit_length()):
         middle = (low + high) // 2
-        read = tensor(*at, np.minimum(middle, np.maximum(size - 1, 0)))
-        go_on = ((read < value) if side == "left" else (read <= value)) & (low < high)
-        low, high = np.where(go_on, middle + 1, low), np.where(go_on, high, middle)
+        read = tensor(*outer, np.minimum(middle, np.maximum(length - 1, 0)))
+        before = read < wanted if side == "left" else read <= wanted
+        low, high = np.where(before & (low < high), middle + 1, low), np.where(before, high, middle)
     return low
+
+
+def _sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
+
+
+def _floor(x: Any) -> Any:
+    return np.floor(x).astype(np.int64)
+
+
+def _truncated(x: Any) -> Any:
+    return np.trunc(x).astype(np.int64)
+
+
+def _float(x: Any) -> Any:
+    return np.asarray(x, np.float64)
 
 
 NUMPY_OPS: dict[str, Callable[..., Any]] = {
@@ -61,12 +79,12 @@ NUMPY_OPS: dict[str, Callable[..., Any]] = {
     "log2": np.log2,
     "sqrt": np.sqrt,
     "tanh": np.tanh,
-    "sigmoid": lambda x: 1 / (1 + np.exp(-np.asarray(x, np.float64))),
+    "sigmoid": _sigmoid,
     "sin": np.sin,
     "cos": np.cos,
-    "floor": lambda x: np.floor(x).astype(np.int64),
-    "int": lambda x: np.trunc(x).astype(np.int64),
-    "float": lambda x: np.asarray(x, np.float64),
+    "floor": _floor,
+    "int": _truncated,
+    "float": _float,
     "search": _search,
 }
 
@@ -143,7 +161,7 @@ def tile_map(
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """All tiles of rows of all sequences, one after the other; ``env`` has a value per tile, or one for all."""
+    """All tiles of rows of all sequences in a row; ``env`` has one value per tile, or one for all."""
 
     env: dict[str, Any]
     key_tiles: Ints
@@ -190,11 +208,11 @@ def _evaluate(expr: Expr, env: Mapping[str, Any]) -> Any:
     return env[expr.name] if isinstance(expr, Symbol) else evaluate(expr, env, NUMPY_OPS)
 
 
-def _reader(value: Any) -> Callable[..., Any]:
+def _reader(value: Any) -> Reader:
     """A tensor as a function of its indices."""
     return value if callable(value) else lambda *at: np.asarray(value)[tuple(at)]
 
 
 def _per_tile(value: Any, sequence: Ints) -> Any:
     """One value per sequence becomes one per tile."""
-    return value[sequence] if isinstance(value, np.ndarray) and value.ndim else value
+    return np.asarray(value)[sequence] if np.ndim(value) else value

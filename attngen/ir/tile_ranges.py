@@ -1,10 +1,11 @@
 """From intervals of positions to ranges of tiles: what the loops of a kernel walk.
 
-A tile of ``block`` keys is full if the union of the ``must`` intervals covers it, empty if no ``may`` interval meets
-it, else partial. The ranges returned are disjoint and ascending for all values, so that no tile is visited twice:
-starts and ends are sorted apart from each other, which keeps the union of the intervals (a point is covered iff more
-starts than ends lie at or before it), and ``partial = may - must`` pairs the sorted starts {may.lo, must.hi} with the
-sorted ends {may.hi, must.lo}. A comparison whose outcome is proved is left out, so common masks need none.
+A tile of ``block`` keys is full if the union of the ``must`` intervals covers it, empty if no ``may``
+interval meets it, else partial. The ranges returned are disjoint and ascending for all values, so that no
+tile is visited twice: starts and ends are sorted apart from each other, which keeps the union of the
+intervals (a point is covered iff more starts than ends lie at or before it), and ``partial = may - must``
+pairs the sorted starts {may.lo, must.hi} with the sorted ends {may.hi, must.lo}. A comparison whose outcome
+is proved is left out, so common masks need none.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from attngen.ir.bindings import Bindings
 from attngen.ir.expr import Apply, Const, Expr, Symbol, apply, substitute, symbols, tensors, text
 from attngen.ir.linear import Facts, least, most
 from attngen.ir.proofs import at_most, tile_facts
@@ -60,8 +62,8 @@ def tile_ranges(
     Args:
         tiles: the plan; its intervals lie within [0, key_size).
         block: the size of a tile of keys; BLOCK_N by default.
-        tile: the axis of the rows. ``{tile}_lo <= {tile}_hi < tile_end`` must hold when the ranges are evaluated:
-            the tile's last row is one that exists.
+        tile: the axis of the rows. When the ranges are evaluated, ``{tile}_lo <= {tile}_hi < tile_end`` must
+            hold: the tile's last row is one that exists.
         tile_end: what all row positions lie below; seqlen_k by default, true of bottom-right aligned rows.
         known_least: proved lower bounds of symbols, such as a window that is at least 1.
     """
@@ -69,7 +71,7 @@ def tile_ranges(
     end = Symbol("seqlen_k") if tile_end is None else tile_end
     ends = [x for part in (*tiles.may, *tiles.must) for x in (part.lo, part.hi)]
     taken = frozenset(name for x in [*ends, size] for name in (*symbols(x), *tensors(x)))
-    builder = _Builder(size, tile_facts(tile, end, size, known_least or {}), taken)
+    builder = _Builder(size, tile_facts(tile, end, size, known_least or {}), Bindings(taken))
     full, partial = builder.ranges(tiles)
     return builder.finished(full, partial)
 
@@ -87,8 +89,7 @@ class _Span:
 class _Builder:
     block: Expr
     facts: Facts
-    taken: frozenset[str]
-    bindings: list[tuple[str, Expr]] = field(default_factory=list[tuple[str, Expr]])
+    bindings: Bindings
     order: TileOrder = field(default_factory=TileOrder)
 
     def ranges(self, tiles: Tiles) -> tuple[list[Range], list[Range]]:
@@ -105,19 +106,8 @@ class _Builder:
             )
         return [], [v.range for v in visited]
 
-    # ---- naming
-
     def bind(self, name: str, value: Expr) -> Expr:
-        """Name a value; a constant or a symbol needs no name, and equal values share one."""
-        if isinstance(value, Const | Symbol):
-            return value
-        known = [n for n, v in self.bindings if v == value]
-        if known:
-            return Symbol(known[0])
-        while name in self.taken or any(name == n for n, _ in self.bindings):
-            name += "_"
-        self.bindings.append((name, value))
-        return Symbol(name)
+        return self.bindings.bind(name, value)
 
     def bind_key(self, name: str, value: Expr) -> Expr:
         """Name a position; proofs look through the name."""
@@ -128,14 +118,9 @@ class _Builder:
 
     def finished(self, full: list[Range], partial: list[Range]) -> Ranges:
         """Drop ranges that are empty as they stand and bindings that nothing uses."""
-        kept = [[r for r in ranges if r.lo != r.hi] for ranges in (full, partial)]
-        used = {name for ranges in kept for r in ranges for e in (r.lo, r.hi) for name in symbols(e)}
-        bindings: list[tuple[str, Expr]] = []
-        for name, value in reversed(self.bindings):
-            if name in used:
-                bindings.append((name, value))
-                used |= symbols(value)
-        return Ranges(tuple(reversed(bindings)), tuple(kept[0]), tuple(kept[1]))
+        full, partial = ([r for r in ranges if r.lo != r.hi] for ranges in (full, partial))
+        ends = [e for r in (*full, *partial) for e in (r.lo, r.hi)]
+        return Ranges(self.bindings.used_by(ends), tuple(full), tuple(partial))
 
     # ---- arithmetic that knows the facts
 

@@ -1,15 +1,16 @@
 """Solve a predicate for one position: an and/or tree whose leaves are ``key >= e`` or ``key < e``.
 
-Every rewrite is an equivalence over the integers, so the tree is the predicate: nothing is widened here. A comparison
-is brought to ``sum <= 0`` and the operator nearest to the key is peeled off until the key stands alone:
+Every rewrite is an equivalence over the integers, so the tree is the predicate: nothing is widened here. A
+comparison is brought to ``sum <= 0`` and the operator nearest to the key is peeled off until the key stands
+alone:
 
     a*x + r <= 0                x <= -r // a                          (a > 0)
     x // c + r <= 0             x + c*r - c + 1 <= 0                  (c > 0)
     min(x, y) + r <= 0          x + r <= 0 or y + r <= 0              (max, abs: and)
     t[x] + r <= 0, t ascends    x < first position whose element is greater than -r
 
-What does not yield (a remainder of the key, an unsorted tensor, floats, a product of both positions) is an `Opaque`
-leaf.
+What does not yield (a remainder of the key, an unsorted tensor, floats, a product of both positions) is an
+`Opaque` leaf.
 """
 
 from __future__ import annotations

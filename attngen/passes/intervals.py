@@ -1,8 +1,9 @@
 """Plan a mask in closed form: which keys a tile of rows may meet, and which it must.
 
-The predicate is solved for the key (`half_lines`), written as a union of intervals per row (`pieces`), and each end
-is bounded over the rows of a tile (`tile_bounds`). A conjunct that cannot be solved is taken as true for ``may`` and
-as false for ``must``: the plan stays sound, and the residual predicate decides inside the tiles that are left.
+The predicate is solved for the key (`half_lines`), written as a union of intervals per row (`pieces`), and
+each end is bounded over the rows of a tile (`tile_bounds`). A conjunct that cannot be solved is taken as
+true for ``may`` and as false for ``must``: the plan stays sound, and the residual predicate decides inside
+the tiles that are left.
 """
 
 from __future__ import annotations
@@ -49,12 +50,12 @@ def plan(
     Args:
         predicate: the mask, over ``key``, ``tile`` and scalars.
         key: the folded axis; its positions are 0 to key_size - 1.
-        tile: the other axis; a tile covers the positions ``{tile}_lo`` to ``{tile}_hi``, both included and both of
-            rows that exist.
+        tile: the other axis; a tile covers the positions ``{tile}_lo`` to ``{tile}_hi``, both included and
+            both of rows that exist.
         key_size: the length of the folded axis; seqlen_k by default.
         sorted_tensors: captured tensors whose last axis ascends, with the size of that axis.
-        known_least: proved lower bounds of symbols, such as a window that is at least 1; the value, where it is
-            compiled in.
+        known_least: proved lower bounds of symbols, such as a window that is at least 1; of a compiled-in
+            parameter, its value.
     """
     planner = _Planner(
         key=key,
@@ -158,7 +159,7 @@ class _Planner:
         return Interval(lo, apply("where", conjunction(list(row.gates)), hi, Const(0))), conjunction(rest)
 
     def _single(self, conjunct: Expr) -> Piece | Join | None:
-        """The one interval of a conjunct, an empty join if it is false everywhere, None if it is no one interval."""
+        """The one interval of a conjunct, or an empty join if it is false everywhere, or None."""
         tree = self._solve(conjunct, True)
         union = self._union(outward=True)
         pieces = union.final(tree)
@@ -175,10 +176,10 @@ class _Planner:
     def _exact(self, predicate: Expr, pieces: list[Piece]) -> bool:
         """Whether tiles are classified exactly.
 
-        ``may`` is exact where each piece sweeps an interval. ``must`` is exact where one piece at most varies with
-        the row (the others are met or missed by all rows). It is also exact where every interval of the complement
-        sweeps: each bound that must hold is the opposite of one that may not, so ``must`` is all that ``may`` of the
-        complement leaves, as long as that is written out plainly.
+        ``may`` is exact where each piece sweeps an interval. ``must`` is exact where one piece at most
+        varies with the row (the others are met or missed by all rows). It is also exact where every
+        interval of the complement sweeps: each bound that must hold is the opposite of one that may not, so
+        ``must`` is all that ``may`` of the complement leaves, as long as that is written out plainly.
         """
         if not all(self._sweeps(p) for p in pieces):
             return False
@@ -194,22 +195,23 @@ class _Planner:
     def _sweeps(self, piece: Piece) -> bool:
         """Whether the union of the piece over consecutive rows is the interval between its extreme ends.
 
-        It is if at most one end moves, or the ends move apart or together, or both move alike and the intervals
-        of neighbouring rows touch within the axis: ``lo(i + 1) <= max(hi(i), 0)`` where they rise.
+        It is if at most one end moves, or the ends move apart or together, or both move alike and the
+        intervals of neighbouring rows touch within the axis: ``lo(i + 1) <= max(hi(i), 0)`` where they rise.
+        Ends that do not vary with the row clip the union as they clip each interval: they do not matter.
         """
-        bounds = self._bounds()
         if any(self.tile in symbols(g) for g in piece.gates):
             return False
-        low = same_way([bounds.extent(x).way for x in piece.lows])
-        high = same_way([bounds.extent(x).way for x in piece.highs])
+        lows, highs = ([x for x in ends if self.tile in symbols(x)] for ends in (piece.lows, piece.highs))
+        bounds = self._bounds()
+        low, high = (same_way([bounds.extent(x).way for x in ends]) for ends in (lows, highs))
         if low is None or high is None:
             return False
-        return low != high or low == 0 or self._touches(piece, low)
+        return low != high or low == 0 or self._touches(lows, highs, low)
 
-    def _touches(self, piece: Piece, way: int) -> bool:
+    def _touches(self, lows: list[Expr], highs: list[Expr], way: int) -> bool:
         following = {self.tile: apply("add", Symbol(self.tile), Const(1))}
-        lows = [substitute(x, following) if way > 0 else x for x in piece.lows]
-        highs = [x if way > 0 else substitute(x, following) for x in piece.highs]
+        lows = [substitute(x, following) if way > 0 else x for x in lows]
+        highs = [x if way > 0 else substitute(x, following) for x in highs]
         return all(at_most(lo, apply("max", hi, Const(0)), self.facts) for lo in lows for hi in highs)
 
 

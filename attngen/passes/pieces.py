@@ -1,7 +1,8 @@
 """Unions of intervals per row: the disjunctive normal form of a solved predicate.
 
-A `Piece` is the interval ``[max(lows), min(highs))`` of keys of one row, present where all gates hold; a union is a
-list of pieces. Rows are described exactly: only an opaque leaf or too many pieces widen or narrow, as `outward` says.
+A `Piece` is the interval ``[max(lows), min(highs))`` of keys of one row, present where all gates hold; a
+union is a list of pieces. Rows are described exactly: only an opaque leaf or too many pieces widen or
+narrow, as `outward` says.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def fold(op: str, parts: tuple[Expr, ...]) -> Expr:
 class Union:
     """Builds unions. ``outward`` says what becomes of what cannot be said: widened, or left out.
 
-    ``exact`` turns false when something was. A ``plain`` union only distributes: nothing is dropped or merged.
+    ``exact`` turns false when something was. A ``plain`` union only distributes: nothing is dropped or
+    merged.
     """
 
     tile: str
@@ -102,7 +104,7 @@ class Union:
     # ---- or
 
     def joined(self, pieces: list[Piece], limit: int) -> list[Piece]:
-        """Return the union with pieces merged wherever two are one interval, not more than ``limit`` of them."""
+        """Return the union, pieces merged wherever two are one interval, at most ``limit`` of them."""
         result: list[Piece] = pieces if self.plain else []
         for piece in () if self.plain else pieces:
             result = self._insert(result, piece)
@@ -168,7 +170,7 @@ class Union:
         return Piece(lows, _choose(only_a[0], a.highs, b.highs, "min", self.key_size), gates)
 
     def _extended(self, a: Piece, b: Piece) -> Piece | None:
-        """``[l, x)`` and, under one more condition, ``[l, y)``: the end is ``max(x, y)`` where it holds, else x."""
+        """``[l, x)`` and, under a further gate, ``[l, y)``: the end is ``max(x, y)`` if it holds, else x."""
         more = [g for g in b.gates if g not in a.gates]
         if len(more) != 1 or len(b.gates) != len(a.gates) + 1:
             return None
@@ -182,7 +184,7 @@ class Union:
     def _under(
         self, gate: Expr, a: tuple[Expr, ...], b: tuple[Expr, ...], ops: tuple[str, str], none: Expr
     ) -> tuple[Expr, ...]:
-        """The bound of ``a``; where the gate holds, the looser of both. Clipped, so that "none" is the loosest."""
+        """The bound of ``a``; where the gate holds, the looser of both. Clipped: "none" is the loosest."""
         tighten, loosen = ops
         shared = tuple(x for x in a if x in b)
         own = fold(tighten, (*(x for x in a if x not in shared), none))

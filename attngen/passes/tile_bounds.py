@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from attngen.ir.expr import FALSE, TRUE, Apply, Const, Element, Expr, Search, Symbol, apply, symbols, type_of
+from attngen.ir.expr import (
+    FALSE,
+    TRUE,
+    Apply,
+    Const,
+    Element,
+    Expr,
+    Search,
+    Symbol,
+    apply,
+    symbols,
+    type_of,
+    walk,
+)
 from attngen.ir.linear import Facts, Linear, build, least, linear, normal, sign
 from attngen.ir.proofs import at_most
 
@@ -14,8 +27,8 @@ from attngen.ir.proofs import at_most
 class Extent:
     """Bounds over a tile; None where nothing is known.
 
-    ``way`` is 1 or -1 where the expression rises or falls with the position, 0 where it is constant: then both bounds are
-    reached, at the ends of the tile. Otherwise it is None.
+    ``way`` is 1 or -1 where the expression rises or falls with the position, 0 where it is constant: then
+    both bounds are reached, at the ends of the tile. Otherwise it is None.
     """
 
     lo: Expr | None
@@ -184,9 +197,7 @@ class TileBounds:
         if self.tile not in symbols(expr):
             return Condition(expr, expr), True
         match expr:
-            case Apply("lt" | "le" | "gt" | "ge" | "eq" | "ne" as op, (a, b)) if (
-                type_of(a) == type_of(b) == "int"
-            ):
+            case Apply("lt" | "le" | "gt" | "ge" | "eq" | "ne" as op, (a, b)) if _of_integers(expr):
                 if self.tile not in symbols(b):
                     return self._comparison(op, self.extent(a), b)
                 if self.tile not in symbols(a):
@@ -213,3 +224,8 @@ class TileBounds:
         if op == "ne":
             may, must = apply("not", must), apply("not", may)
         return Condition(may, must), False
+
+
+def _of_integers(expr: Expr) -> bool:
+    """Whether nothing in an expression is a float, whose comparison is not that of a difference with zero."""
+    return all(type_of(e) != "float" for e in walk(expr))

@@ -99,7 +99,7 @@ def compile_kernel(kernel: Any, request: dict[str, Any]) -> dict[str, Any]:
     triton.knobs.nvidia.dump_ptxas_log = True
     names = list(kernel.arg_names)
     check_arguments(names, request)
-    constexprs = request["constexprs"]
+    constexprs = {n: constexpr(triton, value) for n, value in request["constexprs"].items()}
     source = triton.compiler.ASTSource(
         fn=kernel,
         signature={n: "constexpr" if n in constexprs else request["signature"][n] for n in names},
@@ -120,6 +120,12 @@ def compile_kernel(kernel: Any, request: dict[str, Any]) -> dict[str, Any]:
         "num_warps": compiled.metadata.num_warps,
         "files": write_files(compiled.asm, Path(request["out"])),
     }
+
+
+def constexpr(triton: Any, value: Any) -> Any:
+    """A compile-time constant; the text ``tl.int64`` stands for the type, which JSON cannot hold."""
+    named = isinstance(value, str) and value.startswith("tl.")
+    return getattr(triton.language, value.removeprefix("tl.")) if named else value
 
 
 def check_arguments(names: list[str], request: dict[str, Any]) -> None:

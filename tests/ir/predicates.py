@@ -10,7 +10,7 @@ import numpy as np
 
 from attngen.ir.expr import Element, Expr, Symbol, apply, conjunction, const, evaluate, substitute
 from attngen.ir.tile_counts import NUMPY_OPS
-from attngen.ir.tile_ranges import tile_ranges
+from attngen.ir.tile_ranges import Range, tile_ranges
 from attngen.ir.tiles import Tiles
 
 _OPS = {
@@ -97,6 +97,23 @@ def _reader(tensor: np.ndarray) -> Any:
 
 
 @dataclass(frozen=True)
+class Axes:
+    """Which axis is cut into tiles of rows and which is folded: queries and keys, or the reverse."""
+
+    tile: str
+    key: str
+    tile_length: int
+    key_length: int
+    shift: int
+
+    @classmethod
+    def of(cls, case: Case, transposed: bool) -> Axes:
+        if transposed:
+            return cls("j", "row", case.seqlen_k, case.seqlen_q, 0)
+        return cls("i", "j", case.seqlen_q, case.seqlen_k, case.seqlen_k - case.seqlen_q)
+
+
+@dataclass(frozen=True)
 class Visits:
     """What the ranges of one tile of rows say: the tiles visited as full and as partial, in order."""
 
@@ -105,39 +122,50 @@ class Visits:
     partial: list[int]
 
 
-def visits(tiles: Tiles, case: Case, known_least: dict[str, int]) -> list[Visits]:
+def visits(
+    tiles: Tiles, case: Case, known_least: dict[str, int] | None = None, *, transposed: bool = False
+) -> list[Visits]:
     """Evaluate the ranges for every tile of rows; assert that they are ordered and disjoint."""
-    ranges = tile_ranges(tiles, known_least=known_least)
-    key_tiles = -(-case.seqlen_k // case.block_n)
-    shift = case.seqlen_k - case.seqlen_q
+    axes = Axes.of(case, transposed)
+    ranges = tile_ranges(tiles, tile=axes.tile, known_least=known_least)
     result: list[Visits] = []
-    for start in range(0, case.seqlen_q, case.block_m):
-        rows = slice(start, min(start + case.block_m, case.seqlen_q))
-        env = case.env(i_lo=rows.start + shift, i_hi=rows.stop - 1 + shift)
+    for start in range(0, axes.tile_length, case.block_m):
+        rows = slice(start, min(start + case.block_m, axes.tile_length))
+        ends = {f"{axes.tile}_lo": rows.start + axes.shift, f"{axes.tile}_hi": rows.stop - 1 + axes.shift}
+        env = case.env(**ends)
         for name, value in ranges.bindings:
             env[name] = evaluate(value, env, NUMPY_OPS)
-        found: list[list[int]] = []
-        for part in (ranges.full, ranges.partial):
-            walked: list[int] = []
-            for r in part:
-                lo, hi = (int(evaluate(e, env, NUMPY_OPS)) for e in (r.lo, r.hi))
-                assert 0 <= lo <= hi and (lo == hi or hi <= key_tiles), (
-                    f"range [{lo}, {hi}) of {key_tiles} tiles"
-                )
-                walked += range(lo, hi)
-            assert walked == sorted(set(walked)), f"tiles {walked} are out of order or visited twice"
-            found.append(walked)
-        assert not set(found[0]) & set(found[1]), f"{found} share tiles"
-        result.append(Visits(rows, *found))
+        full, partial = (_walked(part, env, case, axes) for part in (ranges.full, ranges.partial))
+        assert not set(full) & set(partial), f"{full} and {partial} share tiles"
+        result.append(Visits(rows, full, partial))
     return result
 
 
-def check_plan(predicate: Expr, tiles: Tiles, case: Case, known_least: dict[str, int] | None = None) -> None:
+def _walked(part: tuple[Range, ...], env: dict[str, Any], case: Case, axes: Axes) -> list[int]:
+    walked: list[int] = []
+    for r in part:
+        lo, hi = (int(evaluate(e, env, NUMPY_OPS)) for e in (r.lo, r.hi))
+        assert 0 <= lo <= hi, f"range [{lo}, {hi})"
+        assert lo == hi or hi <= -(-axes.key_length // case.block_n), f"range [{lo}, {hi}) of {axes}"
+        walked += range(lo, hi)
+    assert walked == sorted(set(walked)), f"tiles {walked} are out of order or visited twice"
+    return walked
+
+
+def check_plan(
+    predicate: Expr,
+    tiles: Tiles,
+    case: Case,
+    known_least: dict[str, int] | None = None,
+    *,
+    transposed: bool = False,
+) -> None:
     """Assert that the plan is sound, and exact where it says so."""
     dense = case.elements(predicate).astype(bool)
-    check_rows(dense, tiles, case)
-    for visit in visits(tiles, case, known_least or {}):
-        for n in range(-(-case.seqlen_k // case.block_n)):
+    check_rows(dense, tiles, case, transposed=transposed)
+    dense = dense.T if transposed else dense
+    for visit in visits(tiles, case, known_least, transposed=transposed):
+        for n in range(-(-dense.shape[1] // case.block_n)):
             inside = dense[visit.rows, n * case.block_n : (n + 1) * case.block_n]
             whole = inside.all() and inside.shape[1] == case.block_n
             place = f"rows {visit.rows}, key tile {n}"
@@ -150,8 +178,8 @@ def check_plan(predicate: Expr, tiles: Tiles, case: Case, known_least: dict[str,
                 assert not whole or n in visit.full, f"{place}: full, called partial"
 
 
-def check_rows(dense: np.ndarray, tiles: Tiles, case: Case) -> None:
+def check_rows(dense: np.ndarray, tiles: Tiles, case: Case, *, transposed: bool = False) -> None:
     """Assert that the bounds of the rows and the residual are the predicate."""
-    j = np.arange(case.seqlen_k)[None, :]
-    lo, hi, residual = (case.elements(e) for e in (tiles.row.lo, tiles.row.hi, tiles.residual))
-    np.testing.assert_array_equal((j >= lo) & (j < hi) & residual.astype(bool), dense)
+    key = Symbol("row") if transposed else Symbol("j")
+    lo, hi, residual, at = (case.elements(e) for e in (tiles.row.lo, tiles.row.hi, tiles.residual, key))
+    np.testing.assert_array_equal((at >= lo) & (at < hi) & residual.astype(bool), dense)

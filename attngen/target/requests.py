@@ -1,0 +1,76 @@
+"""What to compile of a generated module: its kernels with their default schedules, as its manifest describes them."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+from attngen.errors import LoadError, UserError
+from attngen.target.compile import CompileRequest
+
+TRITON_DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+
+
+def manifest(module: Path) -> dict[str, Any]:
+    """Read the manifest of a generated module without importing it (which would need torch and triton)."""
+    try:
+        tree = ast.parse(module.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+        raise LoadError(f"{module}: not a generated module: {error}") from error
+    for node in tree.body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id="MANIFEST")], value=ast.Call(args=[ast.Constant(value=str() as text)])):
+                return json.loads(text)
+            case _:
+                pass
+    raise LoadError(f"{module}: not a generated module: it has no MANIFEST")
+
+
+def requests(module: Path, target: str, dtype: str, config: dict[str, Any] | None = None) -> list[CompileRequest]:
+    """Return one request per kernel of a module for a target and a dtype, with its default schedule there.
+
+    Tensors are taken as a caller's usually are: contiguous and 16-byte aligned, of sizes that fit 32-bit offsets.
+    """
+    if dtype not in TRITON_DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}; known: {', '.join(TRITON_DTYPES)}")
+    described = manifest(module)
+    bits = 32 if dtype == "float32" else 16
+    configs = described["configs"]
+    chosen = config or configs.get(f"{target}/{bits}", configs["default"])[0]
+    return [_request(module, name, target, dtype, kernel, chosen) for name, kernel in described["kernels"].items()]
+
+
+def _request(
+    module: Path, name: str, target: str, dtype: str, kernel: dict[str, Any], config: dict[str, Any]
+) -> CompileRequest:
+    arguments: dict[str, str] = kernel["arguments"]
+    types = {a: kind.replace("io", TRITON_DTYPES[dtype]) for a, kind in arguments.items()}
+    unit = [a for a in types if _is_last_captured_stride(a, types)]
+    constants = {c: _constant(c, dtype, config) for c in kernel["constants"]}
+    aligned = [a for a, kind in types.items() if kind.startswith("*") or a[:8] in ("stride_q", "stride_k", "stride_v", "stride_o")]
+    return CompileRequest(
+        module=module,
+        kernel=name,
+        target=target,
+        signature={a: kind for a, kind in types.items() if a not in unit},
+        constexprs=constants | dict.fromkeys(unit, 1),
+        num_warps=config["num_warps"] if name == "_attention_forward" else 4,
+        num_stages=config["num_stages"] if name == "_attention_forward" else 3,
+        divisible=tuple(a for a in aligned if a not in unit),
+    )
+
+
+def _is_last_captured_stride(argument: str, types: dict[str, str]) -> bool:
+    """Whether an argument is ``stride_<tensor>_<n>`` with the largest n: a contiguous tensor's stride 1."""
+    stem, _, last = argument.rpartition("_")
+    return stem.startswith("stride_") and last.isdigit() and f"{stem}_{int(last) + 1}" not in types
+
+
+def _constant(name: str, dtype: str, config: dict[str, Any]) -> Any:
+    if name in config:
+        return config[name]
+    if name.endswith("_INDEX"):
+        return "tl.int32"
+    return dtype == "float32" if name == "PRECISE" else False

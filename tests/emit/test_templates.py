@@ -1,0 +1,56 @@
+"""Templates decide nothing: flags, loops and finished strings only; every field they name exists and is used."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jinja2.nodes as jn
+import pytest
+
+from attngen.emit.context import Chunk, Context, Loop, Table
+from attngen.emit.interface import CapturedArgument, Interface
+from attngen.emit.render import environment, templates
+
+FILES = sorted(templates().rglob("*.jinja"))
+LOGIC = (jn.BinExpr, jn.Compare, jn.And, jn.Or, jn.CondExpr, jn.Assign, jn.AssignBlock, jn.Test)
+RECORDS = {"c": Context, "face": Interface}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
+def test_no_logic(path: Path):
+    tree = environment().parse(path.read_text())
+    found = [(type(n).__name__, n.lineno) for kind in LOGIC for n in tree.find_all(kind)]
+    filters = {n.name for n in tree.find_all(jn.Filter)}
+    assert found == []
+    assert filters <= {"block"}
+    assert len(path.read_text().splitlines()) <= 150
+
+
+def test_calls_are_macros_only():
+    for path in FILES:
+        tree = environment().parse(path.read_text())
+        macros = {m.name for m in tree.find_all(jn.Macro)} | {
+            n for i in tree.find_all(jn.FromImport) for n in i.names if isinstance(n, str)
+        }
+        called = {n.node.name for n in tree.find_all(jn.Call) if isinstance(n.node, jn.Name)}
+        assert called <= macros, path
+
+
+def test_every_field_is_used_and_exists():
+    used: dict[str, set[str]] = {name: set() for name in RECORDS}
+    for path in FILES:
+        for node in environment().parse(path.read_text()).find_all(jn.Getattr):
+            if isinstance(node.node, jn.Name) and node.node.name in RECORDS:
+                used[node.node.name].add(node.attr)
+    for name, record in RECORDS.items():
+        fields = {f.name for f in dataclasses.fields(record)}
+        assert used[name] <= fields, f"templates name fields that {record.__name__} lacks"
+        assert fields - used[name] <= {"interface", "kernel_types", "table_types"}, f"{record.__name__} has fields no template prints"
+
+
+def test_records_hold_finished_values():
+    plain = ("str", "bool", "int", "tuple[str, ...]", "tuple[tuple[str, str], ...]", "Interface", "Table")
+    plain += ("tuple[Loop, ...]", "tuple[Chunk, ...]", "tuple[CapturedArgument, ...]")
+    for record in (Context, Interface, Loop, Chunk, Table, CapturedArgument):
+        assert {str(f.type) for f in dataclasses.fields(record)} <= set(plain)
