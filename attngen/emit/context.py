@@ -80,6 +80,7 @@ class Context:
     prologue: tuple[str, ...]
     columns: tuple[str, ...]
     bases: tuple[str, ...]
+    out_bases: tuple[str, ...]
     descriptors: tuple[str, ...]
     offsets: tuple[str, ...]
     k_chunks: tuple[Chunk, ...]
@@ -161,7 +162,8 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
         is_packed=parts.launch.rows == "packed",
         prologue=tuple(printer.prologue),
         columns=_columns(parts),
-        bases=_bases(parts),
+        bases=_bases(parts)[:-2],
+        out_bases=_bases(parts)[-2:],
         descriptors=_descriptors(parts),
         offsets=_offsets(parts),
         k_chunks=_chunks(parts.k, "d", ""),
@@ -388,20 +390,19 @@ def _columns(parts: _Parts) -> tuple[str, ...]:
 
 
 def _bases(parts: _Parts) -> tuple[str, ...]:
-    """Where a program's rows of q and out, and its head's keys and values, begin."""
+    """Where the rows, keys and values of a program's head begin."""
     packed = parts.launch.rows == "packed"
-    tensors = [("q", "q", "h", "first_m"), ("k", "k", "hk", ""), ("v", "v", "hk", ""), ("out", "o", "h", "first_m")]
+    tensors = [("q", "q", "h"), ("k", "k", "hk"), ("v", "v", "hk"), ("out", "o", "h")]
     lines: list[str] = []
-    for name, short, head, first in tensors:
+    for name, short, head in tensors:
         if name == "v" and parts.v_in_k:
             continue
         start = "q_start" if head == "h" else "k_start"
         terms = [f"tl.cast({start}, tl.int64) * stride_{short}s" if packed else f"tl.cast(b, tl.int64) * stride_{short}b"]
         terms.append(f"tl.cast({head}, tl.int64) * stride_{short}h")
-        terms += [f"{first} * stride_{short}s"] if first else []
         lines.append(f"{name}_base = {name} + {' + '.join(terms)}")
     where = "q_start" if packed else "tl.cast(b, tl.int64) * stride_lb"
-    lines.append(f"lse_base = lse + {where} + tl.cast(h, tl.int64) * stride_lh + first_m")
+    lines.append(f"lse_base = lse + {where} + tl.cast(h, tl.int64) * stride_lh")
     return tuple(lines)
 
 

@@ -116,7 +116,7 @@ class _Builder:
             rank=len(letters),
             out_empty=f"torch.{empty}([*q.shape[:-1], {self.v_dim}], dtype=q.dtype, device=q.device)",
             lse_empty=self._lse_empty(),
-            row_strides=", ".join(f"{t}.stride({self._dim('s')})" for t in (*self.tensors, "out")),
+            row_strides=", ".join(f"{t}.stride({self._dim('s')})" for t in self.tensors if t != "q"),
             descriptor_tensors=", ".join(t for t in self.tensors if t != "q"),
             grid_length="max_seqlen_q" if self.packed else "seqlen_q",
             launch_keys="max_seqlen_k" if self.packed else f"k.shape[{self._dim('s')}]",

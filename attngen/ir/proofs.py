@@ -1,57 +1,78 @@
 """Sound proofs of inequalities between expressions: "yes" is certain, "no" says that no proof was found.
 
 Minima and maxima are decided as in a free lattice; what is left, sums, by the bounds of their terms. A
-search is small: each pair of expressions is decided once, and a quotient is relaxed a few times at most.
+search is small: each pair of expressions is decided once, up to a limit, and few quotients are relaxed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from attngen.ir.expr import Apply, Const, Expr, Symbol, apply, substitute, symbols
+from attngen.ir.expr import Apply, Const, Expr, Symbol, apply, substitute, symbols, walk
 from attngen.ir.linear import Facts, Linear, build, least_of, linear, normal, sign
 
 MAX_DEPTH = 4  # quotients relaxed in one proof
+MAX_STEPS = 100  # pairs decided in one proof
+MAX_NODES = 240  # of both sides of a proof
 
 
 def at_most(x: Expr, y: Expr, facts: Facts) -> bool:
     """Return whether ``x <= y`` is proved for all values that agree with the facts."""
     if facts.definitions:
         x, y = substitute(x, facts.definitions), substitute(y, facts.definitions)
-    return _at_most(x, y, facts)
+    if nodes(x) + nodes(y) > MAX_NODES:
+        return False
+    return _Search(facts, len(facts.proofs) + MAX_STEPS).at_most(x, y)
 
 
-def _at_most(x: Expr, y: Expr, facts: Facts) -> bool:
-    known = facts.proofs.get((x, y))
-    if known is None:
-        known = facts.proofs[x, y] = x == y or _by_cases(x, y, facts)
-    return known
+def nodes(expr: Expr) -> int:
+    """Return the number of operators and leaves of an expression."""
+    return sum(1 for _ in walk(expr))
 
 
-def _by_cases(x: Expr, y: Expr, facts: Facts) -> bool:
-    """Decide minima and maxima: first what must hold for both parts, then what may for either."""
-    low = least_of(linear(y).plus(linear(x), -1), facts)
-    if low is not None and low >= 0:
-        return True
-    match _lifted(x), _lifted(y):
-        case Apply("max", parts), _:
-            return all(_at_most(a, y, facts) for a in parts)
-        case _, Apply("min", parts):
-            return all(_at_most(x, b, facts) for b in parts)
-        case Apply("where", (_, *parts)), _:
-            return all(_at_most(a, y, facts) for a in parts)
-        case _, Apply("where", (_, *parts)):
-            return all(_at_most(x, b, facts) for b in parts)
-        case Apply("min", parts), Apply("max", others):
-            return any(_at_most(a, y, facts) for a in parts) or any(_at_most(x, b, facts) for b in others)
-        case Apply("min", parts), _:
-            return any(_at_most(a, y, facts) for a in parts)
-        case _, Apply("max", others):
-            return any(_at_most(x, b, facts) for b in others)
-        case Apply("floordiv", (a, c)), Apply("floordiv", (b, d)) if c == d and sign(c, facts) > 0:
-            return _at_most(a, b, facts) or _difference(linear(y).plus(linear(x), -1), facts)
-        case _:
-            return _difference(linear(y).plus(linear(x), -1), facts)
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """One proof; it gives up once the facts hold ``limit`` decided pairs."""
+
+    facts: Facts
+    limit: int
+
+    def at_most(self, x: Expr, y: Expr) -> bool:
+        proofs = self.facts.proofs
+        known = proofs.get((x, y))
+        if known is None:
+            known = x == y or (len(proofs) < self.limit and self.by_cases(x, y))
+            proofs[x, y] = known
+        return known
+
+    def by_cases(self, x: Expr, y: Expr) -> bool:
+        """Decide minima and maxima: first what must hold for both parts, then what may for either."""
+        low = least_of(linear(y).plus(linear(x), -1), self.facts)
+        if low is not None and low >= 0:
+            return True
+        match _lifted(x), _lifted(y):
+            case Apply("max", parts), _:
+                return all(self.at_most(a, y) for a in parts)
+            case _, Apply("min", parts):
+                return all(self.at_most(x, b) for b in parts)
+            case Apply("where", (_, *parts)), _:
+                return all(self.at_most(a, y) for a in parts)
+            case _, Apply("where", (_, *parts)):
+                return all(self.at_most(x, b) for b in parts)
+            case Apply("min", parts), Apply("max", others):
+                return any(self.at_most(a, y) for a in parts) or any(self.at_most(x, b) for b in others)
+            case Apply("min", parts), _:
+                return any(self.at_most(a, y) for a in parts)
+            case _, Apply("max", others):
+                return any(self.at_most(x, b) for b in others)
+            case Apply("floordiv", (a, c)), Apply("floordiv", (b, d)) if c == d and sign(c, self.facts) > 0:
+                return self.at_most(a, b) or self.of_sums(x, y)
+            case _:
+                return self.of_sums(x, y)
+
+    def of_sums(self, x: Expr, y: Expr) -> bool:
+        return _difference(linear(y).plus(linear(x), -1), self.facts)
 
 
 def _lifted(expr: Expr) -> Expr:

@@ -80,13 +80,7 @@ class _Planner:
         notes = [f"{text(o.condition)} stays in the residual: {o.reason}" for o in _opaque(tree)]
         may, must = self._union(outward=True), self._union(outward=False)
         may_pieces, must_pieces = may.final(tree), must.final(tree)
-        solved = not notes
-        if solved and not may.exact:
-            notes.append(f"more than {MAX_INTERVALS} intervals may be met: the last ones became their hull")
-        if solved and not must.exact:
-            notes.append(
-                f"more than {MAX_INTERVALS} intervals must be met: the last ones are treated as partial"
-            )
+        notes += [*may.notes, *must.notes]
         row, residual = self._row(predicate)
         exact = may.exact and must.exact and self._exact(predicate, may_pieces)
         return Tiles(

@@ -7,15 +7,16 @@ narrow, as `outward` says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 
-from attngen.ir.expr import Const, Expr, apply, symbols
+from attngen.ir.expr import Apply, Const, Expr, apply, symbols
 from attngen.ir.linear import Facts
-from attngen.ir.proofs import at_most
+from attngen.ir.proofs import at_most, nodes
 from attngen.passes.half_lines import Bound, Gate, Join, Opaque, Tree, negated
 
 MAX_WORKING = 8  # pieces kept while a predicate is combined
+MAX_BOUND = 60  # operators and leaves of one bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,8 @@ def fold(op: str, parts: tuple[Expr, ...]) -> Expr:
 class Union:
     """Builds unions. ``outward`` says what becomes of what cannot be said: widened, or left out.
 
-    ``exact`` turns false when something was. A ``plain`` union only distributes: nothing is dropped or
-    merged.
+    ``exact`` turns false when something was, and the `notes` say why. A ``plain`` union only distributes:
+    nothing is dropped or merged.
     """
 
     tile: str
@@ -48,6 +49,7 @@ class Union:
     limit: int
     plain: bool = False
     exact: bool = True
+    notes: list[str] = field(default_factory=list[str])
 
     def of(self, tree: Tree) -> list[Piece]:
         """Return the pieces of a tree."""
@@ -71,8 +73,23 @@ class Union:
         return self.joined([p for p in met if p is not None], MAX_WORKING)
 
     def final(self, tree: Tree) -> list[Piece]:
-        """Return the pieces of a tree, not more than the limit."""
-        return self.joined(self.of(tree), self.limit)
+        """Return the pieces of a tree, not more than the limit, each of short bounds."""
+        pieces = (self._short(p) for p in self.joined(self.of(tree), self.limit))
+        return [p for p in pieces if p is not None]
+
+    def _short(self, piece: Piece) -> Piece | None:
+        """Give up bounds that would cost more than they save."""
+        lows, highs, gates = (
+            tuple(e for e in ends if nodes(e) <= MAX_BOUND) for ends in (piece.lows, piece.highs, piece.gates)
+        )
+        short = Piece(lows, highs, gates)
+        if short != piece:
+            self._inexact(f"a bound of more than {MAX_BOUND} operators is given up")
+        return short if self.outward or short == piece else None
+
+    def _inexact(self, note: str) -> None:
+        self.exact = False
+        self.notes.append(note)
 
     # ---- and
 
@@ -110,7 +127,8 @@ class Union:
             result = self._insert(result, piece)
         if len(result) <= limit:
             return result
-        self.exact = False
+        effect = "the last ones became their hull" if self.outward else "the last ones count as partial"
+        self._inexact(f"more than {limit} intervals {'may' if self.outward else 'must'} be met: {effect}")
         if not self.outward:
             return result[:limit]
         return [*result[: limit - 1], reduce(self._hull, result[limit - 1 :])]
@@ -172,7 +190,8 @@ class Union:
     def _extended(self, a: Piece, b: Piece) -> Piece | None:
         """``[l, x)`` and, under a further gate, ``[l, y)``: the end is ``max(x, y)`` if it holds, else x."""
         more = [g for g in b.gates if g not in a.gates]
-        if len(more) != 1 or len(b.gates) != len(a.gates) + 1:
+        chosen = any(isinstance(x, Apply) and x.op == "where" for x in (*a.lows, *a.highs))
+        if chosen or len(more) != 1 or len(b.gates) != len(a.gates) + 1:
             return None
         if set(a.lows) == set(b.lows):
             high = self._under(more[0], a.highs, b.highs, ("min", "max"), self.key_size)

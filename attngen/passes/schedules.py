@@ -19,26 +19,40 @@ def _config(m: int, n: int, warps: int, stages: int, descriptors: bool = False) 
 _AMPERE: tuple[Row, ...] = (
     (192, (_config(128, 128, 8, 2), _config(128, 64, 8, 2))),
     (320, (_config(128, 64, 8, 2), _config(128, 32, 8, 2))),
-    (512, (_config(64, 16, 4, 2),)),
+    (512, (_config(32, 64, 4, 2), _config(32, 32, 4, 2))),
+    (1088, (_config(16, 64, 8, 2), _config(16, 32, 4, 2))),
+)
+_SMALL_SHARED: tuple[Row, ...] = (  # 100 KiB of shared memory: sm_86, sm_89, sm_120
+    (256, (_config(128, 64, 8, 2), _config(128, 32, 8, 2))),
+    (320, (_config(128, 32, 8, 2),)),
+    (512, (_config(32, 64, 4, 2), _config(32, 32, 4, 2))),
+    (1088, (_config(16, 32, 4, 2),)),
 )
 _HOPPER: tuple[Row, ...] = (
-    (192, (_config(64, 128, 4, 2, True), _config(128, 128, 8, 2, True))),
+    (192, (_config(64, 128, 4, 2, True), _config(128, 64, 8, 2, True))),
     (320, (_config(128, 128, 8, 2, True), _config(128, 64, 8, 2, True))),
     (512, (_config(128, 64, 8, 2, True), _config(64, 64, 4, 2, True))),
     (1088, (_config(64, 32, 8, 2, True),)),
 )
 _BLACKWELL: tuple[Row, ...] = (
     (128, (_config(128, 128, 8, 2, True), _config(64, 128, 4, 2, True))),
-    (192, (_config(128, 64, 4, 2, True), _config(128, 128, 8, 2, True))),
-    (320, (_config(64, 64, 4, 2, True), _config(128, 64, 8, 2, True))),
+    (192, (_config(128, 64, 4, 2, True), _config(128, 64, 8, 2, True))),
+    (320, (_config(128, 64, 8, 2, True), _config(64, 64, 4, 2, True))),
     (512, (_config(128, 64, 8, 2, True), _config(64, 64, 4, 2, True))),
     (1088, (_config(64, 32, 8, 2, True),)),
 )
 _CDNA: tuple[Row, ...] = (
-    (128, (_config(128, 128, 4, 2), _config(128, 64, 4, 2))),
     (320, (_config(128, 64, 4, 2), _config(128, 32, 4, 2))),
     (512, (_config(128, 32, 4, 2), _config(64, 32, 4, 2))),
+    (1088, (_config(16, 16, 4, 2),)),
 )
+# fp32 products without tensor cores: small tiles, or the accumulators spill
+_NVIDIA_FP32: tuple[Row, ...] = (
+    (128, (_config(32, 32, 4, 2),)),
+    (320, (_config(32, 16, 4, 2),)),
+    (512, (_config(16, 16, 4, 2),)),
+)
+_AMD_FP32: tuple[Row, ...] = ((128, (_config(128, 32, 4, 2),)), (256, (_config(64, 32, 4, 2),)))
 _ANY: tuple[Row, ...] = (
     (256, (_config(64, 32, 4, 1),)),
     (512, (_config(32, 32, 4, 1),)),
@@ -47,21 +61,27 @@ _ANY: tuple[Row, ...] = (
 _CPU = (_config(64, 64, 4, 1), _config(32, 64, 4, 1, True))
 _TARGETS: dict[str, tuple[Row, ...]] = {
     "sm_80/16": _AMPERE,
-    "sm_86/16": _AMPERE,
-    "sm_89/16": _AMPERE,
+    "sm_86/16": _SMALL_SHARED,
+    "sm_89/16": _SMALL_SHARED,
     "sm_90/16": _HOPPER,
     "sm_100/16": _BLACKWELL,
-    "sm_120/16": _AMPERE,
+    "sm_120/16": _SMALL_SHARED,
     "gfx942/16": _CDNA,
     "gfx950/16": _CDNA,
+    **dict.fromkeys(("sm_80/32", "sm_86/32", "sm_89/32", "sm_90/32", "sm_100/32", "sm_120/32"), _NVIDIA_FP32),
+    **dict.fromkeys(("gfx942/32", "gfx950/32"), _AMD_FP32),
 }
 
 
-def configurations(qk_dim: int, v_dim: int) -> Choices:
-    """Return schedules keyed ``target/bits``, best first; ``default`` serves devices and element sizes not listed."""
+def configurations(qk_dim: int, v_dim: int, *, reads_per_element: bool = False) -> Choices:
+    """Return schedules keyed ``target/bits``, best first; ``default`` serves devices and element sizes not listed.
+
+    A kernel that reads tensors per element (``reads_per_element``) needs registers of its own: the smaller tile comes first.
+    """
     columns = qk_dim + v_dim
     found = [(name, _choices(rows, columns)) for name, rows in _TARGETS.items()]
-    return (("default", _choices(_ANY, columns)), ("cpu", _CPU), *((n, c) for n, c in found if c))
+    listed = [(n, c[::-1] if reads_per_element else c) for n, c in found if c]
+    return (("default", _choices(_ANY, columns)), ("cpu", _CPU), *listed)
 
 
 def _choices(rows: tuple[Row, ...], columns: int) -> tuple[Config, ...]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from attngen.errors import InternalError, PlanError
-from attngen.ir.expr import Const
+from attngen.ir.expr import Const, Element, symbols, walk
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Address, Contract, Finish, Fold, Input, Launch, Load, Node, Slice, Store
+from attngen.ir.nodes import Address, Contract, Finish, Fold, Input, Launch, Load, Map, Node, Slice, Store
 from attngen.passes.schedules import configurations
 
 
@@ -127,5 +127,12 @@ def _launch(graph: Graph, stores: tuple[str, ...], address: Address) -> Launch:
         rows="packed" if address == "packed" else "dense",
         tile_axis="Sq",
         program_axes=("Hq", "B"),
-        configs=configurations(dims[0], dims[1]),
+        configs=configurations(dims[0], dims[1], reads_per_element=_reads_per_element(graph)),
     )
+
+
+def _reads_per_element(graph: Graph) -> bool:
+    """Whether a formula reads a captured tensor at a place that varies along both axes of a tile."""
+    formulas = [node.expr for _, node in graph.all(Map)] + [node.domain.mask for _, node in graph.all(Fold)]
+    elements = [e for f in formulas for e in walk(f) if isinstance(e, Element)]
+    return any(symbols(e) & {"i", "row"} and "j" in symbols(e) for e in elements)
