@@ -10,7 +10,9 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-golden", action="store_true", help="write what tests produce as their new goldens")
+    parser.addoption(
+        "--update-golden", action="store_true", help="write what tests produce as their new goldens"
+    )
 
 
 @pytest.fixture(autouse=True, scope="session")

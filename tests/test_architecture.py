@@ -43,7 +43,12 @@ def imports(path: Path) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("attngen"):
-            found |= {f"{node.module}.{a.name}" if node.module in ("attngen", "attngen.reference") else str(node.module) for a in node.names}
+            found |= {
+                f"{node.module}.{a.name}"
+                if node.module in ("attngen", "attngen.reference")
+                else str(node.module)
+                for a in node.names
+            }
         elif isinstance(node, ast.Import):
             found |= {a.name for a in node.names if a.name.startswith("attngen")}
     return found
@@ -59,7 +64,9 @@ def test_imports_go_one_way(path):
         assert not imports(path)
         return
     used = {layer(m) for m in imports(path)} - {own}
-    assert used <= ALLOWED[own], f"{path.relative_to(ROOT)}: {own} must not import {sorted(used - ALLOWED[own])}"
+    assert used <= ALLOWED[own], (
+        f"{path.relative_to(ROOT)}: {own} must not import {sorted(used - ALLOWED[own])}"
+    )
 
 
 def test_only_build_reads_specs():
@@ -72,7 +79,9 @@ def test_nothing_evaluates_text():
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
-                name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                name = (
+                    node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                )
                 # the CPU layer runs Triton's own rewritten source, as Triton's interpreter does; no text of a user
                 rewrites_triton = path.name == "language.py" and name == "exec"
                 assert name not in banned or rewrites_triton, f"{path}:{node.lineno}"
@@ -88,5 +97,7 @@ def test_nothing_evaluates_text():
 )
 def test_core_needs_neither_torch_nor_triton(code):
     program = f"{code}\nimport sys; print(sorted({{'torch', 'triton', 'sympy'}} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT.parent, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT.parent, check=True
+    )
     assert done.stdout.strip() == "[]"

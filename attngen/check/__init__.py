@@ -1,1 +1,1 @@
-"""Checking a spec on this machine: formula, graph, passes and kernel must say the same; the first that differs is named."""
+"""Checking a spec on this machine: formula, graphs and kernel must agree; the first that differs is named."""

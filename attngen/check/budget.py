@@ -1,9 +1,10 @@
 """How far a kernel may be from the truth: derived from the data, never a constant.
 
-The yardstick is what an eager torch model makes of the same values in fp32 (`reference(precision="same")`), since a kernel
-accumulates in fp32 whatever the dtype of its tensors. A kernel may be twice as far from the oracle, and 16-bit tensors
-cost two roundings more: of the probabilities and of the output, half an ulp each. For bf16 this is tighter than twice the
-error of an eager bf16 model, whose scores are rounded too (near -2.5e5 all to one number).
+The yardstick is what an eager torch model makes of the same values in fp32 (`reference(precision="same")`),
+since a kernel accumulates in fp32 whatever the dtype of its tensors. A kernel may be twice as far from the
+oracle, and 16-bit tensors cost two roundings more: of the probabilities and of the output, half an ulp each.
+For bf16 this is tighter than twice the error of an eager bf16 model, whose scores are rounded too (near
+-2.5e5 all to one number).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from attngen.check.problem import Problem
@@ -10,10 +11,10 @@ from attngen.check.uses import constants, must_be_positive
 from attngen.spec import Param, Spec
 
 NEAR: Final = 256
-"""Constants of a mask up to here are met by ordinary lengths, larger ones by few queries at the end of many keys."""
+"""Constants of a mask up to here are met by ordinary lengths, larger ones by few queries after many keys."""
 FAR: Final = 16_384
 
-INT_VALUES: Final = (7, 1, 16, 0, 40, 3, 64, -2, 1000)
+INT_VALUES: Final = (7, 1, 16, 0, 40, 64, 3, -2, 1000, 30, 20, 11)
 FLOAT_VALUES: Final = (0.5, 1.0, 30.0, 0.0, 2.5, -1.5)
 
 
@@ -36,6 +37,7 @@ def _dense(spec: Spec) -> list[Problem]:
         Problem(name="whole tiles", lengths=((64, 64),), strides="padded"),
         Problem(name="shared keys", lengths=((9, 33),) * 2, strides="expanded"),
         Problem(name="large logits", lengths=((33, 49),), values="large"),
+        Problem(name="many tiles", lengths=((97, 113),)),
         Problem(name="no keys", lengths=((5, 0),)),
         Problem(name="no queries", lengths=((0, 7),)),
         Problem(name="empty batch", lengths=()),
@@ -51,7 +53,9 @@ def _beyond(numbers: Sequence[int], few: bool) -> list[Problem]:
         keys = near[-1] + 45
         made.append(Problem(name=f"past {near[-1]}", lengths=((min(keys, 33 if few else 70), keys),)))
     far = [n for n in numbers if NEAR < n <= FAR]
-    made += [Problem(name=f"past {n}", lengths=((17, n + 9),)) for n in far[-2:]]
+    for n in far[-2:]:
+        made.append(Problem(name=f"past {n}", lengths=((17, n + 9),)))
+        made.append(Problem(name=f"past {n}, large logits", lengths=((17, n + 9),), values="large"))
     return made
 
 
@@ -65,6 +69,7 @@ def _packed() -> list[Problem]:
         Problem(name="shared keys", lengths=((9, 30), (17, 20)), kv_heads=2, strides="expanded"),
         Problem(name="many short", lengths=((1, 1), (2, 3)) * 4, strides="swapped"),
         Problem(name="large logits", lengths=((20, 33), (7, 40)), values="large"),
+        Problem(name="many tiles", lengths=((97, 113),)),
         Problem(name="only empty", lengths=((0, 0), (0, 0))),
         Problem(name="no keys", lengths=((3, 0), (2, 0))),
         Problem(name="no sequences", lengths=()),
@@ -76,7 +81,7 @@ def _with_params(spec: Spec, number: int, problem: Problem) -> Problem:
         (param.name, _value(spec, param, number + 3 * at))
         for at, param in enumerate(p for p in spec.params if p.runtime)
     )
-    return Problem(**{**vars(problem), "params": params, "seed": number})
+    return replace(problem, params=params, seed=number)
 
 
 def _value(spec: Spec, param: Param, number: int) -> int | float:

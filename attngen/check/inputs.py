@@ -17,7 +17,7 @@ LARGE_SCORE = 2.5e5
 
 
 def make_inputs(spec: Spec, problem: Problem, dtype: torch.dtype) -> Inputs:
-    """Return q, k, v and all else that a call needs; the same problem gives the same values in every dtype."""
+    """Return q, k, v and all else that a call needs; a problem gives the same values in every dtype."""
     source = torch.Generator().manual_seed(problem.seed)
     inputs = _qkv(spec, problem, dtype, source)
     if spec.layout == "thd":
@@ -79,7 +79,9 @@ def _values(
 
 def _only_used(values: Tensor, problem: Problem) -> Tensor:
     """NaN in the keys and values that seqused_k leaves out."""
-    for start, (_, length), used in zip(problem.starts("k"), problem.lengths, problem.used_k or (), strict=False):
+    for start, (_, length), used in zip(
+        problem.starts("k"), problem.lengths, problem.used_k or (), strict=False
+    ):
         values[start + used : start + length] = float("nan")
     return values
 

@@ -42,7 +42,7 @@ FAR: Final = (Tiling(16, 128), Tiling(32, 256))
 
 
 def tilings(number: int, inputs: dict[str, Any]) -> tuple[Tiling, Tiling]:
-    """Return the two tilings of a spec's problem by its number; descriptors only where the tensors allow them."""
+    """Return the two tilings of a problem by its number; descriptors only where the tensors allow them."""
     keys: Tensor = inputs["k"]
     if keys.numel() and inputs["q"].shape[-3:-1].numel() < 2**11 and max(keys.shape[:-1]) > 2**9:
         return FAR
@@ -54,7 +54,8 @@ def _fits(inputs: dict[str, Any]) -> bool:
     """Descriptors need bases and strides that are multiples of 16 bytes, and strides that are not 0."""
     tensors: list[Tensor] = [inputs[name] for name in ("k", "v") if name in inputs]
     return all(
-        t.data_ptr() % 16 == 0 and all(s * t.element_size() % 16 == 0 for s in t.stride()[:-1]) for t in tensors
+        t.data_ptr() % 16 == 0 and all(s * t.element_size() % 16 == 0 for s in t.stride()[:-1])
+        for t in tensors
     )
 
 
@@ -67,13 +68,15 @@ def run_tiling(spec: Spec, module: ModuleType, inputs: dict[str, Any], tiling: T
     """Launch the kernel with tiles of our choice."""
     defaults: dict[str, Any] = {"softmax_scale": spec.head_dim.qk**-0.5, "seqused_k": None}
     names = [name for name in inspect.signature(module.launch).parameters if name != "config"]
-    return module.launch(**{name: inputs.get(name, defaults.get(name)) for name in names}, config=tiling.config())
+    return module.launch(
+        **{name: inputs.get(name, defaults.get(name)) for name in names}, config=tiling.config()
+    )
 
 
 def variants(
     spec: Spec, module: ModuleType, inputs: dict[str, Any], number: int
 ) -> Iterator[tuple[str, Results]]:
-    """Run a kernel in the ways that must give the oracle's numbers; the checked ways with overflow faults on."""
+    """Run a kernel in the ways that must give the oracle's numbers; now and then overflow is a fault."""
     first, second = tilings(number, inputs)
     with overflow_checks(number % 3 == 0):
         yield f"kernel {first}", run_tiling(spec, module, inputs, first)

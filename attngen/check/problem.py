@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Literal
@@ -23,8 +24,9 @@ class Problem:
         used_k: packed: only so many keys of each sequence; the others hold NaN.
         spare: how far max_seqlen_q and max_seqlen_k lie above the longest sequence.
         values: "normal" is random; "large" has scores near -2.5e5 that differ by little.
-        strides: how tensors lie in memory. "padded" and "odd" put them into larger buffers full of NaN, with row strides
-            that are aligned to 16 bytes or not; "swapped" has heads and tokens exchanged; "expanded" repeats with stride 0.
+        strides: how tensors lie in memory. "padded" and "odd" put them into larger buffers full of NaN, with
+            row strides that are aligned to 16 bytes or not; "swapped" has heads and tokens exchanged;
+            "expanded" repeats with stride 0.
         seed: of all random values.
     """
 
@@ -74,4 +76,9 @@ class Problem:
     def __str__(self) -> str:
         data = self.as_json()
         name = data.pop("name")
-        return f"{name} (" + ", ".join(f"{key} {value}" for key, value in data.items() if value not in ({}, [])) + ")"
+        return f"{name} ({in_words(data)})"
+
+
+def in_words(data: Mapping[str, Any]) -> str:
+    """Say what a problem's data is, without what is empty."""
+    return ", ".join(f"{key} {value}" for key, value in data.items() if value not in ({}, []))

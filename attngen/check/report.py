@@ -35,12 +35,13 @@ class Comparison:
         return self.error / self.budget if self.budget else math.inf
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.tensor} differs by {self.error:.3g}, allowed is {self.budget:.3g} ({self.dtype})"
+        numbers = f"differs by {self.error:.3g}, allowed is {self.budget:.3g}"
+        return f"{self.what}: {self.tensor} {numbers} ({self.dtype})"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What is wrong with a spec, or with attngen: the first equality that breaks, on the smallest problem found."""
+    """What is wrong: the first equality that breaks, on the smallest problem found."""
 
     layer: Layer
     message: str

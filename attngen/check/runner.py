@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from attngen.check.report import Fault, SpecReport, joined
+from attngen.check.report import Fault, Layer, SpecReport, joined
 from attngen.spec import Spec
+
+if TYPE_CHECKING:
+    from attngen.check.problem import Problem
+    from attngen.check.triangle import Broken, Subject
 
 
 @dataclass(frozen=True)
@@ -47,16 +53,26 @@ def _run_all(todo: Sequence[Task], workers: int) -> Iterator[tuple[int, SpecRepo
         yield from ((index, check_task(task)) for index, task in enumerate(todo))
         return
     # A fresh process each: torch's threads and Triton's interpreter do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context)
+    others = set(multiprocessing.active_children())
+    # Ctrl-C reaches the workers too; they end without a word.
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         running = {pool.submit(check_task, task): index for index, task in enumerate(todo)}
         waiting: set[Future[SpecReport]] = set(running)
         while waiting:
             ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             yield from ((running[future], future.result()) for future in ended)
-    finally:
+        pool.shutdown()
+    except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
 
 
 def check_task(task: Task) -> SpecReport:
@@ -69,7 +85,11 @@ def check_task(task: Task) -> SpecReport:
     torch.set_num_threads(1)
     start = time.monotonic()
     report = SpecReport(name=task.spec.name, path=task.path, dtypes=[task.dtype])
-    subject = Subject.of(task.spec)
+    try:
+        subject = Subject.of(task.spec)
+    except Broken as broken:
+        report.faults.append(_described(task, broken.layer, str(broken), {}))
+        return report
     for number, problem in enumerate(problems(task.spec)):
         report.problems += 1
         try:
@@ -81,15 +101,12 @@ def check_task(task: Task) -> SpecReport:
     return report
 
 
-def _fault(subject: object, task: Task, number: int, broken: Exception) -> Fault:
+def _fault(subject: Subject, task: Task, number: int, broken: Broken) -> Fault:
     """Shrink a failing problem and describe it."""
     from attngen.check.cases import problems
-    from attngen.check.problem import Problem
     from attngen.check.shrink import shrink
-    from attngen.check.triangle import Broken, Subject, check_problem, guilty_pass
+    from attngen.check.triangle import Broken, check_problem, guilty_pass
 
-    assert isinstance(subject, Subject)
-    assert isinstance(broken, Broken)
     last = broken
 
     def fails(candidate: Problem) -> bool:
@@ -97,20 +114,18 @@ def _fault(subject: object, task: Task, number: int, broken: Exception) -> Fault
         try:
             check_problem(subject, candidate, task.dtype, number)
         except Broken as error:
-            if error.layer != broken.layer:
-                return False
-            last = error
-            return True
+            if error.layer == broken.layer:
+                last = error
+                return True
         return False
 
     smallest = shrink(problems(task.spec)[number], fails)
     message = str(last)
     if broken.layer == "passes" and (name := guilty_pass(subject, smallest, task.dtype)):
         message = f"pass {name}: {message}"
-    return Fault(
-        layer=broken.layer,
-        message=message,
-        problem=smallest.as_json(),
-        dtype=task.dtype,
-        spec_yaml=yaml.safe_dump(task.spec.canonical(), sort_keys=False),
-    )
+    return _described(task, broken.layer, message, smallest.as_json())
+
+
+def _described(task: Task, layer: Layer, message: str, problem: dict[str, Any]) -> Fault:
+    text = yaml.safe_dump(task.spec.canonical(), sort_keys=False)
+    return Fault(layer=layer, message=message, problem=problem, dtype=task.dtype, spec_yaml=text)

@@ -49,7 +49,8 @@ def _simpler(problem: Problem) -> Iterator[Problem]:
 def _shorter(problem: Problem) -> Iterator[Problem]:
     lengths = problem.lengths
     if len(lengths) > 1:
-        yield from (replace(problem, lengths=half) for half in (lengths[: len(lengths) // 2], lengths[len(lengths) // 2 :]))
+        middle = len(lengths) // 2
+        yield from (replace(problem, lengths=half) for half in (lengths[:middle], lengths[middle:]))
         if len(set(lengths)) > 1:
             yield from (replace(problem, lengths=lengths[:n] + lengths[n + 1 :]) for n in range(len(lengths)))
     for side in (0, 1):

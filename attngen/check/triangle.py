@@ -1,4 +1,4 @@
-"""The equalities of one problem: oracle = semantic graph = scheduled graph, and kernel within its budget of the oracle."""
+"""The equalities of one problem: oracle = semantic graph = scheduled graph; the kernel is within its budget."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attngen.check.inputs import Inputs, make_inputs
 from attngen.check.kernels import Results, run_reversed, variants
 from attngen.check.problem import Problem
 from attngen.check.report import Comparison, Layer
-from attngen.errors import CheckError
+from attngen.errors import CheckError, LoadError, PlanError
 from attngen.ir.graph import Graph
 from attngen.passes.build import build
 from attngen.passes.pipeline import PIPELINE, run
@@ -46,9 +46,16 @@ class Subject:
 
     @classmethod
     def of(cls, spec: Spec, *, kernel: bool = True) -> Subject:
-        """Build the graphs of a spec, and its module unless only graphs are wanted."""
-        semantic = build(spec)
-        return cls(spec, semantic, run(semantic), build_module(spec) if kernel else None)
+        """Build the graphs of a spec, and its module unless only graphs are wanted.
+
+        Raises:
+            UserError: the spec has no kernel in this version.
+            Broken: a layer fails.
+        """
+        semantic = _guarded("build", lambda: build(spec))
+        scheduled = _guarded("passes", lambda: run(semantic))
+        module = _guarded("emission", lambda: build_module(spec, interpret=True)) if kernel else None
+        return cls(spec, semantic, scheduled, module)
 
 
 def check_problem(subject: Subject, problem: Problem, dtype: str, number: int = 0) -> list[Comparison]:
@@ -117,9 +124,11 @@ def _kernels(
 
 
 def _guarded(layer: Layer, action: Callable[[], Any]) -> Any:
-    """Run a layer; whatever it raises is that layer's fault."""
+    """Run a layer; whatever it raises is that layer's fault, except what the user can mend."""
     try:
         return action()
+    except (PlanError, LoadError):
+        raise
     except Exception as error:
         cause = error.__cause__ or error
         raise Broken(layer, f"{type(cause).__name__}: {cause}") from error
@@ -163,6 +172,7 @@ def guilty_pass(subject: Subject, problem: Problem, dtype: str) -> str:
                 out, lse = interpret(graph, inputs, block_m=m, block_n=n)
             except Exception:
                 return step.name
-            if max_error(out, known.out) > known.exact["out"] or max_error(lse, known.lse) > known.exact["lse"]:
+            errors = {"out": max_error(out, known.out), "lse": max_error(lse, known.lse)}
+            if any(error > known.exact[tensor] for tensor, error in errors.items()):
                 return step.name
     return ""

@@ -35,21 +35,23 @@ def must_be_positive(spec: Spec, param: Param) -> bool:
 
 
 def constants(spec: Spec) -> list[int]:
-    """Return the positive whole numbers of the mask, compiled-in params included: lengths beyond them matter."""
+    """Return the positive integers of the mask, compiled-in params too: lengths beyond them matter."""
     if spec.mask is None:
         return []
-    found = {n.value for n in ast.walk(spec.mask.tree) if isinstance(n, ast.Constant) and type(n.value) is int}
-    found |= {p.value for p in spec.params if isinstance(p.value, int) and p.name in spec.mask.names}
-    return sorted(n for n in found if isinstance(n, int) and n > 0)
+    found = {node.value for node in ast.walk(spec.mask.tree) if isinstance(node, ast.Constant)}
+    found |= {param.value for param in spec.params if param.name in spec.mask.names}
+    return sorted(n for n in found if type(n) is int and n > 0)
 
 
 def largest_number(spec: Spec) -> float:
-    """Return the largest number of the score formula: a cap of 50 makes scores whose rounding is that of 50."""
+    """Return the largest number of the score formula: a cap of 50 makes scores that round as 50 does."""
     if spec.score is None:
         return 0.0
-    inside = {id(n) for s in ast.walk(spec.score.tree) if isinstance(s, ast.Subscript) for n in ast.walk(s.slice)}
-    outside = [n for n in ast.walk(spec.score.tree) if id(n) not in inside]
-    found = [abs(n.value) for n in outside if isinstance(n, ast.Constant) and isinstance(n.value, int | float)]
+    nodes = list(ast.walk(spec.score.tree))
+    inside = {id(n) for s in nodes if isinstance(s, ast.Subscript) for n in ast.walk(s.slice)}
+    outside = [n for n in nodes if id(n) not in inside]
+    literals = [n.value for n in outside if isinstance(n, ast.Constant)]
+    found = [abs(value) for value in literals if isinstance(value, int | float)]
     named = {n.id for n in outside if isinstance(n, ast.Name)}
     found += [abs(p.value) for p in spec.params if p.value is not None and p.name in named]
     return float(max(found, default=0.0))

@@ -1,4 +1,4 @@
-"""The commands and their options. Each command imports what it needs, so that none starts slower than it must."""
+"""The commands and their options. Each imports what it needs, so that none starts slower than it must."""
 
 from __future__ import annotations
 
@@ -74,15 +74,16 @@ def schema_command() -> None:
 @app.command("explain")
 def explain_command(
     spec: SpecName,
-    seqlen_q: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Queries (packed: of all documents).")] = 4096,
+    seqlen_q: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="Queries (packed: of all documents).")
+    ] = 4096,
     seqlen_k: Annotated[
         int | None, typer.Option(min=0, max=2**31 - 1, help="Keys; as many as queries if not given.")
     ] = None,
-    documents: Annotated[
-        int, typer.Option(min=1, max=10_000_000, help="Documents of the example: packed sequences, or document ids.")
-    ] = 8,
+    documents: Annotated[int, typer.Option(min=1, max=10_000_000, help="Documents of the example.")] = 8,
     param: Annotated[
-        list[str] | None, typer.Option("--param", "-p", metavar="NAME=VALUE", help="Value of a run-time param.")
+        list[str] | None,
+        typer.Option("--param", "-p", metavar="NAME=VALUE", help="Value of a run-time param."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -104,9 +105,12 @@ def explain_command(
 @app.command("generate")
 def generate_command(
     specs: SpecNames = None,
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where modules go.")] = Path("generated"),
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where modules go.")] = Path(
+        "generated"
+    ),
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; print what would change, and exit 1 if anything would.")
+        bool,
+        typer.Option("--check", help="Write nothing; print what would change, and exit 1 if anything would."),
     ] = False,
 ) -> None:
     """Write the kernel modules of specs."""

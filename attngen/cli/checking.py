@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from attngen.check.problem import in_words
 from attngen.check.report import Fault, SpecReport
 from attngen.check.runner import Task, check_specs, tasks
 from attngen.cli.output import columns, print_json
@@ -19,7 +20,8 @@ def check_and_show(loaded: Sequence[tuple[Path, Spec]], *, as_json: bool, worker
     """Check specs, print what was found, and return whether all is well."""
     missing = [name for name in ("torch", "triton") if importlib.util.find_spec(name) is None]
     if missing:
-        raise LoadError(f"a check runs kernels, which needs {' and '.join(missing)}; pip install 'attngen[run]'")
+        needs = " and ".join(missing)
+        raise LoadError(f"a check runs kernels, which needs {needs}; pip install 'attngen[run]'")
     named = [(str(path), spec) for path, spec in loaded]
     reports = _with_progress(named, workers)
     passed = all(report.passed for report in reports)
@@ -41,7 +43,8 @@ def _with_progress(named: Sequence[tuple[str, Spec]], workers: int) -> list[Spec
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    shown = (TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    what = TextColumn("{task.description}")
+    shown = (TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), what)
     console = Console(file=sys.stderr)
     with Progress(*shown, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=len(tasks(named)))
@@ -56,8 +59,8 @@ def _with_progress(named: Sequence[tuple[str, Spec]], workers: int) -> list[Spec
 def _row(report: SpecReport) -> list[str]:
     verdict = "ok" if report.passed else "FAILED"
     kernels = [c for c in report.worst if c.layer == "emission"]
-    shares = {tensor: max((c.share for c in kernels if c.tensor == tensor), default=0.0) for tensor in ("out", "lse")}
-    used = f"of the error budget: out {shares['out']:.0%}, lse {shares['lse']:.0%}" if report.passed else ""
+    out, lse = (max((c.share for c in kernels if c.tensor == t), default=0.0) for t in ("out", "lse"))
+    used = f"of the error budget: out {out:.0%}, lse {lse:.0%}" if report.passed else ""
     return [
         verdict,
         report.name,
@@ -79,8 +82,7 @@ def _fault(report: SpecReport, fault: Fault) -> str:
     lines = [
         f"{report.path}: {guilty}",
         f"  {fault.message}",
-        f"  smallest failing problem: {problem.pop('name')}, {fault.dtype}: "
-        + ", ".join(f"{key} {value}" for key, value in problem.items() if value not in ({}, [])),
+        f"  smallest failing problem: {problem.pop('name', 'any')}, {fault.dtype}: {in_words(problem)}",
         "  spec:",
         *(f"    {line}" for line in fault.spec_yaml.splitlines()),
     ]

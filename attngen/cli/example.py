@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Final
 
 from attngen.errors import UserError, did_you_mean
@@ -16,7 +17,7 @@ MAX_LENGTH: Final = 2**31 - 1
 
 @dataclass(frozen=True)
 class Example:
-    """Lengths (of all documents together when packed), a number of documents, and values of run-time params."""
+    """Lengths (packed: of all documents together), a number of documents, and values of run-time params."""
 
     seqlen_q: int = 4096
     seqlen_k: int = 4096
@@ -71,16 +72,18 @@ def _shares(total: int, weights: Sequence[int]) -> list[int]:
     for weight in weights:
         passed += weight
         ends.append(total * passed // whole)
-    return [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    return [end - start for start, end in pairwise(ends)]
 
 
 def _check_params(spec: Spec, example: Example) -> None:
     known = [param.name for param in spec.params if param.runtime]
     for name in example.params:
         if any(param.name == name for param in spec.params if not param.runtime):
-            raise UserError(f"--param {name}: {spec.name} compiles {name} in; write `{name}: int` to give it at run time")
+            advice = f"write `{name}: int` in the spec to give it at run time"
+            raise UserError(f"--param {name}: {spec.name} compiles {name} in; {advice}")
         if name not in known:
-            raise UserError(f"--param {name}: {spec.name} has no such run-time param; {did_you_mean(name, known)}")
+            advice = did_you_mean(name, known)
+            raise UserError(f"--param {name}: {spec.name} has no such run-time param; {advice}")
 
 
 def _param(param: Param, example: Example) -> int | float:
@@ -98,9 +101,16 @@ def _param(param: Param, example: Example) -> int | float:
 
 
 def _tensor(captured: Captured, example: Example) -> tuple[Any, str]:
-    """A captured tensor as a function of its indices: document numbers where sorted, else a quarter of the keys."""
-    if captured.sorted:
-        size = max(1, example.seqlen_q if captured.axes[-1] in ("Sq", "Tq") else example.seqlen_k)
-        return lambda *at: at[-1] * example.documents // size, f"{example.documents} documents of equal length"
+    """A tensor as a function of its indices: document numbers where sorted, else a quarter of the keys."""
+    size = max(1, example.seqlen_q if captured.axes[-1] in ("Sq", "Tq") else example.seqlen_k)
     value = 0 if captured.type == "bool" else example.seqlen_k // 4
-    return lambda *at: at[0] * 0 + value, f"{value} everywhere"
+
+    def document(*at: Any) -> Any:
+        return at[-1] * example.documents // size
+
+    def constant(*at: Any) -> Any:
+        return at[0] * 0 + value
+
+    if captured.sorted:
+        return document, f"{example.documents} documents of equal length"
+    return constant, f"{value} everywhere"

@@ -9,7 +9,7 @@ from typing import Any, Final
 from attngen.cli.example import Assumed, Example, assume
 from attngen.cli.listing import mechanism
 from attngen.ir.expr import text
-from attngen.ir.graph import Graph, graph_text
+from attngen.ir.graph import graph_text
 from attngen.ir.nodes import Fold, Launch
 from attngen.ir.tile_ranges import tile_ranges
 from attngen.ir.tiles import Tiles
@@ -104,7 +104,7 @@ def _counts(spec: Spec, tiles: Tiles, launch: Launch, example: Example) -> dict[
         longest = max(range(len(q)), key=lambda n: (q[n], k[n]))
         one = {"seqlen_q": q[longest], "seqlen_k": k[longest]}
         packed = {"documents": example.documents, "pictured": one}
-    found = count(tiles, **lengths, **blocks, env=assumed.env)
+    found = count(tiles, **lengths, block_m=config.block_m, block_n=config.block_n, env=assumed.env)
     return {
         "seqlen_q": example.seqlen_q,
         "seqlen_k": example.seqlen_k,
@@ -123,7 +123,15 @@ def _picture(
 ) -> dict[str, Any]:
     from attngen.ir.tile_counts import tile_map
 
-    found = tile_map(tiles, **lengths, **blocks, env=assumed.env, limit=WIDTH)
+    found = tile_map(
+        tiles,
+        seqlen_q=lengths["seqlen_q"],
+        seqlen_k=lengths["seqlen_k"],
+        block_m=blocks["block_m"],
+        block_n=blocks["block_n"],
+        env=assumed.env,
+        limit=WIDTH,
+    )
     rows = ["".join(CHARACTERS[kind] for kind in row) for row in found.classes.tolist()]
     return {"block_m": found.block_m, "block_n": found.block_n, "rows": rows}
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 from attngen.cli.explain import CHARACTERS
 from attngen.cli.output import columns
@@ -37,9 +37,10 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} = {_value(inner)}" for name, inner in value.items())  # pyright: ignore[reportUnknownVariableType]
+        pairs = cast(dict[str, Any], value).items()
+        return ", ".join(f"{name} = {_value(inner)}" for name, inner in pairs)
     if isinstance(value, list):
-        return ", ".join(_value(inner) for inner in value)
+        return ", ".join(_value(inner) for inner in cast(list[Any], value))
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -54,21 +55,24 @@ def _mask(mask: Mapping[str, Any]) -> str:
         *(["note", note] for note in mask["notes"]),
     ]
     help_text = [
-        "A tile of queries i_lo..i_hi meets no key outside `may` and all of `must`; in between, a key counts if it",
-        "is inside the row limits and the residual holds. The loops walk tiles of BLOCK_N keys:",
+        "A tile of queries i_lo..i_hi meets no key outside `may` and all of `must`; in between, a key counts",
+        "if it is inside the row limits and the residual holds. The loops walk tiles of BLOCK_N keys:",
     ]
     return "\n".join([columns(rows), *help_text, *(f"  {line}" for line in mask["loops"])])
 
 
 def _tiles(tiles: Mapping[str, Any]) -> str:
     picture, pictured = tiles["map"], tiles.get("pictured")
-    lines = [_lengths(tiles), f"full {tiles['full']:,}, partial {tiles['partial']:,}, empty {tiles['empty']:,}"]
+    counts = f"full {tiles['full']:,}, partial {tiles['partial']:,}, empty {tiles['empty']:,}"
+    lines = [_lengths(tiles), counts]
     lines += [f"assumed: {_value(tiles['assumed'])}"] if tiles["assumed"] else []
     if pictured:
         lines.append(f"the longest document: {pictured['seqlen_q']} queries, {pictured['seqlen_k']} keys")
-    legend = ", ".join(f"{c} {word}" for c, word in zip(CHARACTERS, ("empty", "partial", "full"), strict=True))
-    lines.append(f"down queries, across keys, a character is {picture['block_m']} x {picture['block_n']}: {legend}")
-    return "\n".join([*lines, *_squeezed(picture["rows"])])
+    words = ("empty", "partial", "full")
+    legend = ", ".join(f"{c} {word}" for c, word in zip(CHARACTERS, words, strict=True))
+    size = f"{picture['block_m']} x {picture['block_n']}"
+    lines.append(f"down queries, across keys, a character is {size}: {legend}")
+    return "\n".join([*lines, *(f"  {row}" for row in picture["rows"])])
 
 
 def _lengths(tiles: Mapping[str, Any]) -> str:
@@ -78,16 +82,12 @@ def _lengths(tiles: Mapping[str, Any]) -> str:
     return f"{lengths}, tiles of {tiles['block_m']} x {tiles['block_n']}, one head"
 
 
-def _squeezed(rows: Iterable[str]) -> list[str]:
-    """Rows with a margin."""
-    return [f"  {row}" for row in rows]
-
-
 def _schedules(schedules: Mapping[str, list[dict[str, Any]]]) -> str:
     rows: list[list[str]] = []
     for target, choices in schedules.items():
         for number, config in enumerate(choices):
-            shown = f"{config['block_m']} x {config['block_n']}, {config['num_warps']} warps, {config['num_stages']} stages"
+            shown = f"{config['block_m']} x {config['block_n']}"
+            shown += f", {config['num_warps']} warps, {config['num_stages']} stages"
             shown += ", descriptors" if config["use_descriptors"] else ""
             rows.append([target if not number else "", shown])
     return columns(rows)

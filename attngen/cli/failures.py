@@ -1,7 +1,7 @@
 """What any failure of a command becomes: one message on stderr and an exit code. There is no other mechanism.
 
-0 good, 1 a check failed, 2 a mistake of the user (one message, no traceback), 3 a bug of attngen (with what to report).
-A reader that closed the pipe gives 141 and Ctrl-C gives 130, as shells have it.
+0 good, 1 a check failed, 2 a mistake of the user (one message, no traceback), 3 a bug of attngen (with what
+to report). A reader that closed the pipe gives 141 and Ctrl-C gives 130, as shells have it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import traceback
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import typer
 from typer.core import TyperGroup
@@ -25,7 +25,9 @@ INTERRUPTED: Final = 130
 CLOSED_PIPE: Final = 141
 
 # The base of usage errors has no public name: it is the last class of typer's own before Exception.
-_USAGE_ERROR: Final = next(c for c in typer.BadParameter.__mro__ if c.__bases__ == (Exception,))
+_USAGE_ERROR: Final = cast(
+    type[Exception], next(c for c in typer.BadParameter.__mro__ if c.__bases__ == (Exception,))
+)
 _OF_TYPER: Final = (typer.Exit, typer.Abort, _USAGE_ERROR)
 
 

@@ -28,8 +28,8 @@ params: {{window: 256}}
 # What else there is; take away the "# " to use it:
 # layout: bhsd                       # order of axes: bshd (default) | bhsd | thd (packed sequences)
 # score: 50 * tanh(s / 50)           # a formula of the scaled score s
-# sinks: true                        # a learned score per head that takes part in the sum, argument sinks [Hq]
-# captured: {{slopes: {{dtype: float32, axes: [Hq]}}}}    # a tensor of the formulas: score: s + slopes[h] * (j - i)
+# sinks: true                        # a learned score per head that joins the sum, argument sinks [Hq]
+# captured: {{slopes: {{dtype: float32, axes: [Hq]}}}}   # a tensor of formulas: s + slopes[h] * (j - i)
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from attngen.emit.interface import Interface, interface
@@ -11,7 +12,20 @@ from attngen.errors import InternalError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Apply, Const, Expr, Symbol
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Config, Contract, Finish, Fold, Input, Launch, Lift, Load, Map, Merge, Slice, Store
+from attngen.ir.nodes import (
+    Config,
+    Contract,
+    Finish,
+    Fold,
+    Input,
+    Launch,
+    Lift,
+    Load,
+    Map,
+    Merge,
+    Slice,
+    Store,
+)
 from attngen.ir.tile_ranges import Range, Ranges, tile_ranges
 
 
@@ -149,7 +163,7 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
         regenerate=regenerate,
         title=f"{provenance.name}: {provenance.summary}" if provenance.summary else provenance.name,
         description=_description(graph, parts),
-        digest=provenance.digest,
+        digest=graph.digest(),
         spec_json=json.dumps(json.loads(provenance.spec), indent=2, sort_keys=True, ensure_ascii=True),
         manifest_json=json.dumps(_manifest(graph, parts, face), indent=2, ensure_ascii=True),
         interface=face,
@@ -160,7 +174,7 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
         mask_text=ex.text(parts.fold.domain.mask),
         batch_word="sequence" if parts.launch.rows == "packed" else "batch entry",
         is_packed=parts.launch.rows == "packed",
-        prologue=tuple(printer.prologue),
+        prologue=_with_positions(printer.prologue, loops),
         columns=_columns(parts),
         bases=_bases(parts)[:-2],
         out_bases=_bases(parts)[-2:],
@@ -229,13 +243,17 @@ def _table(parts: _Parts, face: Interface, main: Printer) -> Table:
     printer = Printer(main.captured, helpers=main.helpers)
     plan = _planned(parts, printer)
     full = (_loop("full", plan.full, (), parts, printer),) if plan.full else ()
-    partial = (_loop("partial", plan.partial, _mask_lines(parts, printer)[0], parts, printer),) if plan.partial else ()
+    partial = (
+        (_loop("partial", plan.partial, _mask_lines(parts, printer)[0], parts, printer),)
+        if plan.partial
+        else ()
+    )
     names = ex.symbols(parts.fold.domain.mask)
     by_head, by_batch = bool(names & {"h", "hk"}), "b" in names or parts.launch.rows == "packed"
     rows = {(True, True): "program", (True, False): "b * num_tiles_m + tile_m"}
     rows |= {(False, True): "h * num_tiles_m + tile_m", (False, False): "tile_m"}
     return Table(
-        tuple(printer.prologue),
+        _with_positions(printer.prologue, (*full, *partial)),
         full,
         partial,
         rows[by_batch, by_head],
@@ -261,7 +279,8 @@ def _loop(
     kind: str, found: tuple[Range, ...], scores: tuple[str, ...], parts: _Parts, printer: Printer
 ) -> Loop:
     bounds = [
-        (_named(printer, f"{kind}_lo_{n}", r.lo), _named(printer, f"{kind}_hi_{n}", r.hi)) for n, r in enumerate(found)
+        (_named(printer, f"{kind}_lo_{n}", r.lo), _named(printer, f"{kind}_hi_{n}", r.hi))
+        for n, r in enumerate(found)
     ]
     if len(bounds) == 1:
         return _walk(kind, (), "tile_n", *bounds[0], (), scores, parts)
@@ -269,7 +288,9 @@ def _loop(
     find = [f"tile_n = {bounds[0][0]} + step"]
     for n, (begin, end) in list(enumerate(bounds))[1:]:
         before.append(f"{kind}_end_{n} = {kind}_end_{n - 1} + tl.maximum({end} - {begin}, 0)")
-        find.append(f"tile_n = tl.where(step < {kind}_end_{n - 1}, tile_n, {begin} + step - {kind}_end_{n - 1})")
+        find.append(
+            f"tile_n = tl.where(step < {kind}_end_{n - 1}, tile_n, {begin} + step - {kind}_end_{n - 1})"
+        )
     last = f"{kind}_end_{len(bounds) - 1}"
     return _walk(kind, tuple(before), "step", "0", last, tuple(find), scores, parts)
 
@@ -285,10 +306,16 @@ def _walk(
     parts: _Parts,
 ) -> Loop:
     masked = kind == "partial"
-    comment = "tiles that the mask cuts, or that reach past the last key" if masked else "full tiles: no mask arithmetic"
+    comment = (
+        "tiles that the mask cuts, or that reach past the last key"
+        if masked
+        else "full tiles: no mask arithmetic"
+    )
     valid = "key_valid" if masked else ""
     values = _chunks(parts.v, "e", valid, "k" if parts.v_in_k else "v")
-    return Loop(comment, before, counter, begin, end, find, masked, scores, _chunks(parts.k, "d", valid), values)
+    return Loop(
+        comment, before, counter, begin, end, find, masked, scores, _chunks(parts.k, "d", valid), values
+    )
 
 
 def _named(printer: Printer, name: str, bound: Expr) -> str:
@@ -339,9 +366,19 @@ def _needs_j(body: Body, value: str) -> list[str]:
     return ["j = start_n + rows_n"] if _mentions_j([*body.lines, value]) else []
 
 
+def _words(lines: Iterable[str]) -> set[str]:
+    return set("".join(c if c.isalnum() or c == "_" else " " for c in " ".join(lines)).split())
+
+
 def _mentions_j(lines: list[str]) -> bool:
-    words = "".join(c if c.isalnum() or c == "_" else " " for c in " ".join(lines)).split()
-    return "j" in words
+    return "j" in _words(lines)
+
+
+def _with_positions(prologue: list[str], loops: tuple[Loop, ...]) -> tuple[str, ...]:
+    """Put the rows' positions on the key axis in front, where anything uses them."""
+    used = _words([*prologue, *(line for loop in loops for line in loop.scores)])
+    lines = ["shift = seqlen_k - seqlen_q"] if used & {"i", "shift"} else []
+    return (*lines, *(["i = row + shift"] if "i" in used else []), *prologue)
 
 
 def _row_limits(lo: Expr, hi: Expr, printer: Printer) -> list[str]:
@@ -398,7 +435,11 @@ def _bases(parts: _Parts) -> tuple[str, ...]:
         if name == "v" and parts.v_in_k:
             continue
         start = "q_start" if head == "h" else "k_start"
-        terms = [f"tl.cast({start}, tl.int64) * stride_{short}s" if packed else f"tl.cast(b, tl.int64) * stride_{short}b"]
+        terms = [
+            f"tl.cast({start}, tl.int64) * stride_{short}s"
+            if packed
+            else f"tl.cast(b, tl.int64) * stride_{short}b"
+        ]
         terms.append(f"tl.cast({head}, tl.int64) * stride_{short}h")
         lines.append(f"{name}_base = {name} + {' + '.join(terms)}")
     where = "q_start" if packed else "tl.cast(b, tl.int64) * stride_lb"
@@ -449,7 +490,9 @@ def _manifest(graph: Graph, parts: _Parts, face: Interface) -> dict[str, object]
     return {
         "mechanism": "packed" if parts.launch.rows == "packed" else "dense",
         "compiled_in": _compiled_in(graph, spec),
-        "run_time": [n for n, kind in face.kernel_types if not kind.startswith("*") and not n.startswith("stride")],
+        "run_time": [
+            n for n, kind in face.kernel_types if not kind.startswith("*") and not n.startswith("stride")
+        ],
         "mask": {
             "may": [str(i) for i in tiles.may],
             "must": [str(i) for i in tiles.must],
@@ -468,7 +511,10 @@ def _kernels(parts: _Parts, face: Interface) -> dict[str, object]:
         "_attention_forward": {"arguments": dict(face.kernel_types), "constants": list(face.kernel_constants)}
     }
     if parts.fold.domain.table:
-        kernels["_mask_table"] = {"arguments": dict(face.table_types), "constants": list(face.table_constants)}
+        kernels["_mask_table"] = {
+            "arguments": dict(face.table_types),
+            "constants": list(face.table_constants),
+        }
     return kernels
 
 

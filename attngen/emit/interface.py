@@ -10,7 +10,12 @@ from attngen.ir.graph import Graph
 from attngen.ir.nodes import Axis, Fold, Input, Launch, Map
 
 LENGTHS = {"seqlen_q": "seqlen_q", "seqlen_k": "seqlen_k", "batch": "batch"}
-LENGTHS |= {"num_q_heads": "num_q_heads", "num_kv_heads": "num_kv_heads", "total_q": "total_q", "total_k": "total_k"}
+LENGTHS |= {
+    "num_q_heads": "num_q_heads",
+    "num_kv_heads": "num_kv_heads",
+    "total_q": "total_q",
+    "total_k": "total_k",
+}
 DIMS = {"b": "batch", "s": "sequence", "h": "heads", "d": "head dim", "t": "tokens"}
 
 
@@ -92,12 +97,20 @@ class _Builder:
             kernel_arguments=tuple(name for name, _, _ in arguments),
             kernel_types=tuple((name, kind) for name, kind, _ in arguments),
             kernel_constants=tuple(name for name, _ in self._constants()),
-            unspecialized=", ".join(f'"{n}"' for n, kind, _ in arguments if kind in ("i32", "fp32") and "stride" not in n),
-            launch_values=(*(value for _, _, value in arguments), *(f"{n}={v}" for n, v in self._constants() if v)),
+            unspecialized=", ".join(
+                f'"{n}"' for n, kind, _ in arguments if kind in ("i32", "fp32") and "stride" not in n
+            ),
+            launch_values=(
+                *(value for _, _, value in arguments),
+                *(f"{n}={v}" for n, v in self._constants() if v),
+            ),
             table_arguments=tuple(name for name, _, _ in table),
             table_types=tuple((name, kind) for name, kind, _ in table),
             table_constants=(*(n for n, _ in self._mask_constants()), "BLOCK_M", "BLOCK_N"),
-            table_values=(*(value for _, _, value in table), *(f"{n}={v}" for n, v in self._mask_constants())),
+            table_values=(
+                *(value for _, _, value in table),
+                *(f"{n}={v}" for n, v in self._mask_constants()),
+            ),
             index_types=tuple(_index_type(n) for n in self.captured),
             op_name=f"{self.graph.provenance.name}_{self.graph.digest()[:12]}",
             op_arguments=tuple(f"{n}: {t}" for n, t in op_arguments),
@@ -140,7 +153,13 @@ class _Builder:
         return ", ".join(names[c] for c in letters)
 
     def _doc(self, letters: str, tensor: str, dim: int) -> str:
-        names = {"b": "B", "s": f"S{tensor}", "t": f"T{tensor}", "d": str(dim), "h": "Hq" if tensor == "q" else "Hkv"}
+        names = {
+            "b": "B",
+            "s": f"S{tensor}",
+            "t": f"T{tensor}",
+            "d": str(dim),
+            "h": "Hq" if tensor == "q" else "Hkv",
+        }
         return f"[{', '.join(names[c] for c in letters)}]"
 
     def _kernel_arguments(self) -> list[tuple[str, str, str]]:
@@ -151,11 +170,21 @@ class _Builder:
             rows += [(n, "*i32", n) for n in ("cu_seqlens_q", "cu_seqlens_k", "seqused_k")]
         rows.append(("softmax_scale", "fp32", "softmax_scale"))
         rows += [(p, _TRITON[self.inputs[p].dtype], p) for p in self.params]
-        rows += [self._stride(t, letter) for t in (*self.tensors, "out") for letter in self.layout.replace("t", "s")[:-1]]
+        rows += [
+            self._stride(t, letter)
+            for t in (*self.tensors, "out")
+            for letter in self.layout.replace("t", "s")[:-1]
+        ]
         rows += [("stride_lh", "i32", "lse.stride(-2)")]
         rows += [] if self.packed else [("stride_lb", "i32", "lse.stride(0)")]
-        rows += [(f"stride_{c}_{p}", "i32", f"{c}.stride({p})") for c in self.captured for p in range(self._rank(c))]
-        rows += [("table", "*i32", "table"), ("stride_table", "i32", "table.stride(0)")] if self.has_table else []
+        rows += [
+            (f"stride_{c}_{p}", "i32", f"{c}.stride({p})")
+            for c in self.captured
+            for p in range(self._rank(c))
+        ]
+        rows += (
+            [("table", "*i32", "table"), ("stride_table", "i32", "table.stride(0)")] if self.has_table else []
+        )
         return [*rows, ("num_q_heads", "i32", f"q.shape[{self.heads}]"), *self._lengths()]
 
     def _lengths(self) -> list[tuple[str, str, str]]:
@@ -203,7 +232,12 @@ class _Builder:
     def _public_arguments(self) -> tuple[str, ...]:
         rows = [f"{t}: torch.Tensor" for t in self.tensors]
         if self.packed:
-            rows += ["cu_seqlens_q: torch.Tensor", "cu_seqlens_k: torch.Tensor", "max_seqlen_q: int", "max_seqlen_k: int"]
+            rows += [
+                "cu_seqlens_q: torch.Tensor",
+                "cu_seqlens_k: torch.Tensor",
+                "max_seqlen_q: int",
+                "max_seqlen_k: int",
+            ]
         rows += ["*", "softmax_scale: float | None = None"]
         rows += [f"{p}: {'int' if self.inputs[p].dtype == 'int32' else 'float'}" for p in self.params]
         rows += [f"{c}: torch.Tensor" for c in self.captured]

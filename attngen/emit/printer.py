@@ -22,7 +22,20 @@ _INFIX = {
     "eq": "==", "ne": "!=", "and": "&", "or": "|", "not": "~",
 }  # fmt: skip
 # Python's precedence of the operators as they are printed: & and | bind tighter than comparisons
-_LEVEL = {"lt": 1, "le": 1, "gt": 1, "ge": 1, "eq": 1, "ne": 1, "or": 2, "and": 3, "add": 4, "sub": 4, "mul": 5, "div": 5}
+_LEVEL = {
+    "lt": 1,
+    "le": 1,
+    "gt": 1,
+    "ge": 1,
+    "eq": 1,
+    "ne": 1,
+    "or": 2,
+    "and": 3,
+    "add": 4,
+    "sub": 4,
+    "mul": 5,
+    "div": 5,
+}
 _LEVEL |= {"floordiv": 5, "mod": 5, "neg": 6, "not": 6}
 _ATOM = 9
 _CALLS = {
@@ -168,7 +181,10 @@ class Body:
             sign = "//" if op == "floordiv" else "%"
             return f"{self._bracket(args[0], 5)} {sign} {self._bracket(args[1], 6)}", 5
         self.printer.helpers.add("floordiv")
-        return f"_floor_{'div' if op == 'floordiv' else 'mod'}({self.text(args[0])}, {self.text(args[1])})", _ATOM
+        return (
+            f"_floor_{'div' if op == 'floordiv' else 'mod'}({self.text(args[0])}, {self.text(args[1])})",
+            _ATOM,
+        )
 
     def _power(self, args: tuple[Expr, ...]) -> tuple[str, int]:
         base, exponent = args
@@ -180,10 +196,15 @@ class Body:
 
     def _element(self, expr: Element) -> str:
         tensor = self.printer.captured[expr.tensor]
-        terms = [f"{self._index(x, tensor)} * {stride}" for x, stride in zip(expr.indices, tensor.strides, strict=True)]
+        terms = [
+            f"{self._index(x, tensor)} * {stride}"
+            for x, stride in zip(expr.indices, tensor.strides, strict=True)
+        ]
         mask = " & ".join(dict.fromkeys(self._checks(expr, tensor)))
         loaded = f"tl.load({' + '.join([tensor.name, *terms])}{f', mask={mask}, other=0' if mask else ''})"
-        return loaded + (".to(tl.float32)" if expr.type == "float" else " != 0" if expr.type == "bool" else "")
+        return loaded + (
+            ".to(tl.float32)" if expr.type == "float" else " != 0" if expr.type == "bool" else ""
+        )
 
     def _index(self, index: Expr, tensor: Captured) -> str:
         if isinstance(index, Const):
@@ -222,10 +243,15 @@ class Body:
         """Binary search in a sorted tensor, once per program."""
         tensor = self.printer.captured[expr.tensor]
         self.printer.helpers.add("search")
-        terms = [f"{self._index(x, tensor)} * {stride}" for x, stride in zip(expr.indices, tensor.strides, strict=False)]
+        terms = [
+            f"{self._index(x, tensor)} * {stride}"
+            for x, stride in zip(expr.indices, tensor.strides, strict=False)
+        ]
         base = " + ".join([tensor.name, *terms])
         right = expr.side == "right"
-        return f"_search({base}, {tensor.strides[-1]}, {self.text(expr.value)}, {self.text(expr.size)}, {right})"
+        return (
+            f"_search({base}, {tensor.strides[-1]}, {self.text(expr.value)}, {self.text(expr.size)}, {right})"
+        )
 
 
 def _nonnegative(expr: Expr) -> bool:

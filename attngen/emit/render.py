@@ -53,7 +53,9 @@ def render(graph: Graph, *, regenerate: str = "") -> str:
     try:
         compile(text, f"{name}.py", "exec")
     except SyntaxError as error:
-        raise InternalError(f"attention.py.jinja: line {error.lineno} of the rendered {name}.py: {error.msg}") from error
+        raise InternalError(
+            f"attention.py.jinja: line {error.lineno} of the rendered {name}.py: {error.msg}"
+        ) from error
     _refuse_taken_names(graph, text)
     return formatted(text, name)
 
@@ -62,10 +64,16 @@ def _refuse_taken_names(graph: Graph, text: str) -> None:
     """A parameter or captured tensor must not have the name of a variable of the generated functions."""
     own = {name for name, node in graph.all(Input) if node.role != "tensor" and not node.default}
     tree = ast.parse(text)
-    checked = [a for a in ast.walk(tree) if isinstance(a, ast.Assign) and "_check_captured" in ast.unparse(a.value)]
+    checked = [
+        a for a in ast.walk(tree) if isinstance(a, ast.Assign) and "_check_captured" in ast.unparse(a.value)
+    ]
     skipped = {id(target) for a in checked for target in a.targets}
-    names = (n for f in tree.body if isinstance(f, ast.FunctionDef) for n in ast.walk(f) if isinstance(n, ast.Name))
+    names = (
+        n for f in tree.body if isinstance(f, ast.FunctionDef) for n in ast.walk(f) if isinstance(n, ast.Name)
+    )
     assigned = {n.id for n in names if isinstance(n.ctx, ast.Store) and id(n) not in skipped}
     taken = sorted(own & assigned)
     if taken:
-        raise PlanError(f"{graph.provenance.name}: the kernel has a variable named {taken[0]!r}; rename it in the spec")
+        raise PlanError(
+            f"{graph.provenance.name}: the kernel has a variable named {taken[0]!r}; rename it in the spec"
+        )

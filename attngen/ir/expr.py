@@ -43,7 +43,11 @@ OPERATORS: dict[str, tuple[str | None, int, str]] = {
     "log2": (None, 1, "float"),
     "sqrt": (None, 1, "float"),
     "tanh": (None, 1, "float"),
-    "tanh_exp2": (None, 1, "float"),  # tanh(x / (2 log2 e)): what kernels compute from exp2, see passes.base_two
+    "tanh_exp2": (
+        None,
+        1,
+        "float",
+    ),  # tanh(x / (2 log2 e)): what kernels compute from exp2, see passes.base_two
     "sigmoid": (None, 1, "float"),
     "sin": (None, 1, "float"),
     "cos": (None, 1, "float"),
@@ -205,7 +209,12 @@ def _merge_constants(op: str, a: Expr, b: Expr) -> Expr | None:
     """``(x + 2) - 3`` is ``x - 1``: keeps planned bounds short."""
     if op not in ("add", "sub") or not (isinstance(b, Const) and type_of(b) == "int"):
         return None
-    if isinstance(a, Apply) and a.op in ("add", "sub") and isinstance(a.args[1], Const) and type_of(a) == "int":
+    if (
+        isinstance(a, Apply)
+        and a.op in ("add", "sub")
+        and isinstance(a.args[1], Const)
+        and type_of(a) == "int"
+    ):
         inner = int(a.args[1].value) if a.op == "add" else -int(a.args[1].value)
         total = inner + (int(b.value) if op == "add" else -int(b.value))
         return apply("add" if total >= 0 else "sub", a.args[0], Const(abs(total)))

@@ -45,7 +45,9 @@ class Graph:
     def __post_init__(self) -> None:
         dag: nx.DiGraph[str] = nx.DiGraph()
         dag.add_nodes_from(self.nodes)
-        dag.add_edges_from((operand, name) for name, node in self.nodes.items() for operand in node.operands())
+        dag.add_edges_from(
+            (operand, name) for name, node in self.nodes.items() for operand in node.operands()
+        )
         object.__setattr__(self, "dag", nx.freeze(dag))
         object.__setattr__(self, "nodes", dict(self.nodes))
 

@@ -108,7 +108,9 @@ class Input(Node):
     def verify(self) -> None:
         """A scalar has no axes, and only captured integer tensors can be declared sorted."""
         _require((self.role == "scalar") == (not self.axes), "input: exactly scalars have no axes")
-        _require(not self.sorted or self.role == "captured", "input: only captured tensors are declared sorted")
+        _require(
+            not self.sorted or self.role == "captured", "input: only captured tensors are declared sorted"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +127,9 @@ class Contract(Node):
 
     def verify(self) -> None:
         """The contracted axis is gone from the result."""
-        _require(self.over not in self.axes, f"contract: {self.over} is summed and cannot be an axis of the result")
+        _require(
+            self.over not in self.axes, f"contract: {self.over} is summed and cannot be an axis of the result"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,10 +177,19 @@ class Fold(Node):
         """A mask is a truth value; a cut fold has a plan, an order and a carrier."""
         _require(type_of(self.domain.mask) == "bool", "fold: the mask is not a truth value")
         cut = self.level != "whole"
-        _require(cut == (self.order != "free") == (self.carrier != "none"), "fold: level, order and carrier go together")
-        _require(not cut or self.tiles is not None, "fold: cut into tiles without a plan of its mask (run plan-masks)")
+        _require(
+            cut == (self.order != "free") == (self.carrier != "none"),
+            "fold: level, order and carrier go together",
+        )
+        _require(
+            not cut or self.tiles is not None,
+            "fold: cut into tiles without a plan of its mask (run plan-masks)",
+        )
         if self.factor is not None:
-            _require("j" not in symbols(self.factor), "fold: the factor inside the exponential must not vary with j")
+            _require(
+                "j" not in symbols(self.factor),
+                "fold: the factor inside the exponential must not vary with j",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,10 +249,14 @@ class Load(Node):
         """Chunks are powers of two of at least 16, adjacent, and cover the columns."""
         end = 0
         for start, width in self.chunks:
-            _require(start == end and width >= 16 and width & (width - 1) == 0, f"load: bad chunks {self.chunks}")
+            _require(
+                start == end and width >= 16 and width & (width - 1) == 0, f"load: bad chunks {self.chunks}"
+            )
             end = start + width
         _require(end >= self.columns, f"load: chunks {self.chunks} do not cover {self.columns} columns")
-        _require(end - self.columns < 16, f"load: chunks {self.chunks} waste 16 or more of {self.columns} columns")
+        _require(
+            end - self.columns < 16, f"load: chunks {self.chunks} waste 16 or more of {self.columns} columns"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

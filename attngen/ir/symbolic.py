@@ -65,7 +65,9 @@ def from_sympy(value: Any, symbols: dict[str, Expr]) -> Expr:
         return Const(float(value))
     if str(value) in symbols and (value.is_Symbol or isinstance(value, sp.Indexed)):
         return symbols[str(value)]
-    parts = [from_sympy(a, symbols) for a in sorted_args(value)] if not isinstance(value, sp.Piecewise) else []
+    parts = (
+        [from_sympy(a, symbols) for a in sorted_args(value)] if not isinstance(value, sp.Piecewise) else []
+    )
     if isinstance(value, sp.Piecewise):
         return _piecewise(value, symbols)
     if value.is_Add or value.is_Mul or isinstance(value, sp.And | sp.Or | sp.Min | sp.Max):
@@ -80,7 +82,11 @@ def from_sympy(value: Any, symbols: dict[str, Expr]) -> Expr:
 
 def sorted_args(value: Any) -> list[Any]:
     """Return arguments in an order that does not depend on the hash seed."""
-    return sorted(value.args, key=sp.default_sort_key) if value.is_commutative and (value.is_Add or value.is_Mul) else list(value.args)
+    return (
+        sorted(value.args, key=sp.default_sort_key)
+        if value.is_commutative and (value.is_Add or value.is_Mul)
+        else list(value.args)
+    )
 
 
 def _chain(op: str, parts: list[Expr]) -> Expr:

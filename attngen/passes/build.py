@@ -11,7 +11,20 @@ from attngen.errors import PlanError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const, Element, Expr, Symbol
 from attngen.ir.graph import Graph, Provenance, verify
-from attngen.ir.nodes import Axis, Contract, Domain, Finish, Fold, Input, Lift, Map, Merge, Node, Slice, symbol
+from attngen.ir.nodes import (
+    Axis,
+    Contract,
+    Domain,
+    Finish,
+    Fold,
+    Input,
+    Lift,
+    Map,
+    Merge,
+    Node,
+    Slice,
+    symbol,
+)
 from attngen.spec import Captured, Formula, Spec
 
 _SCALAR_DTYPE = {"int": "int32", "float": "float32"}
@@ -25,6 +38,10 @@ def build(spec: Spec) -> Graph:
     """Return the semantic graph of a spec: what is computed, nothing of how."""
     if spec.grad or any(c.grad for c in spec.captured):
         raise _not_built(spec, "grad", "only the forward pass is generated; remove 'grad'")
+    for captured in spec.captured:
+        if captured.sorted and captured.axes[-1] in ("Tq", "Tk"):
+            message = f"{captured.name} is sorted along packed tokens; sequences are apart already, declare it without 'sorted'"
+            raise _not_built(spec, "captured", message)
     nodes: dict[str, Node] = {}
     _inputs(spec, nodes)
     _scores(spec, nodes)
@@ -76,7 +93,9 @@ def _captured_axes(spec: Spec) -> list[Axis]:
         for position, axis in enumerate(captured.axes):
             if axis not in _AXIS_NAMES:
                 name = _axis_name(captured, position)
-                found[name] = Axis(name=name, size=_axis_size(spec, axis), symbol=f"{captured.name}_{position}")
+                found[name] = Axis(
+                    name=name, size=_axis_size(spec, axis), symbol=f"{captured.name}_{position}"
+                )
     return list(found.values())
 
 
@@ -186,7 +205,9 @@ class _Lowering:
             case ast.UnaryOp(op=op, operand=operand):
                 return ex.apply(_UNARY[type(op)], self.visit(operand))
             case ast.BoolOp(op=op, values=values):
-                return self._chain("and" if isinstance(op, ast.And) else "or", [self.visit(v) for v in values])
+                return self._chain(
+                    "and" if isinstance(op, ast.And) else "or", [self.visit(v) for v in values]
+                )
             case ast.Compare():
                 return self._compare(tree)
             case ast.IfExp(test=test, body=body, orelse=orelse):
@@ -206,7 +227,9 @@ class _Lowering:
 
     def _compare(self, tree: ast.Compare) -> Expr:
         sides = [self.visit(tree.left), *(self.visit(c) for c in tree.comparators)]
-        links = [ex.apply(_COMPARE[type(o)], a, b) for o, a, b in zip(tree.ops, sides, sides[1:], strict=False)]
+        links = [
+            ex.apply(_COMPARE[type(o)], a, b) for o, a, b in zip(tree.ops, sides, sides[1:], strict=False)
+        ]
         return ex.conjunction(links)
 
     def _call(self, name: str, args: list[Expr]) -> Expr:

@@ -22,7 +22,9 @@ class PlanMasks:
     def apply(self, graph: Graph) -> Graph:
         """Attach a plan to every fold that has none."""
         planned = {
-            name: replace(fold, tiles=_tiles(graph, fold)) for name, fold in graph.all(Fold) if fold.tiles is None
+            name: replace(fold, tiles=_tiles(graph, fold))
+            for name, fold in graph.all(Fold)
+            if fold.tiles is None
         }
         return graph.with_nodes(planned)
 

@@ -6,6 +6,9 @@ memory, fewest instructions per useful product. `tests/test_compiled.py` holds t
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields, replace
+from itertools import product
+
 from attngen.ir.nodes import Config
 
 Choices = tuple[tuple[str, tuple[Config, ...]], ...]
@@ -82,6 +85,25 @@ def configurations(qk_dim: int, v_dim: int, *, reads_per_element: bool = False) 
     found = [(name, _choices(rows, columns)) for name, rows in _TARGETS.items()]
     listed = [(n, c[::-1] if reads_per_element else c) for n, c in found if c]
     return (("default", _choices(_ANY, columns)), ("cpu", _CPU), *listed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a spec's `schedule` asks for; an empty tuple leaves the planner's choice."""
+
+    block_m: tuple[int, ...] = ()
+    block_n: tuple[int, ...] = ()
+    num_warps: tuple[int, ...] = ()
+    num_stages: tuple[int, ...] = ()
+
+
+def restricted(choices: Choices, wanted: Wanted) -> Choices:
+    """Return, per target, every combination of the wanted values around the target's best schedule, in the order given."""
+    asked = {f.name: values for f in fields(wanted) if (values := getattr(wanted, f.name))}
+    combined = [dict(zip(asked, values, strict=True)) for values in product(*asked.values())]
+    return tuple(
+        (target, tuple(replace(found[0], **values) for values in combined)) for target, found in choices
+    )
 
 
 def _choices(rows: tuple[Row, ...], columns: int) -> tuple[Config, ...]:

@@ -8,13 +8,14 @@ from attngen.errors import InternalError, PlanError
 from attngen.ir.expr import Const, Element, symbols, walk
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Address, Contract, Finish, Fold, Input, Launch, Load, Map, Node, Slice, Store
-from attngen.passes.schedules import configurations
+from attngen.passes.schedules import Wanted, configurations, restricted
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
     """Needs: planned folds in base 2. Leaves: a scheduled graph; loads, stores and one launch around a fold cut into tiles."""
 
+    wanted: Wanted = Wanted()
     name: str = "tile"
 
     def apply(self, graph: Graph) -> Graph:
@@ -25,13 +26,19 @@ class Tile:
         address: Address = "packed" if _layout(graph) == "thd" else "strided"
         changed: dict[str, Node] = dict(_loads(graph, address))
         changed[name] = replace(
-            fold, value=_loaded(graph, fold.value), level="tile", order="full-then-partial", carrier="register"
+            fold,
+            value=_loaded(graph, fold.value),
+            level="tile",
+            order="full-then-partial",
+            carrier="register",
         )
         for contract_name, contract in graph.all(Contract):
             left, right = _loaded(graph, contract.left), _loaded(graph, contract.right)
             changed[contract_name] = replace(contract, left=left, right=right)
         changed |= _stores(graph, address)
-        changed["kernel"] = _launch(graph, tuple(n for n in changed if n.startswith("store_")), address)
+        changed["kernel"] = _launch(
+            graph, tuple(n for n in changed if n.startswith("store_")), address, self.wanted
+        )
         return graph.with_nodes(changed, level="scheduled")
 
 
@@ -119,15 +126,16 @@ def _stores(graph: Graph, address: Address) -> dict[str, Node]:
     }
 
 
-def _launch(graph: Graph, stores: tuple[str, ...], address: Address) -> Launch:
+def _launch(graph: Graph, stores: tuple[str, ...], address: Address, wanted: Wanted) -> Launch:
     sizes = [graph.axis(n).size for n in ("Dqk", "Dv")]
     dims = [int(s.value) for s in sizes if isinstance(s, Const)]
+    found = configurations(dims[0], dims[1], reads_per_element=_reads_per_element(graph))
     return Launch(
         stores=stores,
         rows="packed" if address == "packed" else "dense",
         tile_axis="Sq",
         program_axes=("Hq", "B"),
-        configs=configurations(dims[0], dims[1], reads_per_element=_reads_per_element(graph)),
+        configs=restricted(found, wanted),
     )
 
 

@@ -132,7 +132,11 @@ def _unary(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Tensor]:
 def _search(read: Callable[..., Tensor], at: tuple[Any, ...], value: Any, side: str, size: Any) -> Tensor:
     """First index whose element is >= (left) or > (right) the value, by looking at every element."""
     count = int(size)
-    element = torch.stack([_as_tensor(read(*at, torch.tensor(x))) for x in range(count)]) if count else torch.empty(0)
+    element = (
+        torch.stack([_as_tensor(read(*at, torch.tensor(x))) for x in range(count)])
+        if count
+        else torch.empty(0)
+    )
     return (element < value if side == "left" else element <= value).sum(0)
 
 
@@ -177,10 +181,18 @@ SCALAR_OPS: dict[str, Callable[..., Any]] = {
 
 def _reader(tensor: Tensor) -> Callable[..., Tensor]:
     """Read elements; an index outside is moved inside, its value is used nowhere (the mask excludes it)."""
-    values = tensor.double() if tensor.is_floating_point() else tensor if tensor.dtype == torch.bool else tensor.long()
+    values = (
+        tensor.double()
+        if tensor.is_floating_point()
+        else tensor
+        if tensor.dtype == torch.bool
+        else tensor.long()
+    )
 
     def read(*indices: Any) -> Tensor:
-        inside = [_as_tensor(x).long().clamp(0, max(n - 1, 0)) for x, n in zip(indices, values.shape, strict=True)]
+        inside = [
+            _as_tensor(x).long().clamp(0, max(n - 1, 0)) for x, n in zip(indices, values.shape, strict=True)
+        ]
         inside = [torch.zeros_like(x) if n == 1 else x for x, n in zip(inside, values.shape, strict=True)]
         return values[tuple(inside)] if values.numel() else torch.zeros(())
 
@@ -354,7 +366,10 @@ def _query_tile(
     for name, bound in plan.bindings:
         env[name] = ex.evaluate(bound, env, SCALAR_OPS)
     state = Softmax(*_identity(scores[:, :, rows, :0], values))
-    for masked, found in ((False, plan.full), (True, plan.partial)):  # a block table only regroups partial tiles
+    for masked, found in (
+        (False, plan.full),
+        (True, plan.partial),
+    ):  # a block table only regroups partial tiles
         for place in found:
             for tile in range(*(int(ex.evaluate(end, env, SCALAR_OPS)) for end in (place.lo, place.hi))):
                 keys = slice(tile * block_n, min((tile + 1) * block_n, run.seqlen_k))
@@ -372,7 +387,11 @@ def _lift(run: _Run, name: str, node: Lift) -> Softmax:
     score = score.expand(q.shape[0], q.shape[1], run.seqlen_q)
     width = run.graph.axis("Dv").size
     assert isinstance(width, ex.Const)
-    return Softmax(score, torch.where(score == NEGATIVE_INFINITY, 0.0, 1.0), score.new_zeros(*score.shape, int(width.value)))
+    return Softmax(
+        score,
+        torch.where(score == NEGATIVE_INFINITY, 0.0, 1.0),
+        score.new_zeros(*score.shape, int(width.value)),
+    )
 
 
 def _merge(run: _Run, name: str, node: Merge) -> Softmax:

@@ -15,12 +15,15 @@ from attngen.runtime.load import load_module
 from attngen.spec import Spec, load_spec
 
 
-def build(spec: Spec | str | Path | dict[str, Any]) -> ModuleType:
-    """Return the imported module of a spec; the file's name carries the digest of its text, so versions coexist."""
+def build(spec: Spec | str | Path | dict[str, Any], *, interpret: bool | None = None) -> ModuleType:
+    """Return the imported module of a spec; the file's name carries the digest of its text, so versions coexist.
+
+    `interpret` is that of `load_module`.
+    """
     made = spec if isinstance(spec, Spec) else load_spec(spec)
     text = generate(made)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return load_module(_place(f"{made.name}_{digest}.py", text))
+    return load_module(_place(f"{made.name}_{digest}.py", text), interpret=interpret)
 
 
 def _place(name: str, text: str) -> Path:

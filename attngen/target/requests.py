@@ -21,14 +21,18 @@ def manifest(module: Path) -> dict[str, Any]:
         raise LoadError(f"{module}: not a generated module: {error}") from error
     for node in tree.body:
         match node:
-            case ast.Assign(targets=[ast.Name(id="MANIFEST")], value=ast.Call(args=[ast.Constant(value=str() as text)])):
+            case ast.Assign(
+                targets=[ast.Name(id="MANIFEST")], value=ast.Call(args=[ast.Constant(value=str() as text)])
+            ):
                 return json.loads(text)
             case _:
                 pass
     raise LoadError(f"{module}: not a generated module: it has no MANIFEST")
 
 
-def requests(module: Path, target: str, dtype: str, config: dict[str, Any] | None = None) -> list[CompileRequest]:
+def requests(
+    module: Path, target: str, dtype: str, config: dict[str, Any] | None = None
+) -> list[CompileRequest]:
     """Return one request per kernel of a module for a target and a dtype, with its default schedule there.
 
     Tensors are taken as a caller's usually are: contiguous and 16-byte aligned, of sizes that fit 32-bit offsets.
@@ -39,7 +43,9 @@ def requests(module: Path, target: str, dtype: str, config: dict[str, Any] | Non
     bits = 32 if dtype == "float32" else 16
     configs = described["configs"]
     chosen = config or configs.get(f"{target}/{bits}", configs["default"])[0]
-    return [_request(module, name, target, dtype, kernel, chosen) for name, kernel in described["kernels"].items()]
+    return [
+        _request(module, name, target, dtype, kernel, chosen) for name, kernel in described["kernels"].items()
+    ]
 
 
 def _request(
@@ -49,7 +55,11 @@ def _request(
     types = {a: kind.replace("io", TRITON_DTYPES[dtype]) for a, kind in arguments.items()}
     unit = [a for a in types if _is_last_captured_stride(a, types)]
     constants = {c: _constant(c, dtype, config) for c in kernel["constants"]}
-    aligned = [a for a, kind in types.items() if kind.startswith("*") or a[:8] in ("stride_q", "stride_k", "stride_v", "stride_o")]
+    aligned = [
+        a
+        for a, kind in types.items()
+        if kind.startswith("*") or a[:8] in ("stride_q", "stride_k", "stride_v", "stride_o")
+    ]
     return CompileRequest(
         module=module,
         kernel=name,

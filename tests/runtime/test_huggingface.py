@@ -28,12 +28,18 @@ def built(name: str, **changes: Any) -> Any:
     """The module of a committed spec, with some keys changed."""
     spec = attngen.load_spec(SPECS / f"{name}.yaml").canonical()
     spec |= {"heads": {"q": 4, "kv": 2}, "head_dim": 64, "dtype": ["float32", "bfloat16"]}
-    return attngen.build(spec | {key: dict(value) if key == "params" else value for key, value in changes.items()})
+    return attngen.build(
+        spec | {key: dict(value) if key == "params" else value for key, value in changes.items()}
+    )
 
 
 def llama(**more: Any) -> Any:
     config = transformers.LlamaConfig(
-        **SIZES, hidden_size=64, num_key_value_heads=2, attn_implementation="eager", **{"head_dim": 64, **more}
+        **SIZES,
+        hidden_size=64,
+        num_key_value_heads=2,
+        attn_implementation="eager",
+        **{"head_dim": 64, **more},
     )
     return sharpened(transformers.LlamaForCausalLM, config)
 
@@ -165,7 +171,9 @@ def test_a_prefill_and_decode_steps_give_what_one_pass_gives(case):
     register("attngen-test", case.built())
     model.set_attn_implementation("attngen-test")
     cache = transformers.DynamicCache(config=model.config)
-    parts = [logits(model, step, past_key_values=cache, use_cache=True) for step in ids.split([40, 1, 1, 3, 1], 1)]
+    parts = [
+        logits(model, step, past_key_values=cache, use_cache=True) for step in ids.split([40, 1, 1, 3, 1], 1)
+    ]
 
     assert distance(torch.cat(parts, 1), expected) < 1e-5
 
@@ -174,7 +182,12 @@ def test_a_prefill_and_decode_steps_give_what_one_pass_gives(case):
 def test_generate_writes_the_tokens_of_eager_attention(case):
     model = case.model()
     ids = tokens(length=30)
-    arguments: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": -1}
+    arguments: dict[str, Any] = {
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "eos_token_id": -1,
+    }
     expected = model.generate(ids, **arguments)
     register("attngen-test", case.built())
     model.set_attn_implementation("attngen-test")
@@ -215,7 +228,9 @@ def test_sinks_of_gpt_oss():
     sinks = torch.randn(4)
     out = attend([attngen.build(spec)], q, k, v, s_aux=sinks)
     x, y, z = (t.transpose(1, 2) for t in (q, k, v))
-    torch.testing.assert_close(out.double(), attngen.reference(spec, q=x, k=y, v=z, sinks=sinks), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        out.double(), attngen.reference(spec, q=x, k=y, v=z, sinks=sinks), rtol=1e-5, atol=1e-6
+    )
 
 
 def attend(modules: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **more: Any) -> torch.Tensor:
@@ -230,7 +245,9 @@ def attend(modules: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **mo
 @functools.cache
 def small(**changes: Any) -> Any:
     spec = {"attngen": 1, "name": "small", "heads": {"q": 4, "kv": 2}, "head_dim": 32, "dtype": "float32"}
-    return attngen.build({**spec, "mask": "j <= i", **{k: dict(v) if k == "params" else v for k, v in changes.items()}})
+    return attngen.build(
+        {**spec, "mask": "j <= i", **{k: dict(v) if k == "params" else v for k, v in changes.items()}}
+    )
 
 
 QKV = [torch.ones(1, heads, 4, 32) for heads in (4, 2, 2)]

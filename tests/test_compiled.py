@@ -1,0 +1,97 @@
+"""A kernel that only the interpreter accepts is not a kernel: every committed one through the real compiler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from attngen.target.compile import compile_many
+from attngen.target.requests import manifest, requests
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted((ROOT / "generated").glob("*.py"))
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def first_dtype(module: Path) -> str:
+    text = module.read_text()
+    return next(d for d in DTYPES if f'"{d}"' in text)
+
+
+def assert_all_compile(target: str, matrix_unit: str) -> None:
+    reports = compile_many([r for m in MODULES for r in requests(m, target, first_dtype(m))])
+    assert [f"{r.kernel}: {r.error}" for r in reports if not r.ok] == []
+    folds = [r for r in reports if r.kernel == "_attention_forward"]
+    assert len(folds) == len(MODULES)
+    assert all(getattr(r.features, matrix_unit) for r in folds)
+
+
+def test_every_kernel_compiles_for_sm_90():
+    assert_all_compile("sm_90", "wgmma")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "unit"), [("sm_80", "mma_sync"), ("sm_100", "tcgen05"), ("gfx942", "mfma")]
+)
+def test_every_kernel_compiles_elsewhere(target, unit):
+    assert_all_compile(target, unit)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_causal_forward_has_no_spills(target, dim, tmp_path):
+    reports = compile_many(requests(causal(dim, tmp_path), target, "bfloat16"))
+    assert [(r.ok, r.spill_bytes) for r in reports] == [(True, 0)]
+    assert target != "sm_90" or (reports[0].features.wgmma and reports[0].features.tma)
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("ieee", False), ("tf32", True), ("tf32x3", True)])
+def test_fp32_products_have_the_precision_of_the_spec(precision, tf32, tmp_path):
+    module = causal(64, tmp_path, dtype="float32", precision=precision)
+    config = {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": False}
+    [report] = compile_many(requests(module, "sm_80", "float32", config))
+    assert report.ok, report.error
+    assert report.features.tf32 == tf32
+
+
+def test_block_table_kernels_compile(tmp_path):
+    module = causal(64, tmp_path, mask="j <= i and (i - j) % 4 == 0", mask_table=True)
+    reports = compile_many(requests(module, "sm_90", "bfloat16"))
+    assert {r.kernel for r in reports} == {"_attention_forward", "_mask_table"}
+    assert [r.error for r in reports if not r.ok] == []
+
+
+def test_search_kernels_compile(tmp_path):
+    captured = {"doc": {"dtype": "int32", "axes": ["B", "Sk"], "sorted": True}}
+    module = causal(64, tmp_path, mask="j <= i and doc[b, i] == doc[b, j]", captured=captured)
+    [report] = compile_many(requests(module, "sm_90", "bfloat16"))
+    assert report.ok, report.error
+    assert "_search(" in module.read_text()
+
+
+def test_manifest_names_what_is_compiled_in_and_what_is_not():
+    described = manifest(ROOT / "generated" / "mistral_window.py")
+    assert "window" in described["run_time"]
+    assert described["compiled_in"]["group"] == 4
+    assert described["mask"]["residual"] == "True"
+    for key, choices in described["configs"].items():
+        assert choices, key
+
+
+def causal(dim: int, folder: Path, **more: object) -> Path:
+    from attngen.generate import generate
+    from attngen.spec import load_spec
+
+    spec = {
+        "attngen": 1,
+        "name": "causal",
+        "heads": {"q": 8, "kv": 2},
+        "head_dim": dim,
+        "dtype": "bfloat16",
+        "mask": "j <= i",
+    }
+    path = folder / "causal.py"
+    path.write_text(generate(load_spec({**spec, **more})))
+    return path
