@@ -13,7 +13,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import attngen.reference  # loaded first: the name then means the function below, for good
+import attngen.reference  # noqa: F401  # pyright: ignore[reportUnusedImport] loaded first: then the name stays the function
 from attngen.version import VERSION
 
 if TYPE_CHECKING:

@@ -131,7 +131,7 @@ def _head_dims(draw: st.DrawFn) -> Any:
     if kind == "same":
         return qk
     v = draw(st.sampled_from(HEAD_DIMS))
-    return {"qk": qk, "v": v} if kind == "other" else {"qk": qk, "v_from_k": min(v, qk)}
+    return {"qk": qk, "v": v} if kind == "other" else {"qk": qk, "v_from_k": min(v, qk) // 16 * 16}
 
 
 @st.composite

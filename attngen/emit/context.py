@@ -1,4 +1,4 @@
-"""From a scheduled graph to what a template needs: one frozen record of finished strings and flags. All decisions end here."""
+"""From a scheduled graph to what a template needs: one frozen record of finished strings and flags."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attngen.emit.interface import Interface, interface
 from attngen.emit.printer import Body, Captured, Printer
 from attngen.errors import InternalError
 from attngen.ir import expr as ex
-from attngen.ir.expr import Apply, Const, Expr, Symbol
+from attngen.ir.expr import Const, Expr, Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import (
     Config,

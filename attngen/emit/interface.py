@@ -9,15 +9,6 @@ from attngen.ir.expr import Const, Expr, Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Axis, Fold, Input, Launch, Map
 
-LENGTHS = {"seqlen_q": "seqlen_q", "seqlen_k": "seqlen_k", "batch": "batch"}
-LENGTHS |= {
-    "num_q_heads": "num_q_heads",
-    "num_kv_heads": "num_kv_heads",
-    "total_q": "total_q",
-    "total_k": "total_k",
-}
-DIMS = {"b": "batch", "s": "sequence", "h": "heads", "d": "head dim", "t": "tokens"}
-
 
 @dataclass(frozen=True, slots=True)
 class CapturedArgument:
@@ -196,7 +187,7 @@ class _Builder:
     def _table_arguments(self) -> list[tuple[str, str, str]]:
         """The kernel's arguments without the tensors that only the fold reads."""
         skipped = {*self.tensors, "out", "lse", "sinks", "softmax_scale", "num_q_heads", "stride_sinks_0"}
-        short = tuple(f"stride_{'o' if t == 'out' else t}" for t in (*self.tensors, "out")) + ("stride_l",)
+        short = [f"stride_{'o' if t == 'out' else t}" for t in (*self.tensors, "out", "l")]
         fold_only = {f"{s}{c}" for s in short for c in "bsh"} | skipped
         heads = ("num_q_heads", "i32", "table_heads")
         return [heads, *(a for a in self._kernel_arguments() if a[0] not in fold_only)]

@@ -23,20 +23,9 @@ _INFIX = {
 }  # fmt: skip
 # Python's precedence of the operators as they are printed: & and | bind tighter than comparisons
 _LEVEL = {
-    "lt": 1,
-    "le": 1,
-    "gt": 1,
-    "ge": 1,
-    "eq": 1,
-    "ne": 1,
-    "or": 2,
-    "and": 3,
-    "add": 4,
-    "sub": 4,
-    "mul": 5,
-    "div": 5,
-}
-_LEVEL |= {"floordiv": 5, "mod": 5, "neg": 6, "not": 6}
+    "lt": 1, "le": 1, "gt": 1, "ge": 1, "eq": 1, "ne": 1, "or": 2, "and": 3, "add": 4, "sub": 4, "mul": 5, "div": 5,
+    "floordiv": 5, "mod": 5, "neg": 6, "not": 6,
+}  # fmt: skip
 _ATOM = 9
 _CALLS = {
     "where": "tl.where", "min": "tl.minimum", "max": "tl.maximum", "abs": "tl.abs", "exp2": "tl.math.exp2",
@@ -70,8 +59,8 @@ class Captured:
 class Printer:
     """Prints expressions and collects the statements that must come before them.
 
-    ``prologue`` runs once per program and holds what varies with scalars and rows; `keys` once per key tile. Names are reused
-    for equal expressions, so a term that a mask and a score share is computed once.
+    ``prologue`` runs once per program and holds what varies with scalars and rows. Names are reused for equal expressions, so a
+    term that a mask and a score share is computed once.
     """
 
     captured: Mapping[str, Captured]
@@ -192,7 +181,7 @@ class Body:
             raise InternalError("printer: only literal powers can be printed")
         if exponent.value == 0:
             return ("1.0" if ex.type_of(base) == "float" else "1"), _ATOM
-        return " * ".join([self._bracket(base, 6)] * exponent.value), 5 if exponent.value > 1 else 5
+        return " * ".join([self._bracket(base, 6)] * exponent.value), 5
 
     def _element(self, expr: Element) -> str:
         tensor = self.printer.captured[expr.tensor]

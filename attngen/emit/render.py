@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from importlib import resources
 from pathlib import Path
+from typing import Any, cast
 
 import jinja2
 
@@ -40,7 +41,7 @@ def environment() -> jinja2.Environment:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    made.filters["block"] = block
+    made.filters["block"] = cast(Any, block)  # jinja2 types only its own filters
     made.globals.clear()
     return made
 

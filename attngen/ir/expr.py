@@ -55,8 +55,10 @@ OPERATORS: dict[str, tuple[str | None, int, str]] = {
     "int": (None, 1, "int"),
     "float": (None, 1, "float"),
 }
-PRECEDENCE = {"or": 1, "and": 2, "not": 3, "lt": 4, "le": 4, "gt": 4, "ge": 4, "eq": 4, "ne": 4}
-PRECEDENCE |= {"add": 5, "sub": 5, "mul": 6, "div": 6, "floordiv": 6, "mod": 6, "neg": 7, "pow": 8}
+PRECEDENCE = {
+    "or": 1, "and": 2, "not": 3, "lt": 4, "le": 4, "gt": 4, "ge": 4, "eq": 4, "ne": 4,
+    "add": 5, "sub": 5, "mul": 6, "div": 6, "floordiv": 6, "mod": 6, "neg": 7, "pow": 8,
+}  # fmt: skip
 ATOM = 9
 
 

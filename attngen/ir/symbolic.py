@@ -46,7 +46,7 @@ def to_sympy(expr: Expr) -> Any:
         case Apply(op, args):
             return _TO[op](*(to_sympy(a) for a in args))
         case Element(tensor, indices, _):
-            return sp.IndexedBase(tensor)[tuple(to_sympy(x) for x in indices)]
+            return sp.Indexed(tensor, *(to_sympy(x) for x in indices))
         case Search():
             raise InternalError("a search has no symbolic form")
 
