@@ -5,7 +5,7 @@
 Softmax attention over keys j with: True.
 A tile of queries at positions i_lo..i_hi meets keys in [0, seqlen_k); all are allowed in [0, seqlen_k).
 
-Digest cc3881a672fdcb3dbc66be9c6033f5de93f0989c5d3d575793ba07befa0e9258. Needs torch and triton, nothing else.
+Digest 5f8bbd707ff38db7ab86d384bc17862f284fff9e5086fbc54c7a2556ed44cc5e. Needs torch and triton, nothing else.
 """
 
 import json
@@ -45,18 +45,25 @@ SPEC = json.loads(r"""
   "score": "s + bias[h, row, j]"
 }
 """)
-DIGEST = "cc3881a672fdcb3dbc66be9c6033f5de93f0989c5d3d575793ba07befa0e9258"
+DIGEST = "5f8bbd707ff38db7ab86d384bc17862f284fff9e5086fbc54c7a2556ed44cc5e"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
   "compiled_in": {
-    "group": 1,
+    "dtypes": [
+      "bfloat16",
+      "float32"
+    ],
     "layout": "bshd",
+    "group": 1,
     "head_dim": {
       "qk": 32,
       "v": 32
     },
-    "score": "s + bias[h, row, j]"
+    "mask": "True",
+    "score": "s * (softmax_scale * 1.4426950408889634) + bias[h, row, j] * 1.4426950408889634",
+    "sinks": false,
+    "precision": "ieee"
   },
   "run_time": [
     "softmax_scale",
@@ -615,7 +622,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::additive_bias_cc3881a672fd", mutates_args=())
+@torch.library.custom_op("attngen::additive_bias_5f8bbd707ff3", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -669,7 +676,9 @@ def _check_captured(
         )
     _expect(tensor.dtype in dtypes, f"{name}: expected dtype {dtypes[0]}, got {tensor.dtype}")
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
-    fits = tensor.dim() == len(shape) and all(have in (want, 1) for have, want in zip(tensor.shape, shape))
+    fits = tensor.dim() == len(shape) and all(
+        have == want or have == 1 for have, want in zip(tensor.shape, shape)
+    )
     _expect(fits, f"{name}: expected shape {shape} (a 1 is broadcast), got {tuple(tensor.shape)}")
     return tensor.expand(shape)
 
@@ -713,10 +722,15 @@ def attention(
     _expect(v.shape[:-1] == k.shape[:-1], f"v: shape {tuple(v.shape)} does not go with k's {tuple(k.shape)}")
     batch, seqlen_q, num_q_heads, q_dim = q.shape
     batch, seqlen_k, num_kv_heads, k_dim = k.shape
-    _expect(k.shape[0] == batch, f"k: batch {k.shape[0]} differs from q's {batch}")
+    _expect(k.shape[0] == q.shape[0], f"k: batch {k.shape[0]} differs from q's {q.shape[0]}")
     grouped = num_q_heads == 1 * num_kv_heads
     _expect(grouped, f"q has {num_q_heads} heads and k {num_kv_heads}: expected 1 query heads per kv head")
-    softmax_scale = 0.1767766952966369 if softmax_scale is None else float(softmax_scale)
+    softmax_scale = 0.1767766952966369 if softmax_scale is None else softmax_scale
+    if not isinstance(softmax_scale, float | int):
+        raise TypeError(
+            f"additive_bias: softmax_scale: expected a number, got {type(softmax_scale).__name__}"
+        )
+    softmax_scale = float(softmax_scale)
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: True.
 A tile of queries at positions i_lo..i_hi meets keys in [0, seqlen_k); all are allowed in [0, seqlen_k).
 
-Digest 1715941eb9cc3a027e135af912db6a44430ab31cabee2f20a29d03227e817463. Needs torch and triton, nothing else.
+Digest 59f5e605d478aa870a7eb6c41cc1502342c424c607ac023394d8c8dfc6fbab21. Needs torch and triton, nothing else.
 """
 
 import json
@@ -34,17 +34,25 @@ SPEC = json.loads(r"""
   "name": "bidirectional"
 }
 """)
-DIGEST = "1715941eb9cc3a027e135af912db6a44430ab31cabee2f20a29d03227e817463"
+DIGEST = "59f5e605d478aa870a7eb6c41cc1502342c424c607ac023394d8c8dfc6fbab21"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
   "compiled_in": {
-    "group": 1,
+    "dtypes": [
+      "bfloat16",
+      "float32"
+    ],
     "layout": "bshd",
+    "group": 1,
     "head_dim": {
       "qk": 64,
       "v": 64
-    }
+    },
+    "mask": "True",
+    "score": "s",
+    "sinks": false,
+    "precision": "ieee"
   },
   "run_time": [
     "softmax_scale",
@@ -560,7 +568,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::bidirectional_1715941eb9cc", mutates_args=())
+@torch.library.custom_op("attngen::bidirectional_59f5e605d478", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -634,10 +642,15 @@ def attention(
     _expect(v.shape[:-1] == k.shape[:-1], f"v: shape {tuple(v.shape)} does not go with k's {tuple(k.shape)}")
     batch, seqlen_q, num_q_heads, q_dim = q.shape
     batch, seqlen_k, num_kv_heads, k_dim = k.shape
-    _expect(k.shape[0] == batch, f"k: batch {k.shape[0]} differs from q's {batch}")
+    _expect(k.shape[0] == q.shape[0], f"k: batch {k.shape[0]} differs from q's {q.shape[0]}")
     grouped = num_q_heads == 1 * num_kv_heads
     _expect(grouped, f"q has {num_q_heads} heads and k {num_kv_heads}: expected 1 query heads per kv head")
-    softmax_scale = 0.125 if softmax_scale is None else float(softmax_scale)
+    softmax_scale = 0.125 if softmax_scale is None else softmax_scale
+    if not isinstance(softmax_scale, float | int):
+        raise TypeError(
+            f"bidirectional: softmax_scale: expected a number, got {type(softmax_scale).__name__}"
+        )
+    softmax_scale = float(softmax_scale)
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )

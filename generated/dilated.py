@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and (i - j) % 4 == 0.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)).
 
-Digest e97e9ff1bf0cc775e890868c259b397bfd4b8507b17c954ee4662327d7f9e28c. Needs torch and triton, nothing else.
+Digest 764bc24289e934517c74b188ff7bb4299a6b99538782254b276c3ff9ca36dad3. Needs torch and triton, nothing else.
 """
 
 import json
@@ -37,18 +37,24 @@ SPEC = json.loads(r"""
   }
 }
 """)
-DIGEST = "e97e9ff1bf0cc775e890868c259b397bfd4b8507b17c954ee4662327d7f9e28c"
+DIGEST = "764bc24289e934517c74b188ff7bb4299a6b99538782254b276c3ff9ca36dad3"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
   "compiled_in": {
-    "group": 1,
+    "dtypes": [
+      "bfloat16"
+    ],
     "layout": "bshd",
+    "group": 1,
     "head_dim": {
       "qk": 64,
       "v": 64
     },
-    "mask": "j <= i and (i - j) % dilation == 0"
+    "mask": "j <= i and (i - j) % 4 == 0",
+    "score": "s",
+    "sinks": false,
+    "precision": "ieee"
   },
   "run_time": [
     "softmax_scale",
@@ -560,7 +566,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::dilated_e97e9ff1bf0c", mutates_args=())
+@torch.library.custom_op("attngen::dilated_764bc24289e9", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -634,10 +640,13 @@ def attention(
     _expect(v.shape[:-1] == k.shape[:-1], f"v: shape {tuple(v.shape)} does not go with k's {tuple(k.shape)}")
     batch, seqlen_q, num_q_heads, q_dim = q.shape
     batch, seqlen_k, num_kv_heads, k_dim = k.shape
-    _expect(k.shape[0] == batch, f"k: batch {k.shape[0]} differs from q's {batch}")
+    _expect(k.shape[0] == q.shape[0], f"k: batch {k.shape[0]} differs from q's {q.shape[0]}")
     grouped = num_q_heads == 1 * num_kv_heads
     _expect(grouped, f"q has {num_q_heads} heads and k {num_kv_heads}: expected 1 query heads per kv head")
-    softmax_scale = 0.125 if softmax_scale is None else float(softmax_scale)
+    softmax_scale = 0.125 if softmax_scale is None else softmax_scale
+    if not isinstance(softmax_scale, float | int):
+        raise TypeError(f"dilated: softmax_scale: expected a number, got {type(softmax_scale).__name__}")
+    softmax_scale = float(softmax_scale)
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )

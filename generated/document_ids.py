@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and doc[b, i] == doc[b, j].
 A tile of queries at positions i_lo..i_hi meets keys in [search_left(doc[b, :], doc[b, max(min(i_lo, seqlen_k - 1), 0)], seqlen_k), min(min(i_hi + 1, search_right(doc[b, :], doc[b, max(min(i_hi, seqlen_k - 1), 0)], seqlen_k)), seqlen_k)); all are allowed in [search_left(doc[b, :], doc[b, max(min(i_hi, seqlen_k - 1), 0)], seqlen_k), min(min(i_lo + 1, search_right(doc[b, :], doc[b, max(min(i_lo, seqlen_k - 1), 0)], seqlen_k)), seqlen_k)).
 
-Digest 70fc06fdcef31ab5c64831d1561ca06c3ce5d7d6cba268ba9f4b40c83153341e. Needs torch and triton, nothing else.
+Digest 603496c94c5590c01c735200bac9ae4c9eb00d7885f7dbd9101b7ce423fa218a. Needs torch and triton, nothing else.
 """
 
 import json
@@ -44,18 +44,24 @@ SPEC = json.loads(r"""
   "name": "document_ids"
 }
 """)
-DIGEST = "70fc06fdcef31ab5c64831d1561ca06c3ce5d7d6cba268ba9f4b40c83153341e"
+DIGEST = "603496c94c5590c01c735200bac9ae4c9eb00d7885f7dbd9101b7ce423fa218a"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
   "compiled_in": {
-    "group": 4,
+    "dtypes": [
+      "bfloat16"
+    ],
     "layout": "bshd",
+    "group": 4,
     "head_dim": {
       "qk": 128,
       "v": 128
     },
-    "mask": "j <= i and doc[b, i] == doc[b, j]"
+    "mask": "j <= i and doc[b, i] == doc[b, j]",
+    "score": "s",
+    "sinks": false,
+    "precision": "ieee"
   },
   "run_time": [
     "softmax_scale",
@@ -717,7 +723,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::document_ids_70fc06fdcef3", mutates_args=())
+@torch.library.custom_op("attngen::document_ids_603496c94c55", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -771,7 +777,9 @@ def _check_captured(
         )
     _expect(tensor.dtype in dtypes, f"{name}: expected dtype {dtypes[0]}, got {tensor.dtype}")
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
-    fits = tensor.dim() == len(shape) and all(have in (want, 1) for have, want in zip(tensor.shape, shape))
+    fits = tensor.dim() == len(shape) and all(
+        have == want or have == 1 for have, want in zip(tensor.shape, shape)
+    )
     _expect(fits, f"{name}: expected shape {shape} (a 1 is broadcast), got {tuple(tensor.shape)}")
     return tensor.expand(shape)
 
@@ -815,10 +823,13 @@ def attention(
     _expect(v.shape[:-1] == k.shape[:-1], f"v: shape {tuple(v.shape)} does not go with k's {tuple(k.shape)}")
     batch, seqlen_q, num_q_heads, q_dim = q.shape
     batch, seqlen_k, num_kv_heads, k_dim = k.shape
-    _expect(k.shape[0] == batch, f"k: batch {k.shape[0]} differs from q's {batch}")
+    _expect(k.shape[0] == q.shape[0], f"k: batch {k.shape[0]} differs from q's {q.shape[0]}")
     grouped = num_q_heads == 4 * num_kv_heads
     _expect(grouped, f"q has {num_q_heads} heads and k {num_kv_heads}: expected 4 query heads per kv head")
-    softmax_scale = 0.08838834764831845 if softmax_scale is None else float(softmax_scale)
+    softmax_scale = 0.08838834764831845 if softmax_scale is None else softmax_scale
+    if not isinstance(softmax_scale, float | int):
+        raise TypeError(f"document_ids: softmax_scale: expected a number, got {type(softmax_scale).__name__}")
+    softmax_scale = float(softmax_scale)
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )

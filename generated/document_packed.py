@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 877347b849095069e68d8abd01dba10470d4079691e84e3341e17742f0a031c2. Needs torch and triton, nothing else.
+Digest 5836b9b9990e6b29d00b385e8d9f5b73cfe010befc822925d9e3a31a21d1ce0b. Needs torch and triton, nothing else.
 """
 
 import json
@@ -34,18 +34,24 @@ SPEC = json.loads(r"""
   "name": "document_packed"
 }
 """)
-DIGEST = "877347b849095069e68d8abd01dba10470d4079691e84e3341e17742f0a031c2"
+DIGEST = "5836b9b9990e6b29d00b385e8d9f5b73cfe010befc822925d9e3a31a21d1ce0b"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "packed",
   "compiled_in": {
-    "group": 4,
+    "dtypes": [
+      "bfloat16"
+    ],
     "layout": "thd",
+    "group": 4,
     "head_dim": {
       "qk": 128,
       "v": 128
     },
-    "mask": "j <= i"
+    "mask": "j <= i",
+    "score": "s",
+    "sinks": false,
+    "precision": "ieee"
   },
   "run_time": [
     "softmax_scale",
@@ -571,7 +577,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::document_packed_877347b84909", mutates_args=())
+@torch.library.custom_op("attngen::document_packed_5836b9b9990e", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -623,21 +629,37 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")
 
 
-def _check_lengths(name: str, cu_seqlens: torch.Tensor, total: int, longest: int, like: torch.Tensor) -> None:
-    """Cumulative lengths: int32 [B + 1] on q's device; their values only where reading them needs no device sync."""
+def _readable(tensor: torch.Tensor) -> bool:
+    """Whether values can be read without waiting for a device, and are there at all (not traced, not fake)."""
+    return tensor.device.type == "cpu" and type(tensor) is torch.Tensor and not torch.compiler.is_compiling()
+
+
+def _check_lengths(
+    name: str,
+    cu_seqlens: torch.Tensor,
+    total: int,
+    longest: int,
+    like: torch.Tensor,
+    used: torch.Tensor | None = None,
+) -> None:
+    """Cumulative lengths: int32 [B + 1] on q's device; values where they are readable. `used`: keys used of each."""
     if not isinstance(cu_seqlens, torch.Tensor):
         raise TypeError(f"document_packed: {name}: expected an int32 tensor, got {type(cu_seqlens).__name__}")
     _expect(cu_seqlens.dtype == torch.int32, f"{name}: expected dtype torch.int32, got {cu_seqlens.dtype}")
     shaped = cu_seqlens.dim() == 1 and cu_seqlens.shape[0] >= 1 and cu_seqlens.is_contiguous()
     _expect(shaped, f"{name}: expected a contiguous [B + 1], got shape {tuple(cu_seqlens.shape)}")
     _expect(cu_seqlens.device == like.device, f"{name}: is on {cu_seqlens.device}, q is on {like.device}")
-    if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+    if _readable(cu_seqlens):
         lengths = cu_seqlens.diff()
         _expect(int(cu_seqlens[0]) == 0, f"{name}: must start at 0, starts at {int(cu_seqlens[0])}")
         _expect(bool((lengths >= 0).all()), f"{name}: must not decrease, got {cu_seqlens.tolist()}")
         _expect(
             int(cu_seqlens[-1]) <= total, f"{name}: ends at {int(cu_seqlens[-1])}, there are {total} tokens"
         )
+        if used is not None:
+            fits = bool(((used >= 0) & (used <= lengths)).all())
+            _expect(fits, f"seqused_k: must lie within the lengths {lengths.tolist()}, got {used.tolist()}")
+            lengths = used
         over = int(lengths.max()) if len(lengths) else 0
         _expect(
             over <= longest, f"{name}: a sequence has {over} tokens, its max_seqlen argument says {longest}"
@@ -687,18 +709,31 @@ def attention(
     grouped = num_q_heads == 4 * num_kv_heads
     _expect(grouped, f"q has {num_q_heads} heads and k {num_kv_heads}: expected 4 query heads per kv head")
     _check_lengths("cu_seqlens_q", cu_seqlens_q, total_q, max_seqlen_q, q)
-    _check_lengths("cu_seqlens_k", cu_seqlens_k, total_k, max_seqlen_k, q)
     batch = cu_seqlens_q.shape[0] - 1
-    same = cu_seqlens_k.shape[0] == cu_seqlens_q.shape[0]
-    _expect(same, f"cu_seqlens_k: {cu_seqlens_k.shape[0]} entries, cu_seqlens_q has {cu_seqlens_q.shape[0]}")
     if seqused_k is not None:
+        if not isinstance(seqused_k, torch.Tensor):
+            raise TypeError(
+                f"document_packed: seqused_k: expected an int32 tensor, got {type(seqused_k).__name__}"
+            )
         fits = seqused_k.dtype == torch.int32 and seqused_k.shape == (batch,) and seqused_k.is_contiguous()
         _expect(
             fits,
             f"seqused_k: expected a contiguous int32 [{batch}], got {seqused_k.dtype} {tuple(seqused_k.shape)}",
         )
         _expect(seqused_k.device == q.device, f"seqused_k: is on {seqused_k.device}, q is on {q.device}")
-    softmax_scale = 0.08838834764831845 if softmax_scale is None else float(softmax_scale)
+    if isinstance(cu_seqlens_k, torch.Tensor):
+        same = cu_seqlens_k.shape == cu_seqlens_q.shape
+        _expect(
+            same,
+            f"cu_seqlens_k: shape {tuple(cu_seqlens_k.shape)}, cu_seqlens_q has {tuple(cu_seqlens_q.shape)}",
+        )
+    _check_lengths("cu_seqlens_k", cu_seqlens_k, total_k, max_seqlen_k, q, seqused_k)
+    softmax_scale = 0.08838834764831845 if softmax_scale is None else softmax_scale
+    if not isinstance(softmax_scale, float | int):
+        raise TypeError(
+            f"document_packed: softmax_scale: expected a number, got {type(softmax_scale).__name__}"
+        )
+    softmax_scale = float(softmax_scale)
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )

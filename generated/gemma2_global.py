@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 3b5a5ab76588738dbc11d16ac6dfbf8453e42f127ffae776c65452419f755554. Needs torch and triton, nothing else.
+Digest f6f34f0def009dc324454f6d263e4299293446dffd2dd4140d974db4b7e2c36a. Needs torch and triton, nothing else.
 """
 
 import json
@@ -35,19 +35,24 @@ SPEC = json.loads(r"""
   "score": "50 * tanh(s / 50)"
 }
 """)
-DIGEST = "3b5a5ab76588738dbc11d16ac6dfbf8453e42f127ffae776c65452419f755554"
+DIGEST = "f6f34f0def009dc324454f6d263e4299293446dffd2dd4140d974db4b7e2c36a"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
   "compiled_in": {
-    "group": 2,
+    "dtypes": [
+      "bfloat16"
+    ],
     "layout": "bshd",
+    "group": 2,
     "head_dim": {
       "qk": 256,
       "v": 256
     },
     "mask": "j <= i",
-    "score": "50 * tanh(s / 50)"
+    "score": "tanh_exp2(s * (softmax_scale * 0.05770780163555853)) * 72.13475204444816",
+    "sinks": false,
+    "precision": "ieee"
   },
   "run_time": [
     "softmax_scale",
@@ -575,7 +580,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gemma2_global_3b5a5ab76588", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_global_f6f34f0def00", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -649,10 +654,15 @@ def attention(
     _expect(v.shape[:-1] == k.shape[:-1], f"v: shape {tuple(v.shape)} does not go with k's {tuple(k.shape)}")
     batch, seqlen_q, num_q_heads, q_dim = q.shape
     batch, seqlen_k, num_kv_heads, k_dim = k.shape
-    _expect(k.shape[0] == batch, f"k: batch {k.shape[0]} differs from q's {batch}")
+    _expect(k.shape[0] == q.shape[0], f"k: batch {k.shape[0]} differs from q's {q.shape[0]}")
     grouped = num_q_heads == 2 * num_kv_heads
     _expect(grouped, f"q has {num_q_heads} heads and k {num_kv_heads}: expected 2 query heads per kv head")
-    softmax_scale = 0.0625 if softmax_scale is None else float(softmax_scale)
+    softmax_scale = 0.0625 if softmax_scale is None else softmax_scale
+    if not isinstance(softmax_scale, float | int):
+        raise TypeError(
+            f"gemma2_global: softmax_scale: expected a number, got {type(softmax_scale).__name__}"
+        )
+    softmax_scale = float(softmax_scale)
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )

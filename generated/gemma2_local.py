@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < 4096.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - 4095, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - 4095, 0), min(i_lo + 1, seqlen_k)).
 
-Digest 06175afa417c9f1e06d9efde3cfacef61e047987bc56f14c8ce05cb3dafb5dc4. Needs torch and triton, nothing else.
+Digest 24af796b2044eee52fd5797dd9cb14a66b2ef26fba1ae1fac2b6c7759661fccc. Needs torch and triton, nothing else.
 """
 
 import json
@@ -38,19 +38,24 @@ SPEC = json.loads(r"""
   "score": "50 * tanh(s / 50)"
 }
 """)
-DIGEST = "06175afa417c9f1e06d9efde3cfacef61e047987bc56f14c8ce05cb3dafb5dc4"
+DIGEST = "24af796b2044eee52fd5797dd9cb14a66b2ef26fba1ae1fac2b6c7759661fccc"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
   "compiled_in": {
-    "group": 2,
+    "dtypes": [
+      "bfloat16"
+    ],
     "layout": "bshd",
+    "group": 2,
     "head_dim": {
       "qk": 256,
       "v": 256
     },
-    "mask": "j <= i and i - j < window",
-    "score": "50 * tanh(s / 50)"
+    "mask": "j <= i and i - j < 4096",
+    "score": "tanh_exp2(s * (softmax_scale * 0.05770780163555853)) * 72.13475204444816",
+    "sinks": false,
+    "precision": "ieee"
   },
   "run_time": [
     "softmax_scale",
@@ -589,7 +594,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gemma2_local_06175afa417c", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_local_24af796b2044", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -663,10 +668,13 @@ def attention(
     _expect(v.shape[:-1] == k.shape[:-1], f"v: shape {tuple(v.shape)} does not go with k's {tuple(k.shape)}")
     batch, seqlen_q, num_q_heads, q_dim = q.shape
     batch, seqlen_k, num_kv_heads, k_dim = k.shape
-    _expect(k.shape[0] == batch, f"k: batch {k.shape[0]} differs from q's {batch}")
+    _expect(k.shape[0] == q.shape[0], f"k: batch {k.shape[0]} differs from q's {q.shape[0]}")
     grouped = num_q_heads == 2 * num_kv_heads
     _expect(grouped, f"q has {num_q_heads} heads and k {num_kv_heads}: expected 2 query heads per kv head")
-    softmax_scale = 0.0625 if softmax_scale is None else float(softmax_scale)
+    softmax_scale = 0.0625 if softmax_scale is None else softmax_scale
+    if not isinstance(softmax_scale, float | int):
+        raise TypeError(f"gemma2_local: softmax_scale: expected a number, got {type(softmax_scale).__name__}")
+    softmax_scale = float(softmax_scale)
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < 128.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - 127, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - 127, 0), min(i_lo + 1, seqlen_k)).
 
-Digest 6bd5f82440f33fc47ae4554bd6f1ebbafd0a8a6c55c645df0c2ddad60b566931. Needs torch and triton, nothing else.
+Digest a61509bc0e9e05844c2a013b12c22f7438a4e3e6b0aab27a043c8346d392952c. Needs torch and triton, nothing else.
 """
 
 import json
@@ -35,19 +35,24 @@ SPEC = json.loads(r"""
   "sinks": true
 }
 """)
-DIGEST = "6bd5f82440f33fc47ae4554bd6f1ebbafd0a8a6c55c645df0c2ddad60b566931"
+DIGEST = "a61509bc0e9e05844c2a013b12c22f7438a4e3e6b0aab27a043c8346d392952c"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
   "compiled_in": {
-    "group": 8,
+    "dtypes": [
+      "bfloat16"
+    ],
     "layout": "bshd",
+    "group": 8,
     "head_dim": {
       "qk": 64,
       "v": 64
     },
     "mask": "j <= i and i - j < 128",
-    "sinks": true
+    "score": "s",
+    "sinks": true,
+    "precision": "ieee"
   },
   "run_time": [
     "softmax_scale",
@@ -598,7 +603,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gpt_oss_sinks_6bd5f82440f3", mutates_args=())
+@torch.library.custom_op("attngen::gpt_oss_sinks_a61509bc0e9e", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -652,7 +657,9 @@ def _check_captured(
         )
     _expect(tensor.dtype in dtypes, f"{name}: expected dtype {dtypes[0]}, got {tensor.dtype}")
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
-    fits = tensor.dim() == len(shape) and all(have in (want, 1) for have, want in zip(tensor.shape, shape))
+    fits = tensor.dim() == len(shape) and all(
+        have == want or have == 1 for have, want in zip(tensor.shape, shape)
+    )
     _expect(fits, f"{name}: expected shape {shape} (a 1 is broadcast), got {tuple(tensor.shape)}")
     return tensor.expand(shape)
 
@@ -695,10 +702,15 @@ def attention(
     _expect(v.shape[:-1] == k.shape[:-1], f"v: shape {tuple(v.shape)} does not go with k's {tuple(k.shape)}")
     batch, seqlen_q, num_q_heads, q_dim = q.shape
     batch, seqlen_k, num_kv_heads, k_dim = k.shape
-    _expect(k.shape[0] == batch, f"k: batch {k.shape[0]} differs from q's {batch}")
+    _expect(k.shape[0] == q.shape[0], f"k: batch {k.shape[0]} differs from q's {q.shape[0]}")
     grouped = num_q_heads == 8 * num_kv_heads
     _expect(grouped, f"q has {num_q_heads} heads and k {num_kv_heads}: expected 8 query heads per kv head")
-    softmax_scale = 0.125 if softmax_scale is None else float(softmax_scale)
+    softmax_scale = 0.125 if softmax_scale is None else softmax_scale
+    if not isinstance(softmax_scale, float | int):
+        raise TypeError(
+            f"gpt_oss_sinks: softmax_scale: expected a number, got {type(softmax_scale).__name__}"
+        )
+    softmax_scale = float(softmax_scale)
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest c808f3a04d87c9651c25f4f4226d7daba0b1be38a645ae6fbe51b35a0c53fa7a. Needs torch and triton, nothing else.
+Digest 0669b886ab7141c885724ab327ef3c0c59a1971599174b404d3072f191f7a912. Needs torch and triton, nothing else.
 """
 
 import json
@@ -36,18 +36,26 @@ SPEC = json.loads(r"""
   "name": "llama3_causal"
 }
 """)
-DIGEST = "c808f3a04d87c9651c25f4f4226d7daba0b1be38a645ae6fbe51b35a0c53fa7a"
+DIGEST = "0669b886ab7141c885724ab327ef3c0c59a1971599174b404d3072f191f7a912"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
   "compiled_in": {
-    "group": 4,
+    "dtypes": [
+      "bfloat16",
+      "float16",
+      "float32"
+    ],
     "layout": "bshd",
+    "group": 4,
     "head_dim": {
       "qk": 128,
       "v": 128
     },
-    "mask": "j <= i"
+    "mask": "j <= i",
+    "score": "s",
+    "sinks": false,
+    "precision": "ieee"
   },
   "run_time": [
     "softmax_scale",
@@ -567,7 +575,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::llama3_causal_c808f3a04d87", mutates_args=())
+@torch.library.custom_op("attngen::llama3_causal_0669b886ab71", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -641,10 +649,15 @@ def attention(
     _expect(v.shape[:-1] == k.shape[:-1], f"v: shape {tuple(v.shape)} does not go with k's {tuple(k.shape)}")
     batch, seqlen_q, num_q_heads, q_dim = q.shape
     batch, seqlen_k, num_kv_heads, k_dim = k.shape
-    _expect(k.shape[0] == batch, f"k: batch {k.shape[0]} differs from q's {batch}")
+    _expect(k.shape[0] == q.shape[0], f"k: batch {k.shape[0]} differs from q's {q.shape[0]}")
     grouped = num_q_heads == 4 * num_kv_heads
     _expect(grouped, f"q has {num_q_heads} heads and k {num_kv_heads}: expected 4 query heads per kv head")
-    softmax_scale = 0.08838834764831845 if softmax_scale is None else float(softmax_scale)
+    softmax_scale = 0.08838834764831845 if softmax_scale is None else softmax_scale
+    if not isinstance(softmax_scale, float | int):
+        raise TypeError(
+            f"llama3_causal: softmax_scale: expected a number, got {type(softmax_scale).__name__}"
+        )
+    softmax_scale = float(softmax_scale)
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )

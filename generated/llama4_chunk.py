@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i // 8192 == j // 8192.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo // 8192 * 8192, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi // 8192 * 8192, 0), min(i_lo + 1, seqlen_k)).
 
-Digest 69adad6cdce602e991836889a33249289cd7bcc977d872b5b66e8b2ad79a77cb. Needs torch and triton, nothing else.
+Digest f1421b2e4bdd3b424b62a798dc98e43a645b85b891e40444cc67201da57e1b5c. Needs torch and triton, nothing else.
 """
 
 import json
@@ -37,18 +37,24 @@ SPEC = json.loads(r"""
   }
 }
 """)
-DIGEST = "69adad6cdce602e991836889a33249289cd7bcc977d872b5b66e8b2ad79a77cb"
+DIGEST = "f1421b2e4bdd3b424b62a798dc98e43a645b85b891e40444cc67201da57e1b5c"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
   "compiled_in": {
-    "group": 5,
+    "dtypes": [
+      "bfloat16"
+    ],
     "layout": "bshd",
+    "group": 5,
     "head_dim": {
       "qk": 128,
       "v": 128
     },
-    "mask": "j <= i and i // chunk == j // chunk"
+    "mask": "j <= i and i // 8192 == j // 8192",
+    "score": "s",
+    "sinks": false,
+    "precision": "ieee"
   },
   "run_time": [
     "softmax_scale",
@@ -593,7 +599,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::llama4_chunk_69adad6cdce6", mutates_args=())
+@torch.library.custom_op("attngen::llama4_chunk_f1421b2e4bdd", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -667,10 +673,13 @@ def attention(
     _expect(v.shape[:-1] == k.shape[:-1], f"v: shape {tuple(v.shape)} does not go with k's {tuple(k.shape)}")
     batch, seqlen_q, num_q_heads, q_dim = q.shape
     batch, seqlen_k, num_kv_heads, k_dim = k.shape
-    _expect(k.shape[0] == batch, f"k: batch {k.shape[0]} differs from q's {batch}")
+    _expect(k.shape[0] == q.shape[0], f"k: batch {k.shape[0]} differs from q's {q.shape[0]}")
     grouped = num_q_heads == 5 * num_kv_heads
     _expect(grouped, f"q has {num_q_heads} heads and k {num_kv_heads}: expected 5 query heads per kv head")
-    softmax_scale = 0.08838834764831845 if softmax_scale is None else float(softmax_scale)
+    softmax_scale = 0.08838834764831845 if softmax_scale is None else softmax_scale
+    if not isinstance(softmax_scale, float | int):
+        raise TypeError(f"llama4_chunk: softmax_scale: expected a number, got {type(softmax_scale).__name__}")
+    softmax_scale = float(softmax_scale)
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < window.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - window + 1, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - window + 1, 0), min(i_lo + 1, seqlen_k)).
 
-Digest 5cf8e04f28b8bf2a5a66258148155099bb23f666925b97174590c85d701fe0bf. Needs torch and triton, nothing else.
+Digest 68985e5088a64e2fd0a7616322c032e7684f82ee0343bc220d6eafb4cf451b9e. Needs torch and triton, nothing else.
 """
 
 import json
@@ -37,18 +37,24 @@ SPEC = json.loads(r"""
   }
 }
 """)
-DIGEST = "5cf8e04f28b8bf2a5a66258148155099bb23f666925b97174590c85d701fe0bf"
+DIGEST = "68985e5088a64e2fd0a7616322c032e7684f82ee0343bc220d6eafb4cf451b9e"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
   "compiled_in": {
-    "group": 4,
+    "dtypes": [
+      "bfloat16"
+    ],
     "layout": "bshd",
+    "group": 4,
     "head_dim": {
       "qk": 128,
       "v": 128
     },
-    "mask": "j <= i and i - j < window"
+    "mask": "j <= i and i - j < window",
+    "score": "s",
+    "sinks": false,
+    "precision": "ieee"
   },
   "run_time": [
     "softmax_scale",
@@ -600,7 +606,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::mistral_window_5cf8e04f28b8", mutates_args=())
+@torch.library.custom_op("attngen::mistral_window_68985e5088a6", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -678,16 +684,22 @@ def attention(
     _expect(v.shape[:-1] == k.shape[:-1], f"v: shape {tuple(v.shape)} does not go with k's {tuple(k.shape)}")
     batch, seqlen_q, num_q_heads, q_dim = q.shape
     batch, seqlen_k, num_kv_heads, k_dim = k.shape
-    _expect(k.shape[0] == batch, f"k: batch {k.shape[0]} differs from q's {batch}")
+    _expect(k.shape[0] == q.shape[0], f"k: batch {k.shape[0]} differs from q's {q.shape[0]}")
     grouped = num_q_heads == 4 * num_kv_heads
     _expect(grouped, f"q has {num_q_heads} heads and k {num_kv_heads}: expected 4 query heads per kv head")
-    softmax_scale = 0.08838834764831845 if softmax_scale is None else float(softmax_scale)
+    softmax_scale = 0.08838834764831845 if softmax_scale is None else softmax_scale
+    if not isinstance(softmax_scale, float | int):
+        raise TypeError(
+            f"mistral_window: softmax_scale: expected a number, got {type(softmax_scale).__name__}"
+        )
+    softmax_scale = float(softmax_scale)
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )
     _expect(dropout_p == 0.0 and seed is None, "dropout_p, seed: this kernel was generated without dropout")
     if isinstance(window, bool) or not isinstance(window, int | int):
         raise TypeError(f"mistral_window: window: expected int, got {type(window).__name__}")
+    _expect(abs(window) <= 2**30, "window: must lie within 2**30 of 0")
     _expect(sinks is None, "sinks: the spec has none; add `sinks: true` and generate again")
     out, lse = _forward(q, k, v, softmax_scale, window)
     return (out, lse) if return_lse else out

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest cc8c8801af0bb5d282b426e0a4707c34f81be73fc2ed8c3de35fa4e6d96471c8. Needs torch and triton, nothing else.
+Digest 7b22120b35e41ddce924af2389d890e36be2f976d6f9799530f82ffa28f177cd. Needs torch and triton, nothing else.
 """
 
 import json
@@ -35,19 +35,24 @@ SPEC = json.loads(r"""
   "name": "mla_absorbed"
 }
 """)
-DIGEST = "cc8c8801af0bb5d282b426e0a4707c34f81be73fc2ed8c3de35fa4e6d96471c8"
+DIGEST = "7b22120b35e41ddce924af2389d890e36be2f976d6f9799530f82ffa28f177cd"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
   "compiled_in": {
-    "group": 16,
+    "dtypes": [
+      "bfloat16"
+    ],
     "layout": "bshd",
+    "group": 16,
     "head_dim": {
       "qk": 576,
-      "v": 512,
-      "v_from_k": 512
+      "v": 512
     },
-    "mask": "j <= i"
+    "mask": "j <= i",
+    "score": "s",
+    "sinks": false,
+    "precision": "ieee"
   },
   "run_time": [
     "softmax_scale",
@@ -438,7 +443,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::mla_absorbed_cc8c8801af0b", mutates_args=())
+@torch.library.custom_op("attngen::mla_absorbed_7b22120b35e4", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -507,10 +512,13 @@ def attention(
     _check_tensor("k", k, q, 576)
     batch, seqlen_q, num_q_heads, q_dim = q.shape
     batch, seqlen_k, num_kv_heads, k_dim = k.shape
-    _expect(k.shape[0] == batch, f"k: batch {k.shape[0]} differs from q's {batch}")
+    _expect(k.shape[0] == q.shape[0], f"k: batch {k.shape[0]} differs from q's {q.shape[0]}")
     grouped = num_q_heads == 16 * num_kv_heads
     _expect(grouped, f"q has {num_q_heads} heads and k {num_kv_heads}: expected 16 query heads per kv head")
-    softmax_scale = 0.041666666666666664 if softmax_scale is None else float(softmax_scale)
+    softmax_scale = 0.041666666666666664 if softmax_scale is None else softmax_scale
+    if not isinstance(softmax_scale, float | int):
+        raise TypeError(f"mla_absorbed: softmax_scale: expected a number, got {type(softmax_scale).__name__}")
+    softmax_scale = float(softmax_scale)
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest ffdb95856ee8945c66a662b14029f73ee7c7a4f69300b74bf856ccdfccae54db. Needs torch and triton, nothing else.
+Digest 3006e033134cdc29c286675df37198414a4b7528b81e327199baf66e3d4eaa14. Needs torch and triton, nothing else.
 """
 
 import json
@@ -34,18 +34,24 @@ SPEC = json.loads(r"""
   "name": "mla_prefill"
 }
 """)
-DIGEST = "ffdb95856ee8945c66a662b14029f73ee7c7a4f69300b74bf856ccdfccae54db"
+DIGEST = "3006e033134cdc29c286675df37198414a4b7528b81e327199baf66e3d4eaa14"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
   "compiled_in": {
-    "group": 1,
+    "dtypes": [
+      "bfloat16"
+    ],
     "layout": "bshd",
+    "group": 1,
     "head_dim": {
       "qk": 192,
       "v": 128
     },
-    "mask": "j <= i"
+    "mask": "j <= i",
+    "score": "s",
+    "sinks": false,
+    "precision": "ieee"
   },
   "run_time": [
     "softmax_scale",
@@ -544,7 +550,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::mla_prefill_ffdb95856ee8", mutates_args=())
+@torch.library.custom_op("attngen::mla_prefill_3006e033134c", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -618,10 +624,13 @@ def attention(
     _expect(v.shape[:-1] == k.shape[:-1], f"v: shape {tuple(v.shape)} does not go with k's {tuple(k.shape)}")
     batch, seqlen_q, num_q_heads, q_dim = q.shape
     batch, seqlen_k, num_kv_heads, k_dim = k.shape
-    _expect(k.shape[0] == batch, f"k: batch {k.shape[0]} differs from q's {batch}")
+    _expect(k.shape[0] == q.shape[0], f"k: batch {k.shape[0]} differs from q's {q.shape[0]}")
     grouped = num_q_heads == 1 * num_kv_heads
     _expect(grouped, f"q has {num_q_heads} heads and k {num_kv_heads}: expected 1 query heads per kv head")
-    softmax_scale = 0.07216878364870322 if softmax_scale is None else float(softmax_scale)
+    softmax_scale = 0.07216878364870322 if softmax_scale is None else softmax_scale
+    if not isinstance(softmax_scale, float | int):
+        raise TypeError(f"mla_prefill: softmax_scale: expected a number, got {type(softmax_scale).__name__}")
+    softmax_scale = float(softmax_scale)
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )

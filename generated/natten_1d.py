@@ -5,7 +5,7 @@
 Softmax attention over keys j with: max(0, min(i - 31, seqlen_k - 63)) <= j and j < max(0, min(i - 31, seqlen_k - 63)) + 63.
 A tile of queries at positions i_lo..i_hi meets keys in [max(0, min(i_lo - 31, seqlen_k - 63)), min(max(0, min(i_hi - 31, seqlen_k - 63)) + 63, seqlen_k)); all are allowed in [max(0, min(i_hi - 31, seqlen_k - 63)), min(max(0, min(i_lo - 31, seqlen_k - 63)) + 63, seqlen_k)).
 
-Digest 9fcdb54b740a3faafd320ba41eb637e256634847465adc750f8d9ee02d197249. Needs torch and triton, nothing else.
+Digest 4a59a9b469de84aa6790ede0fbe7c2104fed8e50dfcfc3f9f1d557a615c5e5d6. Needs torch and triton, nothing else.
 """
 
 import json
@@ -37,18 +37,24 @@ SPEC = json.loads(r"""
   }
 }
 """)
-DIGEST = "9fcdb54b740a3faafd320ba41eb637e256634847465adc750f8d9ee02d197249"
+DIGEST = "4a59a9b469de84aa6790ede0fbe7c2104fed8e50dfcfc3f9f1d557a615c5e5d6"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
   "compiled_in": {
-    "group": 1,
+    "dtypes": [
+      "bfloat16"
+    ],
     "layout": "bshd",
+    "group": 1,
     "head_dim": {
       "qk": 32,
       "v": 32
     },
-    "mask": "max(0, min(i - kernel // 2, seqlen_k - kernel)) <= j and j < max(0, min(i - kernel // 2, seqlen_k - kernel)) + kernel"
+    "mask": "max(0, min(i - 31, seqlen_k - 63)) <= j and j < max(0, min(i - 31, seqlen_k - 63)) + 63",
+    "score": "s",
+    "sinks": false,
+    "precision": "ieee"
   },
   "run_time": [
     "softmax_scale",
@@ -582,7 +588,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::natten_1d_9fcdb54b740a", mutates_args=())
+@torch.library.custom_op("attngen::natten_1d_4a59a9b469de", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -656,10 +662,13 @@ def attention(
     _expect(v.shape[:-1] == k.shape[:-1], f"v: shape {tuple(v.shape)} does not go with k's {tuple(k.shape)}")
     batch, seqlen_q, num_q_heads, q_dim = q.shape
     batch, seqlen_k, num_kv_heads, k_dim = k.shape
-    _expect(k.shape[0] == batch, f"k: batch {k.shape[0]} differs from q's {batch}")
+    _expect(k.shape[0] == q.shape[0], f"k: batch {k.shape[0]} differs from q's {q.shape[0]}")
     grouped = num_q_heads == 1 * num_kv_heads
     _expect(grouped, f"q has {num_q_heads} heads and k {num_kv_heads}: expected 1 query heads per kv head")
-    softmax_scale = 0.1767766952966369 if softmax_scale is None else float(softmax_scale)
+    softmax_scale = 0.1767766952966369 if softmax_scale is None else softmax_scale
+    if not isinstance(softmax_scale, float | int):
+        raise TypeError(f"natten_1d: softmax_scale: expected a number, got {type(softmax_scale).__name__}")
+    softmax_scale = float(softmax_scale)
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: max(0, min(i // 14 - 3, 7)) <= j // 14 and j // 14 < max(0, min(i // 14 - 3, 7)) + 7 and max(0, min(i % 14 - 3, 7)) <= j % 14 and j % 14 < max(0, min(i % 14 - 3, 7)) + 7.
 A tile of queries at positions i_lo..i_hi meets keys in [max(0, min(i_lo // 14 - 3, 7)) * 14, min(max(0, min(i_hi // 14 - 3, 7)) * 14 + 98, seqlen_k)).
 
-Digest 1c9a21024ef943b7bbd9af4975a191e8072c080d68e395806dfbef775ce7ba57. Needs torch and triton, nothing else.
+Digest 29be4598704b41c9259cf5eb900b496d5ba7f52c2b187e69d86c5cc7098d791a. Needs torch and triton, nothing else.
 """
 
 import json
@@ -39,18 +39,24 @@ SPEC = json.loads(r"""
   }
 }
 """)
-DIGEST = "1c9a21024ef943b7bbd9af4975a191e8072c080d68e395806dfbef775ce7ba57"
+DIGEST = "29be4598704b41c9259cf5eb900b496d5ba7f52c2b187e69d86c5cc7098d791a"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
   "compiled_in": {
-    "group": 1,
+    "dtypes": [
+      "bfloat16"
+    ],
     "layout": "bshd",
+    "group": 1,
     "head_dim": {
       "qk": 32,
       "v": 32
     },
-    "mask": "max(0, min(i // width - kernel // 2, height - kernel)) <= j // width and j // width < max(0, min(i // width - kernel // 2, height - kernel)) + kernel and (max(0, min(i % width - kernel // 2, width - kernel)) <= j % width) and (j % width < max(0, min(i % width - kernel // 2, width - kernel)) + kernel)"
+    "mask": "max(0, min(i // 14 - 3, 7)) <= j // 14 and j // 14 < max(0, min(i // 14 - 3, 7)) + 7 and max(0, min(i % 14 - 3, 7)) <= j % 14 and j % 14 < max(0, min(i % 14 - 3, 7)) + 7",
+    "score": "s",
+    "sinks": false,
+    "precision": "ieee"
   },
   "run_time": [
     "softmax_scale",
@@ -573,7 +579,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::natten_2d_1c9a21024ef9", mutates_args=())
+@torch.library.custom_op("attngen::natten_2d_29be4598704b", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -647,10 +653,13 @@ def attention(
     _expect(v.shape[:-1] == k.shape[:-1], f"v: shape {tuple(v.shape)} does not go with k's {tuple(k.shape)}")
     batch, seqlen_q, num_q_heads, q_dim = q.shape
     batch, seqlen_k, num_kv_heads, k_dim = k.shape
-    _expect(k.shape[0] == batch, f"k: batch {k.shape[0]} differs from q's {batch}")
+    _expect(k.shape[0] == q.shape[0], f"k: batch {k.shape[0]} differs from q's {q.shape[0]}")
     grouped = num_q_heads == 1 * num_kv_heads
     _expect(grouped, f"q has {num_q_heads} heads and k {num_kv_heads}: expected 1 query heads per kv head")
-    softmax_scale = 0.1767766952966369 if softmax_scale is None else float(softmax_scale)
+    softmax_scale = 0.1767766952966369 if softmax_scale is None else softmax_scale
+    if not isinstance(softmax_scale, float | int):
+        raise TypeError(f"natten_2d: softmax_scale: expected a number, got {type(softmax_scale).__name__}")
+    softmax_scale = float(softmax_scale)
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )

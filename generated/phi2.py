@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 19e8e449b51028d15fd084d9e54a36a5e3798e8b1714d22e0d770c5c8276849e. Needs torch and triton, nothing else.
+Digest 821d304261f75092cab16d8e6e63fb63a5f06f0e3a9d85ac8663202dca196da5. Needs torch and triton, nothing else.
 """
 
 import json
@@ -35,18 +35,25 @@ SPEC = json.loads(r"""
   "name": "phi2"
 }
 """)
-DIGEST = "19e8e449b51028d15fd084d9e54a36a5e3798e8b1714d22e0d770c5c8276849e"
+DIGEST = "821d304261f75092cab16d8e6e63fb63a5f06f0e3a9d85ac8663202dca196da5"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
   "compiled_in": {
-    "group": 1,
+    "dtypes": [
+      "float16",
+      "bfloat16"
+    ],
     "layout": "bshd",
+    "group": 1,
     "head_dim": {
       "qk": 80,
       "v": 80
     },
-    "mask": "j <= i"
+    "mask": "j <= i",
+    "score": "s",
+    "sinks": false,
+    "precision": "ieee"
   },
   "run_time": [
     "softmax_scale",
@@ -605,7 +612,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::phi2_19e8e449b510", mutates_args=())
+@torch.library.custom_op("attngen::phi2_821d304261f7", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -679,10 +686,13 @@ def attention(
     _expect(v.shape[:-1] == k.shape[:-1], f"v: shape {tuple(v.shape)} does not go with k's {tuple(k.shape)}")
     batch, seqlen_q, num_q_heads, q_dim = q.shape
     batch, seqlen_k, num_kv_heads, k_dim = k.shape
-    _expect(k.shape[0] == batch, f"k: batch {k.shape[0]} differs from q's {batch}")
+    _expect(k.shape[0] == q.shape[0], f"k: batch {k.shape[0]} differs from q's {q.shape[0]}")
     grouped = num_q_heads == 1 * num_kv_heads
     _expect(grouped, f"q has {num_q_heads} heads and k {num_kv_heads}: expected 1 query heads per kv head")
-    softmax_scale = 0.11180339887498948 if softmax_scale is None else float(softmax_scale)
+    softmax_scale = 0.11180339887498948 if softmax_scale is None else softmax_scale
+    if not isinstance(softmax_scale, float | int):
+        raise TypeError(f"phi2: softmax_scale: expected a number, got {type(softmax_scale).__name__}")
+    softmax_scale = float(softmax_scale)
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i or j < prefix[b].
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(max(i_hi + 1, prefix[b]), seqlen_k)); all are allowed in [0, min(max(i_lo + 1, prefix[b]), seqlen_k)).
 
-Digest 84217f179c2f877a420a07a363ab1bff9339217eb5872a37e2e058f477076428. Needs torch and triton, nothing else.
+Digest c56bcf725f91d4566dab60fddc82769abba43ddb2975111a7e4244135f2ba443. Needs torch and triton, nothing else.
 """
 
 import json
@@ -42,18 +42,24 @@ SPEC = json.loads(r"""
   "name": "prefix_lm"
 }
 """)
-DIGEST = "84217f179c2f877a420a07a363ab1bff9339217eb5872a37e2e058f477076428"
+DIGEST = "c56bcf725f91d4566dab60fddc82769abba43ddb2975111a7e4244135f2ba443"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
   "compiled_in": {
-    "group": 8,
+    "dtypes": [
+      "bfloat16"
+    ],
     "layout": "bshd",
+    "group": 8,
     "head_dim": {
       "qk": 256,
       "v": 256
     },
-    "mask": "j <= i or j < prefix[b]"
+    "mask": "j <= i or j < prefix[b]",
+    "score": "s",
+    "sinks": false,
+    "precision": "ieee"
   },
   "run_time": [
     "softmax_scale",
@@ -578,7 +584,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::prefix_lm_84217f179c2f", mutates_args=())
+@torch.library.custom_op("attngen::prefix_lm_c56bcf725f91", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -630,7 +636,9 @@ def _check_captured(
         raise TypeError(f"prefix_lm: {name}: expected a tensor of shape {shape}, got {type(tensor).__name__}")
     _expect(tensor.dtype in dtypes, f"{name}: expected dtype {dtypes[0]}, got {tensor.dtype}")
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
-    fits = tensor.dim() == len(shape) and all(have in (want, 1) for have, want in zip(tensor.shape, shape))
+    fits = tensor.dim() == len(shape) and all(
+        have == want or have == 1 for have, want in zip(tensor.shape, shape)
+    )
     _expect(fits, f"{name}: expected shape {shape} (a 1 is broadcast), got {tuple(tensor.shape)}")
     return tensor.expand(shape)
 
@@ -674,10 +682,13 @@ def attention(
     _expect(v.shape[:-1] == k.shape[:-1], f"v: shape {tuple(v.shape)} does not go with k's {tuple(k.shape)}")
     batch, seqlen_q, num_q_heads, q_dim = q.shape
     batch, seqlen_k, num_kv_heads, k_dim = k.shape
-    _expect(k.shape[0] == batch, f"k: batch {k.shape[0]} differs from q's {batch}")
+    _expect(k.shape[0] == q.shape[0], f"k: batch {k.shape[0]} differs from q's {q.shape[0]}")
     grouped = num_q_heads == 8 * num_kv_heads
     _expect(grouped, f"q has {num_q_heads} heads and k {num_kv_heads}: expected 8 query heads per kv head")
-    softmax_scale = 0.0625 if softmax_scale is None else float(softmax_scale)
+    softmax_scale = 0.0625 if softmax_scale is None else softmax_scale
+    if not isinstance(softmax_scale, float | int):
+        raise TypeError(f"prefix_lm: softmax_scale: expected a number, got {type(softmax_scale).__name__}")
+    softmax_scale = float(softmax_scale)
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )

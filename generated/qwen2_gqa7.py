@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest f39944c9f10fcfa1425f2946aa08c8a4f6a629598484a063dc12edb2dce5abcf. Needs torch and triton, nothing else.
+Digest 15fd3e40376dc602c79128387f3c9eefb44c2c1d2ebea5812df51a4adbf0c82f. Needs torch and triton, nothing else.
 """
 
 import json
@@ -34,18 +34,24 @@ SPEC = json.loads(r"""
   "name": "qwen2_gqa7"
 }
 """)
-DIGEST = "f39944c9f10fcfa1425f2946aa08c8a4f6a629598484a063dc12edb2dce5abcf"
+DIGEST = "15fd3e40376dc602c79128387f3c9eefb44c2c1d2ebea5812df51a4adbf0c82f"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
   "compiled_in": {
-    "group": 7,
+    "dtypes": [
+      "bfloat16"
+    ],
     "layout": "bhsd",
+    "group": 7,
     "head_dim": {
       "qk": 64,
       "v": 64
     },
-    "mask": "j <= i"
+    "mask": "j <= i",
+    "score": "s",
+    "sinks": false,
+    "precision": "ieee"
   },
   "run_time": [
     "softmax_scale",
@@ -565,7 +571,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::qwen2_gqa7_f39944c9f10f", mutates_args=())
+@torch.library.custom_op("attngen::qwen2_gqa7_15fd3e40376d", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -639,10 +645,13 @@ def attention(
     _expect(v.shape[:-1] == k.shape[:-1], f"v: shape {tuple(v.shape)} does not go with k's {tuple(k.shape)}")
     batch, num_q_heads, seqlen_q, q_dim = q.shape
     batch, num_kv_heads, seqlen_k, k_dim = k.shape
-    _expect(k.shape[0] == batch, f"k: batch {k.shape[0]} differs from q's {batch}")
+    _expect(k.shape[0] == q.shape[0], f"k: batch {k.shape[0]} differs from q's {q.shape[0]}")
     grouped = num_q_heads == 7 * num_kv_heads
     _expect(grouped, f"q has {num_q_heads} heads and k {num_kv_heads}: expected 7 query heads per kv head")
-    softmax_scale = 0.125 if softmax_scale is None else float(softmax_scale)
+    softmax_scale = 0.125 if softmax_scale is None else softmax_scale
+    if not isinstance(softmax_scale, float | int):
+        raise TypeError(f"qwen2_gqa7: softmax_scale: expected a number, got {type(softmax_scale).__name__}")
+    softmax_scale = float(softmax_scale)
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and (i - j < 1020 or j < 4).
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - 1019, 0), min(i_hi + 1, seqlen_k)) and [0, min(min(i_hi + 1, 4), seqlen_k)); all are allowed in [max(i_hi - 1019, 0), min(i_lo + 1, seqlen_k)) and [0, min(min(i_lo + 1, 4), seqlen_k)).
 
-Digest 829b282f985c0884623f8e88023a59c35f02c22a67d2a7203d4ee9c79a049039. Needs torch and triton, nothing else.
+Digest be27e40938b7aa21382665b6d7afcb6907838592b711c5465f49342887e8fca3. Needs torch and triton, nothing else.
 """
 
 import json
@@ -38,18 +38,24 @@ SPEC = json.loads(r"""
   }
 }
 """)
-DIGEST = "829b282f985c0884623f8e88023a59c35f02c22a67d2a7203d4ee9c79a049039"
+DIGEST = "be27e40938b7aa21382665b6d7afcb6907838592b711c5465f49342887e8fca3"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
   "compiled_in": {
-    "group": 1,
+    "dtypes": [
+      "float16"
+    ],
     "layout": "bshd",
+    "group": 1,
     "head_dim": {
       "qk": 128,
       "v": 128
     },
-    "mask": "j <= i and (i - j < window or j < first)"
+    "mask": "j <= i and (i - j < 1020 or j < 4)",
+    "score": "s",
+    "sinks": false,
+    "precision": "ieee"
   },
   "run_time": [
     "softmax_scale",
@@ -613,7 +619,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::streaming_sink_829b282f985c", mutates_args=())
+@torch.library.custom_op("attngen::streaming_sink_be27e40938b7", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -687,10 +693,15 @@ def attention(
     _expect(v.shape[:-1] == k.shape[:-1], f"v: shape {tuple(v.shape)} does not go with k's {tuple(k.shape)}")
     batch, seqlen_q, num_q_heads, q_dim = q.shape
     batch, seqlen_k, num_kv_heads, k_dim = k.shape
-    _expect(k.shape[0] == batch, f"k: batch {k.shape[0]} differs from q's {batch}")
+    _expect(k.shape[0] == q.shape[0], f"k: batch {k.shape[0]} differs from q's {q.shape[0]}")
     grouped = num_q_heads == 1 * num_kv_heads
     _expect(grouped, f"q has {num_q_heads} heads and k {num_kv_heads}: expected 1 query heads per kv head")
-    softmax_scale = 0.08838834764831845 if softmax_scale is None else float(softmax_scale)
+    softmax_scale = 0.08838834764831845 if softmax_scale is None else softmax_scale
+    if not isinstance(softmax_scale, float | int):
+        raise TypeError(
+            f"streaming_sink: softmax_scale: expected a number, got {type(softmax_scale).__name__}"
+        )
+    softmax_scale = float(softmax_scale)
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )

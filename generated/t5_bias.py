@@ -5,7 +5,7 @@
 Softmax attention over keys j with: True.
 A tile of queries at positions i_lo..i_hi meets keys in [0, seqlen_k); all are allowed in [0, seqlen_k).
 
-Digest 8f6ee186f057f8fc364c489c29c26d53cd8cc10f0ccf3ac2cbc5464e10f9bf3e. Needs torch and triton, nothing else.
+Digest 9f430cb656e02e926004acb64949699012871c620585f2c883739a442a1034df. Needs torch and triton, nothing else.
 """
 
 import json
@@ -44,18 +44,25 @@ SPEC = json.loads(r"""
   "score": "s + rel_bias[h, max(-128, min(j - i, 128)) + 128]"
 }
 """)
-DIGEST = "8f6ee186f057f8fc364c489c29c26d53cd8cc10f0ccf3ac2cbc5464e10f9bf3e"
+DIGEST = "9f430cb656e02e926004acb64949699012871c620585f2c883739a442a1034df"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
   "compiled_in": {
-    "group": 1,
+    "dtypes": [
+      "float32",
+      "bfloat16"
+    ],
     "layout": "bshd",
+    "group": 1,
     "head_dim": {
       "qk": 64,
       "v": 64
     },
-    "score": "s + rel_bias[h, max(-128, min(j - i, 128)) + 128]"
+    "mask": "True",
+    "score": "s * (softmax_scale * 1.4426950408889634) + rel_bias[h, max(-128, min(j - i, 128)) + 128] * 1.4426950408889634",
+    "sinks": false,
+    "precision": "ieee"
   },
   "run_time": [
     "softmax_scale",
@@ -613,7 +620,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::t5_bias_8f6ee186f057", mutates_args=())
+@torch.library.custom_op("attngen::t5_bias_9f430cb656e0", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -665,7 +672,9 @@ def _check_captured(
         raise TypeError(f"t5_bias: {name}: expected a tensor of shape {shape}, got {type(tensor).__name__}")
     _expect(tensor.dtype in dtypes, f"{name}: expected dtype {dtypes[0]}, got {tensor.dtype}")
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
-    fits = tensor.dim() == len(shape) and all(have in (want, 1) for have, want in zip(tensor.shape, shape))
+    fits = tensor.dim() == len(shape) and all(
+        have == want or have == 1 for have, want in zip(tensor.shape, shape)
+    )
     _expect(fits, f"{name}: expected shape {shape} (a 1 is broadcast), got {tuple(tensor.shape)}")
     return tensor.expand(shape)
 
@@ -709,10 +718,13 @@ def attention(
     _expect(v.shape[:-1] == k.shape[:-1], f"v: shape {tuple(v.shape)} does not go with k's {tuple(k.shape)}")
     batch, seqlen_q, num_q_heads, q_dim = q.shape
     batch, seqlen_k, num_kv_heads, k_dim = k.shape
-    _expect(k.shape[0] == batch, f"k: batch {k.shape[0]} differs from q's {batch}")
+    _expect(k.shape[0] == q.shape[0], f"k: batch {k.shape[0]} differs from q's {q.shape[0]}")
     grouped = num_q_heads == 1 * num_kv_heads
     _expect(grouped, f"q has {num_q_heads} heads and k {num_kv_heads}: expected 1 query heads per kv head")
-    softmax_scale = 0.125 if softmax_scale is None else float(softmax_scale)
+    softmax_scale = 0.125 if softmax_scale is None else softmax_scale
+    if not isinstance(softmax_scale, float | int):
+        raise TypeError(f"t5_bias: softmax_scale: expected a number, got {type(softmax_scale).__name__}")
+    softmax_scale = float(softmax_scale)
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )

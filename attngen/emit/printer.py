@@ -52,15 +52,14 @@ class Captured:
     name: str
     strides: tuple[str, ...]
     axes: tuple[Axis, ...]
-    dtype: str
 
 
 @dataclass(slots=True)
 class Printer:
     """Prints expressions and collects the statements that must come before them.
 
-    ``prologue`` runs once per program and holds what varies with scalars and rows. Names are reused for equal expressions, so a
-    term that a mask and a score share is computed once.
+    ``prologue`` runs once per program and holds what varies with scalars and rows. Names are reused for equal
+    expressions, so a term that a mask and a score share is computed once.
     """
 
     captured: Mapping[str, Captured]

@@ -92,8 +92,8 @@ def _require(condition: bool, message: str) -> None:
 class Input(Node):
     """An argument of the generated function: a tensor over ``axes``, or a scalar when ``axes`` is empty.
 
-    ``dtype`` is a torch name, or ``io`` for the dtype that q, k, v and out share at run time. ``layout`` is the order in
-    which the argument holds batch, sequence, head and dim (``bshd``, ``bhsd``; ``thd`` packs sequences into tokens).
+    ``dtype`` is a torch name, or ``io`` for the one of ``dtypes`` that q, k, v and out share at run time. ``layout`` is the
+    order in which the argument holds batch, sequence, head and dim (``bshd``, ``bhsd``; ``thd`` packs sequences into tokens).
     ``default`` is the text of a scalar's default ('' when the caller must give it).
     """
 
@@ -101,6 +101,7 @@ class Input(Node):
     axes: Axes
     dtype: str
     role: Literal["tensor", "captured", "scalar"] = "tensor"
+    dtypes: tuple[str, ...] = ()
     layout: str = ""
     sorted: bool = False
     default: str = ""

@@ -78,7 +78,7 @@ def tile_ranges(
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """A range of tiles and the positions that it was rounded from, where they are known."""
+    """A range of tiles, and positions that bound what it was rounded from, where they are known."""
 
     range: Range
     lo: Expr | None
@@ -132,11 +132,12 @@ class _Builder:
 
     def down(self, position: Expr) -> Expr:
         """The tile that holds a position >= 0: tiles before it lie wholly before the position."""
+        return ZERO if self.in_first_tile(position) else apply("floordiv", position, self.block)
+
+    def in_first_tile(self, position: Expr) -> bool:
         top = most(substitute(position, self.facts.definitions), self.facts)
         size = least(self.block, self.facts)
-        if top is not None and size is not None and top < size:
-            return ZERO
-        return apply("floordiv", position, self.block)
+        return top is not None and size is not None and top < size
 
     def up(self, position: Expr) -> Expr:
         """The first tile that starts at or after a position >= 0."""
@@ -235,18 +236,19 @@ class _Builder:
         lows = self._sorted("must_lo", lows, self.at_most)
         highs = self._sorted("must_hi", highs, self.at_most)
         result: list[_Span] = []
-        for k, (_, key) in enumerate(zip(list(lows), highs, strict=True)):
+        lowest = lows[0] if lows else ZERO
+        for k, key in enumerate(highs):
             lo, hi = lows[k], key
             if k + 1 < len(lows):
                 touch = apply("le", lows[k + 1], hi)
-                lows[k + 1] = self.bind_key(f"joined_lo_{k + 1}", apply("where", touch, lo, lows[k + 1]))
-                hi = self.bind_key(f"joined_hi_{k}", apply("where", touch, lo, hi))
-            first, last = self.bind(f"first_full_{k}", self.up(lo)), self.down(hi)
-            if last == ZERO:
+                lows[k + 1] = self.bind(f"joined_lo_{k + 1}", apply("where", touch, lo, lows[k + 1]))
+                hi = self.bind(f"joined_hi_{k}", apply("where", touch, lo, hi))
+            if self.in_first_tile(key):
                 continue
+            first, last = self.bind(f"first_full_{k}", self.up(lo)), self.down(hi)
             end = self.bind(f"end_full_{k}", last if first == ZERO else apply("max", last, first))
             self.order.chain(result[-1].range.hi if result else ZERO, first, end)
-            result.append(_Span(Range(first, end), lo, key))
+            result.append(_Span(Range(first, end), lowest, key))
         return result
 
     def _relate(self, visited: list[_Span], full: list[_Span]) -> None:

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from attngen.errors import PlanError
 from attngen.ir import expr as ex
@@ -114,11 +115,11 @@ def _axis_size(spec: Spec, axis: str | int) -> Expr:
 
 
 def _inputs(spec: Spec, nodes: dict[str, Node]) -> None:
-    layout = spec.layout
-    nodes["q"] = Input(axes=("B", "Hq", "Sq", "Dqk"), dtype="io", layout=layout)
-    nodes["k"] = Input(axes=("B", "Hkv", "Sk", "Dqk"), dtype="io", layout=layout)
+    shared: dict[str, Any] = {"dtype": "io", "dtypes": spec.dtypes, "layout": spec.layout}
+    nodes["q"] = Input(axes=("B", "Hq", "Sq", "Dqk"), **shared)
+    nodes["k"] = Input(axes=("B", "Hkv", "Sk", "Dqk"), **shared)
     if spec.head_dim.v_from_k is None:
-        nodes["v"] = Input(axes=("B", "Hkv", "Sk", "Dv"), dtype="io", layout=layout)
+        nodes["v"] = Input(axes=("B", "Hkv", "Sk", "Dv"), **shared)
     else:
         nodes["v"] = Slice(operand="k", columns=spec.head_dim.v_from_k, axes=("B", "Hkv", "Sk", "Dv"))
     scale = repr(spec.head_dim.qk**-0.5)

@@ -230,6 +230,19 @@ class Solver:
         return all(self.key not in symbols(p) for p in parts)
 
 
+def opposite(tree: Tree) -> Tree:
+    """Return the tree of the negation, leaf by leaf."""
+    match tree:
+        case Bound(side, at):
+            return Bound("lt" if side == "ge" else "ge", at)
+        case Gate(condition):
+            return Gate(negated(condition))
+        case Opaque(condition, reason):
+            return Opaque(apply("not", condition), reason)
+        case Join(op, parts):
+            return Join("or" if op == "and" else "and", tuple(opposite(p) for p in parts))
+
+
 class _Unsolved(Exception):
     pass
 

@@ -28,7 +28,7 @@ from attngen.ir.expr import (
 from attngen.ir.linear import Facts, least
 from attngen.ir.proofs import at_most
 from attngen.ir.tiles import Interval, Tiles
-from attngen.passes.half_lines import Join, Opaque, Solver, Tree
+from attngen.passes.half_lines import Join, Opaque, Solver, Tree, opposite
 from attngen.passes.pieces import MAX_WORKING, Piece, Union, fold
 from attngen.passes.tile_bounds import TileBounds, same_way
 
@@ -76,13 +76,13 @@ class _Planner:
     facts: Facts
 
     def plan(self, predicate: Expr) -> Tiles:
-        tree = self._solve(predicate, True)
+        tree = self._solve(predicate)
         notes = [f"{text(o.condition)} stays in the residual: {o.reason}" for o in _opaque(tree)]
         may, must = self._union(outward=True), self._union(outward=False)
         may_pieces, must_pieces = may.final(tree), must.final(tree)
         notes += [*may.notes, *must.notes]
         row, residual = self._row(predicate)
-        exact = may.exact and must.exact and self._exact(predicate, may_pieces)
+        exact = may.exact and must.exact and self._exact(tree, may_pieces)
         return Tiles(
             may=self._intervals(may_pieces, outward=True),
             must=self._intervals(must_pieces, outward=False),
@@ -92,8 +92,8 @@ class _Planner:
             notes=tuple(dict.fromkeys(notes)),
         )
 
-    def _solve(self, predicate: Expr, holds: bool) -> Tree:
-        return Solver(self.key, self.tile, self.sorted_tensors, self.facts).solve(predicate, holds)
+    def _solve(self, predicate: Expr) -> Tree:
+        return Solver(self.key, self.tile, self.sorted_tensors, self.facts).solve(predicate)
 
     def _union(self, *, outward: bool) -> Union:
         return Union(self.tile, self.key_size, self.facts, outward, MAX_INTERVALS)
@@ -154,7 +154,7 @@ class _Planner:
 
     def _single(self, conjunct: Expr) -> Piece | Join | None:
         """The one interval of a conjunct, or an empty join if it is false everywhere, or None."""
-        tree = self._solve(conjunct, True)
+        tree = self._solve(conjunct)
         union = self._union(outward=True)
         pieces = union.final(tree)
         if not union.exact or len(pieces) > 1:
@@ -167,7 +167,7 @@ class _Planner:
 
     # ---- exactness
 
-    def _exact(self, predicate: Expr, pieces: list[Piece]) -> bool:
+    def _exact(self, tree: Tree, pieces: list[Piece]) -> bool:
         """Whether tiles are classified exactly.
 
         ``may`` is exact where each piece sweeps an interval. ``must`` is exact where one piece at most
@@ -180,7 +180,7 @@ class _Planner:
         if sum(self._varies(p) for p in pieces) <= 1:
             return True
         union = Union(self.tile, self.key_size, self.facts, outward=True, limit=MAX_WORKING, plain=True)
-        complement = union.final(self._solve(predicate, False))
+        complement = union.final(opposite(tree))
         return union.exact and all(self._sweeps(p) for p in complement)
 
     def _varies(self, piece: Piece) -> bool:

@@ -206,8 +206,9 @@ class Union:
         """The bound of ``a``; where the gate holds, the looser of both. Clipped: "none" is the loosest."""
         tighten, loosen = ops
         shared = tuple(x for x in a if x in b)
-        own = fold(tighten, (*(x for x in a if x not in shared), none))
-        other = fold(loosen, (own, *(x for x in b if x not in shared))) if set(b) - set(shared) else none
+        rest_a, rest_b = (tuple(x for x in part if x not in shared) for part in (a, b))
+        own = fold(tighten, (*rest_a, none))
+        other = fold(loosen, (own, fold(tighten, rest_b))) if rest_b else none
         return (apply("where", gate, other, own), *shared)
 
     def _hull(self, a: Piece, b: Piece) -> Piece:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from attngen.ir import expr as ex
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Fold, Input, symbol
+from attngen.ir.tiles import Tiles
 from attngen.passes.intervals import plan
 
 SHIFT = ex.apply("sub", symbol("seqlen_k"), symbol("seqlen_q"))
@@ -29,7 +30,7 @@ class PlanMasks:
         return graph.with_nodes(planned)
 
 
-def _tiles(graph: Graph, fold: Fold):
+def _tiles(graph: Graph, fold: Fold) -> Tiles:
     predicate = ex.substitute(fold.domain.mask, {"row": ROW_FROM_I})
     sizes = {name: _last_size(graph, node) for name, node in graph.all(Input) if node.sorted}
     return plan(predicate, key_size=fold.domain.size, sorted_tensors=sizes)

@@ -97,9 +97,14 @@ class Wanted:
     num_stages: tuple[int, ...] = ()
 
 
+ANYTHING = Wanted()
+
+
 def restricted(choices: Choices, wanted: Wanted) -> Choices:
     """Return, per target, every combination of the wanted values around the target's best schedule, in the order given."""
     asked = {f.name: values for f in fields(wanted) if (values := getattr(wanted, f.name))}
+    if not asked:
+        return choices
     combined = [dict(zip(asked, values, strict=True)) for values in product(*asked.values())]
     return tuple(
         (target, tuple(replace(found[0], **values) for values in combined)) for target, found in choices

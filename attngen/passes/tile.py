@@ -8,14 +8,14 @@ from attngen.errors import InternalError, PlanError
 from attngen.ir.expr import Const, Element, symbols, walk
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Address, Contract, Finish, Fold, Input, Launch, Load, Map, Node, Slice, Store
-from attngen.passes.schedules import Wanted, configurations, restricted
+from attngen.passes.schedules import ANYTHING, Wanted, configurations, restricted
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
     """Needs: planned folds in base 2. Leaves: a scheduled graph; loads, stores and one launch around a fold cut into tiles."""
 
-    wanted: Wanted = Wanted()
+    wanted: Wanted = ANYTHING
     name: str = "tile"
 
     def apply(self, graph: Graph) -> Graph:

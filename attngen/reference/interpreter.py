@@ -194,7 +194,7 @@ def _reader(tensor: Tensor) -> Callable[..., Tensor]:
             _as_tensor(x).long().clamp(0, max(n - 1, 0)) for x, n in zip(indices, values.shape, strict=True)
         ]
         inside = [torch.zeros_like(x) if n == 1 else x for x, n in zip(inside, values.shape, strict=True)]
-        return values[tuple(inside)] if values.numel() else torch.zeros(())
+        return values[tuple(inside)] if values.numel() else values.new_zeros(())
 
     return read
 

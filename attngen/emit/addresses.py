@@ -1,0 +1,79 @@
+"""Where tensors lie: chunks of the head dimension, bases of a program's rows, offsets and descriptors of tiles."""
+
+from __future__ import annotations
+
+from attngen.emit.parts import Parts
+from attngen.emit.records import Chunk
+from attngen.ir.nodes import Load
+
+
+def chunks(load: Load, vector: str, valid: str, value: str = "v") -> tuple[Chunk, ...]:
+    chunks: list[Chunk] = []
+    for index, (start, width) in enumerate(load.chunks):
+        inside = "" if start + width <= load.columns else f"({vector}_{index} < {load.columns})[None, :]"
+        masks = [m for m in (valid, inside) if m]
+        rows = [m for m in ("row_valid[:, None]", inside) if m]
+        chunks.append(
+            Chunk(
+                index=index,
+                start=start,
+                width=width,
+                columns=f"{vector}_{index}",
+                mask=f", mask={' & '.join(masks)}, other=0.0" if masks else "",
+                stored=" & ".join(rows),
+                plus=", qk" if index else "",
+                value=f"{value}_{index}",
+            )
+        )
+    return tuple(chunks)
+
+
+def columns(parts: Parts) -> tuple[str, ...]:
+    rows = [("d", parts.k), ("e", parts.v)]
+    return tuple(
+        f"{vector}_{n} = tl.arange({start}, {start + width})"
+        for vector, load in rows
+        for n, (start, width) in enumerate(load.chunks)
+    )
+
+
+def bases(parts: Parts) -> tuple[str, ...]:
+    """Where the rows, keys and values of a program's head begin."""
+    packed = parts.launch.rows == "packed"
+    tensors = [("q", "q", "h"), ("k", "k", "hk"), ("v", "v", "hk"), ("out", "o", "h")]
+    lines: list[str] = []
+    for name, short, head in tensors:
+        if name == "v" and parts.v_in_k:
+            continue
+        start = "q_start" if head == "h" else "k_start"
+        terms = [
+            f"tl.cast({start}, tl.int64) * stride_{short}s"
+            if packed
+            else f"tl.cast(b, tl.int64) * stride_{short}b"
+        ]
+        terms.append(f"tl.cast({head}, tl.int64) * stride_{short}h")
+        lines.append(f"{name}_base = {name} + {' + '.join(terms)}")
+    where = "q_start" if packed else "tl.cast(b, tl.int64) * stride_lb"
+    lines.append(f"lse_base = lse + {where} + tl.cast(h, tl.int64) * stride_lh")
+    return tuple(lines)
+
+
+def _tile_loads(parts: Parts) -> list[tuple[str, str, Load]]:
+    return [("k", "d", parts.k)] + ([] if parts.v_in_k else [("v", "e", parts.v)])
+
+
+def descriptors(parts: Parts) -> tuple[str, ...]:
+    return tuple(
+        f"{name}_descriptor_{n} = tl.make_tensor_descriptor("
+        f"{name}_base, [seqlen_k, {load.columns}], [stride_{name}s, 1], [BLOCK_N, {width}])"
+        for name, _, load in _tile_loads(parts)
+        for n, (_, width) in enumerate(load.chunks)
+    )
+
+
+def offsets(parts: Parts) -> tuple[str, ...]:
+    return tuple(
+        f"{name}_offsets_{n} = rows_n[:, None] * stride_{name}s + {vector}_{n}[None, :]"
+        for name, vector, load in _tile_loads(parts)
+        for n in range(len(load.chunks))
+    )

@@ -1,0 +1,90 @@
+"""What templates print: frozen records of finished strings and flags. Nothing here is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attngen.emit.interface import Interface
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A power-of-two slice of the head dimension: a tile is loaded, multiplied and stored chunk by chunk."""
+
+    index: int
+    start: int
+    width: int
+    columns: str  # name of the vector of column indices
+    mask: str  # what a pointer load of this chunk adds after the pointer
+    stored: str  # mask of a whole row of queries
+    plus: str  # the accumulator argument of the product: nothing for the first chunk
+    value: str  # name of the V tile
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """One loop over key tiles: how tiles are counted and found, and what is computed between the two products."""
+
+    comment: str
+    before: tuple[str, ...]
+    counter: str
+    begin: str
+    end: str
+    find_tile: tuple[str, ...]
+    masked: bool
+    scores: tuple[str, ...]
+    k_chunks: tuple[Chunk, ...]
+    v_chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The block-table kernel: its prologue and loops, its row for a program of the main kernel, and its extent."""
+
+    prologue: tuple[str, ...]
+    full: tuple[Loop, ...]
+    partial: tuple[Loop, ...]
+    row: str
+    heads: str
+    batch: str
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Everything `attention.py.jinja` prints."""
+
+    name: str
+    version: str
+    regenerate: str
+    title: str
+    description: str
+    digest: str
+    spec_json: str
+    manifest_json: str
+    interface: Interface
+    group: int
+    qk_dim: int
+    v_dim: int
+    dtypes: str
+    mask_text: str
+    batch_word: str
+    is_packed: bool
+    prologue: tuple[str, ...]
+    columns: tuple[str, ...]
+    bases: tuple[str, ...]
+    out_bases: tuple[str, ...]
+    descriptors: tuple[str, ...]
+    offsets: tuple[str, ...]
+    k_chunks: tuple[Chunk, ...]
+    v_chunks: tuple[Chunk, ...]
+    loops: tuple[Loop, ...]
+    factor: str
+    qk_precision: str
+    pv_precision: str
+    loads_v: bool
+    has_sink: bool
+    has_table: bool
+    table: Table
+    has_search: bool
+    has_floordiv: bool
+    has_tanh: bool
