@@ -21,6 +21,15 @@ class CapturedArgument:
 
 
 @dataclass(frozen=True, slots=True)
+class ScalarArgument:
+    """A run-time parameter of the public function: its name and Python type."""
+
+    name: str
+    kind: str
+    is_int: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Interface:
     """Argument lists as finished text, one entry per line."""
 
@@ -38,7 +47,7 @@ class Interface:
     op_arguments: tuple[str, ...]
     op_call: str
     public_arguments: tuple[str, ...]
-    scalars: tuple[tuple[str, str], ...]  # run-time parameters: name, Python type
+    scalars: tuple[ScalarArgument, ...]
     captured: tuple[CapturedArgument, ...]
     has_sinks: bool
     default_scale: str
@@ -107,7 +116,7 @@ class _Builder:
             op_arguments=tuple(f"{n}: {t}" for n, t in op_arguments),
             op_call=", ".join(n for n, _ in op_arguments),
             public_arguments=self._public_arguments(),
-            scalars=tuple((n, "int" if self.inputs[n].dtype == "int32" else "float") for n in self.params),
+            scalars=tuple(self._scalar_argument(n) for n in self.params),
             captured=tuple(self._captured_argument(n) for n in self.captured),
             has_sinks="sinks" in self.inputs,
             default_scale=self.inputs["softmax_scale"].default,
@@ -235,6 +244,10 @@ class _Builder:
         rows += [] if "sinks" in self.captured else ["sinks: None = None"]
         rows += ["seqused_k: torch.Tensor | None = None"] if self.packed else []
         return (*rows, "dropout_p: float = 0.0", "seed: int | None = None", "return_lse: bool = False")
+
+    def _scalar_argument(self, name: str) -> ScalarArgument:
+        whole = self.inputs[name].dtype == "int32"
+        return ScalarArgument(name, "int" if whole else "float", whole)
 
     def _captured_argument(self, name: str) -> CapturedArgument:
         node = self.inputs[name]

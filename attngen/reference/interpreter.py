@@ -129,6 +129,16 @@ def _unary(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Tensor]:
     return lambda x: function(_as_tensor(x).double())
 
 
+def _exact(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Python floats enter as float64: with a tensor of integers, torch would make float32 of the two."""
+
+    def with_float64(a: Any, b: Any) -> Any:
+        a, b = (_as_tensor(x) if isinstance(x, float) else x for x in (a, b))
+        return function(a, b)
+
+    return with_float64
+
+
 def _search(read: Callable[..., Tensor], at: tuple[Any, ...], value: Any, side: str, size: Any) -> Tensor:
     """First index whose element is >= (left) or > (right) the value, by looking at every element."""
     count = int(size)
@@ -141,8 +151,9 @@ def _search(read: Callable[..., Tensor], at: tuple[Any, ...], value: Any, side: 
 
 
 OPS: dict[str, Callable[..., Any]] = {
-    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "neg": operator.neg,
-    "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge, "eq": operator.eq, "ne": operator.ne,
+    "add": _exact(operator.add), "sub": _exact(operator.sub), "mul": _exact(operator.mul), "neg": operator.neg,
+    "lt": _exact(operator.lt), "le": _exact(operator.le), "gt": _exact(operator.gt), "ge": _exact(operator.ge),
+    "eq": _exact(operator.eq), "ne": _exact(operator.ne),
     "and": lambda a, b: torch.logical_and(_as_tensor(a), _as_tensor(b)),
     "or": lambda a, b: torch.logical_or(_as_tensor(a), _as_tensor(b)),
     "not": lambda a: torch.logical_not(_as_tensor(a)),

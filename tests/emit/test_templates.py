@@ -9,7 +9,7 @@ import jinja2.nodes as jn
 import pytest
 
 from attngen.emit.records import Chunk, Context, Loop, Table
-from attngen.emit.interface import CapturedArgument, Interface
+from attngen.emit.interface import CapturedArgument, Interface, ScalarArgument
 from attngen.emit.render import environment, templates
 
 FILES = sorted(templates().rglob("*.jinja"))
@@ -53,6 +53,6 @@ def test_every_field_is_used_and_exists():
 
 def test_records_hold_finished_values():
     plain = ("str", "bool", "int", "tuple[str, ...]", "tuple[tuple[str, str], ...]", "Interface", "Table")
-    plain += ("tuple[Loop, ...]", "tuple[Chunk, ...]", "tuple[CapturedArgument, ...]")
-    for record in (Context, Interface, Loop, Chunk, Table, CapturedArgument):
+    plain += ("tuple[Loop, ...]", "tuple[Chunk, ...]", "tuple[CapturedArgument, ...]", "tuple[ScalarArgument, ...]")
+    for record in (Context, Interface, Loop, Chunk, Table, CapturedArgument, ScalarArgument):
         assert {str(f.type) for f in dataclasses.fields(record)} <= set(plain)
