@@ -34,7 +34,7 @@ def layer(module: str) -> str:
     """Return the layer of ``attngen.x.y``."""
     parts = module.split(".")[1:]
     if parts[:1] == ["reference"] and len(parts) > 1:
-        return "reference." + ("oracle" if parts[1].startswith("oracle") else parts[1])
+        return "reference." + parts[1].split("_")[0]
     return parts[0] if parts else ""
 
 

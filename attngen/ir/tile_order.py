@@ -8,6 +8,9 @@ from itertools import pairwise
 from attngen.ir.expr import Apply, Const, Expr
 
 
+MAX_STEPS = 150  # pairs looked at in one question
+
+
 @dataclass(slots=True)
 class TileOrder:
     """Values >= 0 with pairs known to be in order; some are named minima or maxima of others."""
@@ -29,13 +32,13 @@ class TileOrder:
         self.definitions[name] = value
 
     def known(self, low: Expr, high: Expr) -> bool:
-        """Return whether ``low <= high`` follows: by cases as in a free lattice, or along noted pairs."""
+        """Return whether ``low <= high`` is found to follow, by cases or along noted pairs."""
         return self._known(low, high, set())
 
     def _known(self, low: Expr, high: Expr, seen: set[tuple[Expr, Expr]]) -> bool:
         if low in (high, Const(0)):
             return True
-        if (low, high) in seen:
+        if (low, high) in seen or len(seen) >= MAX_STEPS:
             return False
         seen.add((low, high))
         x, y = self.definitions.get(low, low), self.definitions.get(high, high)

@@ -7,7 +7,6 @@ partial ones, so a wrong plan gives the same wrong numbers here and in the kerne
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,8 @@ from attngen.ir.expr import Expr
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Contract, Finish, Fold, Input, Launch, Lift, Load, Map, Merge, Node, Slice, Store
 from attngen.ir.tile_ranges import Ranges, tile_ranges
+from attngen.reference.interpreter_arguments import Problem, assemble, problems
+from attngen.reference.interpreter_operators import OPS, SCALAR_OPS, as_tensor, reader
 
 Tensor = torch.Tensor
 NEGATIVE_INFINITY = float("-inf")
@@ -45,169 +46,9 @@ def interpret(
             and optionally seqused_k. Layouts as in the spec.
         block_m, block_n: the tile sizes of a scheduled fold; any positive numbers.
     """
-    runs = [_Run(graph, problem, block_m, block_n) for problem in _problems(graph, inputs)]
+    runs = [_Run(graph, problem, block_m, block_n) for problem in problems(graph, inputs)]
     outs, lses = zip(*(run.results() for run in runs), strict=True) if runs else ((), ())
-    return _assemble(graph, inputs, list(outs), list(lses))
-
-
-# ---- arguments: every layout becomes problems over [B, H, S, D]
-
-
-@dataclass(frozen=True, slots=True)
-class _Problem:
-    tensors: Mapping[str, Tensor]  # q, k, v as [B, H, S, D]
-    scalars: Mapping[str, Any]
-    captured: Mapping[str, Tensor]
-    first_b: int
-    starts: tuple[int, int]
-
-
-def _layout(graph: Graph) -> str:
-    node = graph.nodes["q"]
-    assert isinstance(node, Input)
-    return node.layout
-
-
-def _problems(graph: Graph, inputs: Mapping[str, Any]) -> list[_Problem]:
-    nodes = dict(graph.all(Input))
-    names = [n for n, node in nodes.items() if node.role == "tensor"]
-    scalars: dict[str, Any] = {}
-    for name, node in nodes.items():
-        if node.role == "scalar":
-            given = inputs.get(name)
-            scalars[name] = float(node.default) if given is None else given
-    captured = {n: inputs[n] for n, node in nodes.items() if node.role == "captured"}
-    layout = _layout(graph)
-    if layout != "thd":
-        order = [layout.index(c) for c in "bhsd"]
-        tensors = {n: inputs[n].double().permute(order) for n in names}
-        return [_Problem(tensors, scalars, captured, 0, (0, 0))]
-    return [_sequence(inputs, names, scalars, captured, b) for b in range(len(inputs["cu_seqlens_q"]) - 1)]
-
-
-def _sequence(
-    inputs: Mapping[str, Any], names: list[str], scalars: dict[str, Any], captured: dict[str, Tensor], b: int
-) -> _Problem:
-    spans = {s: (int(inputs[f"cu_seqlens_{s}"][b]), int(inputs[f"cu_seqlens_{s}"][b + 1])) for s in "qk"}
-    if inputs.get("seqused_k") is not None:
-        spans["k"] = (spans["k"][0], spans["k"][0] + int(inputs["seqused_k"][b]))
-    tensors: dict[str, Tensor] = {}
-    for name in names:
-        begin, end = spans["q" if name == "q" else "k"]
-        tensors[name] = inputs[name][begin:end].double().permute(1, 0, 2)[None]
-    return _Problem(tensors, scalars, captured, b, (spans["q"][0], spans["k"][0]))
-
-
-def _assemble(
-    graph: Graph, inputs: Mapping[str, Any], outs: list[Tensor], lses: list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    layout = _layout(graph)
-    if layout != "thd":
-        return outs[0].permute(["bhsd".index(c) for c in layout]), lses[0]
-    q = inputs["q"]
-    size = graph.axis("Dv").size
-    assert isinstance(size, ex.Const)
-    out = torch.zeros(q.shape[0], q.shape[1], int(size.value), dtype=torch.float64)
-    lse = torch.full((q.shape[1], q.shape[0]), NEGATIVE_INFINITY, dtype=torch.float64)
-    for b, (part, part_lse) in enumerate(zip(outs, lses, strict=True)):
-        begin, end = int(inputs["cu_seqlens_q"][b]), int(inputs["cu_seqlens_q"][b + 1])
-        out[begin:end] = part[0].permute(1, 0, 2)
-        lse[:, begin:end] = part_lse[0]
-    return out, lse
-
-
-# ---- expressions
-
-
-def _as_tensor(x: Any) -> Tensor:
-    if isinstance(x, Tensor):
-        return x
-    return torch.tensor(x, dtype=torch.float64 if isinstance(x, float) else None)
-
-
-def _unary(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Tensor]:
-    return lambda x: function(_as_tensor(x).double())
-
-
-def _exact(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Python floats enter as float64: with a tensor of integers, torch would make float32 of the two."""
-
-    def with_float64(a: Any, b: Any) -> Any:
-        a, b = (_as_tensor(x) if isinstance(x, float) else x for x in (a, b))
-        return function(a, b)
-
-    return with_float64
-
-
-def _search(read: Callable[..., Tensor], at: tuple[Any, ...], value: Any, side: str, size: Any) -> Tensor:
-    """First index whose element is >= (left) or > (right) the value, by looking at every element."""
-    count = int(size)
-    element = (
-        torch.stack([_as_tensor(read(*at, torch.tensor(x))) for x in range(count)])
-        if count
-        else torch.empty(0)
-    )
-    return (element < value if side == "left" else element <= value).sum(0)
-
-
-OPS: dict[str, Callable[..., Any]] = {
-    "add": _exact(operator.add), "sub": _exact(operator.sub), "mul": _exact(operator.mul), "neg": operator.neg,
-    "lt": _exact(operator.lt), "le": _exact(operator.le), "gt": _exact(operator.gt), "ge": _exact(operator.ge),
-    "eq": _exact(operator.eq), "ne": _exact(operator.ne),
-    "and": lambda a, b: torch.logical_and(_as_tensor(a), _as_tensor(b)),
-    "or": lambda a, b: torch.logical_or(_as_tensor(a), _as_tensor(b)),
-    "not": lambda a: torch.logical_not(_as_tensor(a)),
-    "div": lambda a, b: _as_tensor(a).double() / _as_tensor(b).double(),
-    "floordiv": lambda a, b: torch.div(_as_tensor(a), _as_tensor(b), rounding_mode="floor"),
-    "mod": lambda a, b: torch.remainder(_as_tensor(a), _as_tensor(b)),
-    "pow": lambda a, b: _as_tensor(a) ** b,
-    "where": lambda c, a, b: torch.where(_as_tensor(c), _as_tensor(a), _as_tensor(b)),
-    "min": lambda a, b: torch.minimum(*torch.broadcast_tensors(_as_tensor(a), _as_tensor(b))),
-    "max": lambda a, b: torch.maximum(*torch.broadcast_tensors(_as_tensor(a), _as_tensor(b))),
-    "abs": lambda a: _as_tensor(a).abs(),
-    "exp": _unary(torch.exp), "exp2": _unary(torch.exp2), "log": _unary(torch.log), "log2": _unary(torch.log2),
-    "sqrt": _unary(torch.sqrt), "tanh": _unary(torch.tanh), "sigmoid": _unary(torch.sigmoid),
-    "tanh_exp2": _unary(lambda y: torch.tanh(y * (math.log(2.0) / 2))),
-    "sin": _unary(torch.sin), "cos": _unary(torch.cos),
-    "floor": lambda a: torch.floor(_as_tensor(a)).long(),
-    "int": lambda a: torch.trunc(_as_tensor(a).double()).long(),
-    "float": lambda a: _as_tensor(a).double(),
-    "search": _search,
-}  # fmt: skip
-
-
-def _scalar_search(read: Callable[..., Tensor], at: tuple[Any, ...], value: Any, side: str, size: int) -> int:
-    return sum(bool(x < value if side == "left" else x <= value) for x in (read(*at, n) for n in range(size)))
-
-
-# bounds of tiles are Python integers: the same operators without tensors
-SCALAR_OPS: dict[str, Callable[..., Any]] = {
-    **OPS,
-    "min": min, "max": max, "abs": abs, "floordiv": operator.floordiv, "mod": operator.mod,
-    "and": lambda a, b: a and b, "or": lambda a, b: a or b, "not": operator.not_,
-    "where": lambda c, a, b: a if c else b,
-    "search": _scalar_search,
-}  # fmt: skip
-
-
-def _reader(tensor: Tensor) -> Callable[..., Tensor]:
-    """Read elements; an index outside is moved inside, its value is used nowhere (the mask excludes it)."""
-    values = (
-        tensor.double()
-        if tensor.is_floating_point()
-        else tensor
-        if tensor.dtype == torch.bool
-        else tensor.long()
-    )
-
-    def read(*indices: Any) -> Tensor:
-        inside = [
-            _as_tensor(x).long().clamp(0, max(n - 1, 0)) for x, n in zip(indices, values.shape, strict=True)
-        ]
-        inside = [torch.zeros_like(x) if n == 1 else x for x, n in zip(inside, values.shape, strict=True)]
-        return values[tuple(inside)] if values.numel() else values.new_zeros(())
-
-    return read
+    return assemble(graph, inputs, list(outs), list(lses))
 
 
 # ---- nodes
@@ -216,7 +57,7 @@ def _reader(tensor: Tensor) -> Callable[..., Tensor]:
 class _Run:
     """One evaluation of a graph on one problem."""
 
-    def __init__(self, graph: Graph, problem: _Problem, block_m: int, block_n: int) -> None:
+    def __init__(self, graph: Graph, problem: Problem, block_m: int, block_n: int) -> None:
         self.graph = graph
         self.problem = problem
         self.block = (block_m, block_n)
@@ -226,7 +67,7 @@ class _Run:
         self.group = graph.axis("Hkv").group
         self.scalars: dict[str, Any] = {
             **problem.scalars,
-            **{name: _reader(tensor) for name, tensor in problem.captured.items()},
+            **{name: reader(tensor) for name, tensor in problem.captured.items()},
             "seqlen_q": self.seqlen_q,
             "seqlen_k": self.seqlen_k,
             "q_start": problem.starts[0],
@@ -260,7 +101,7 @@ class _Run:
 
     def formula(self, expr: Expr, **more: Any) -> Tensor:
         """Evaluate an expression over the whole grid."""
-        return _as_tensor(ex.evaluate(expr, {**self.grid, **more}, OPS))
+        return as_tensor(ex.evaluate(expr, {**self.grid, **more}, OPS))
 
 
 def _input(run: _Run, name: str, node: Input) -> Any:
