@@ -702,7 +702,9 @@ def attention(
     _expect(v.shape[:-1] == k.shape[:-1], f"v: shape {tuple(v.shape)} does not go with k's {tuple(k.shape)}")
     batch, seqlen_q, num_q_heads, q_dim = q.shape
     batch, seqlen_k, num_kv_heads, k_dim = k.shape
-    _expect(k.shape[0] == q.shape[0], f"k: batch {k.shape[0]} differs from q's {q.shape[0]}")
+    _expect(
+        k.shape[0] == q.shape[0], f"k: shape {tuple(k.shape)} has another batch than q's {tuple(q.shape)}"
+    )
     grouped = num_q_heads == 8 * num_kv_heads
     _expect(grouped, f"q has {num_q_heads} heads and k {num_kv_heads}: expected 8 query heads per kv head")
     softmax_scale = 0.125 if softmax_scale is None else softmax_scale

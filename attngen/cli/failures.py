@@ -6,6 +6,7 @@ to report). A reader that closed the pipe gives 141 and Ctrl-C gives 130, as she
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import sys
@@ -23,6 +24,7 @@ USER_ERROR: Final = 2
 INTERNAL_ERROR: Final = 3
 INTERRUPTED: Final = 130
 CLOSED_PIPE: Final = 141
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 # The base of usage errors has no public name: it is the last class of typer's own before Exception.
 _USAGE_ERROR: Final = cast(
@@ -50,9 +52,12 @@ class Commands(TyperGroup):
 def exit_code(error: BaseException) -> int:
     """Say on stderr what went wrong, and return the exit code for it."""
     if isinstance(error, BrokenPipeError):
-        # Python flushes once more at exit: nothing may be left to write to the closed pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return CLOSED_PIPE
+    if isinstance(error, OSError) and error.errno in _FULL:
+        _drop_output()
+        _say(f"attngen: cannot write {error.filename or 'to the output'}: {error.strerror}")
+        return USER_ERROR
     if isinstance(error, KeyboardInterrupt):
         _say("attngen: interrupted")
         return INTERRUPTED
@@ -61,6 +66,11 @@ def exit_code(error: BaseException) -> int:
         return USER_ERROR
     _say(_report(error))
     return INTERNAL_ERROR
+
+
+def _drop_output() -> None:
+    """Python flushes once more at exit: nothing may be left to write where writing fails."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(error: BaseException) -> str:

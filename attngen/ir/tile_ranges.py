@@ -4,8 +4,8 @@ A tile of ``block`` keys is full if the union of the ``must`` intervals covers i
 interval meets it, else partial. The ranges returned are disjoint and ascending for all values, so that no
 tile is visited twice: starts and ends are sorted apart from each other, which keeps the union of the
 intervals (a point is covered iff more starts than ends lie at or before it), and ``partial = may - must``
-pairs the sorted starts {may.lo, must.hi} with the sorted ends {may.hi, must.lo}. A comparison whose outcome
-is proved is left out, so common masks need none.
+pairs the sorted starts {may.lo, must.hi} with the sorted ends {may.hi, must.lo}. What is proved is not
+compared.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from attngen.ir.proofs import at_most, tile_facts
 from attngen.ir.tile_order import TileOrder
 from attngen.ir.tiles import Interval, Tiles
 
-ZERO = Const(0)
-ONE = Const(1)
+ZERO, ONE = Const(0), Const(1)
 
 
 @dataclass(frozen=True, slots=True)

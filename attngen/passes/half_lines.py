@@ -114,17 +114,8 @@ class Solver:
 
     def _comparison(self, whole: Expr, op: str, a: Expr, b: Expr, holds: bool) -> Tree:
         if type_of(a) == "bool" and type_of(b) == "bool" and op in ("eq", "ne"):
-            same = Join("and", (self.solve(a), self.solve(b)))
-            neither = Join("and", (self.solve(a, False), self.solve(b, False)))
-            if (op == "eq") == holds:
-                return Join("or", (same, neither))
-            return Join(
-                "or",
-                (
-                    Join("and", (same.parts[0], neither.parts[1])),
-                    Join("and", (neither.parts[0], same.parts[1])),
-                ),
-            )
+            same = (op == "eq") == holds
+            return self._either(a, self.solve(b, same), self.solve(b, not same))
         if any(type_of(e) == "float" for e in walk(whole)):
             return self._opaque(whole, holds, "it computes with floats")
         try:

@@ -5,52 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from attngen.cli.app import app
 from attngen.spec import load_spec, load_text
 from attngen.spec.schema import json_schema
 from attngen.version import VERSION
-
-CAUSAL = """\
-# A small causal one
-attngen: 1
-name: small
-heads: {q: 4, kv: 2}
-head_dim: 16
-dtype: float32
-mask: j <= i and i - j < window
-params: {window: int}
-"""
-WRONG = CAUSAL.replace("window\n", "wndow\n", 1)
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments), prog_name="attngen")
-
-
-def good(*arguments: str) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.stderr
-    return result.stdout
-
-
-def refused(*arguments: str) -> str:
-    """The message of a user error."""
-    result = run(*arguments)
-    assert result.exit_code == 2, (result.exit_code, result.output)
-    assert "Traceback" not in result.stderr
-    return result.stderr
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty project with one spec."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "specs").mkdir()
-    (tmp_path / "specs/small.yaml").write_text(CAUSAL)
-    return tmp_path
-
+from tests.cli.helpers import CAUSAL, WRONG, good, refused, run
 
 # ---- list, new, schema, --version
 
@@ -61,7 +20,9 @@ def test_version() -> None:
 
 def test_without_a_command_the_help_lists_them_all() -> None:
     text = run().output
-    assert [word for word in ("list", "new", "schema", "explain", "generate", "check") if word not in text] == []
+    assert [
+        word for word in ("list", "new", "schema", "explain", "generate", "check") if word not in text
+    ] == []
 
 
 def test_list_shows_name_mechanism_dtypes_and_summary(here: Path) -> None:
@@ -93,11 +54,13 @@ def test_list_shows_the_good_specs_and_then_the_mistakes_of_the_others(here: Pat
     result = run("list")
     assert result.exit_code == 2
     assert result.stdout.startswith("small ")
-    assert "specs/wrong.yaml:7:24: mask: unknown symbol 'wndow'" in result.stderr
+    assert "specs/wrong.yaml:7:26: mask: unknown symbol 'wndow'" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["list", "generate", "check"])
-def test_a_missing_or_empty_folder_is_named(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_or_empty_folder_is_named(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert "there is no folder specs" in refused(command)
     (tmp_path / "specs").mkdir()
@@ -116,7 +79,9 @@ def test_new_writes_a_valid_spec_and_never_overwrites(here: Path) -> None:
 def test_what_a_new_spec_offers_in_comments_is_valid_too(here: Path) -> None:
     good("new", "mine")
     lines = (here / "specs/mine.yaml").read_text().splitlines()
-    offered = [line for line in lines if line.startswith(("# layout:", "# score:", "# sinks:", "# captured:"))]
+    offered = [
+        line for line in lines if line.startswith(("# layout:", "# score:", "# sinks:", "# captured:"))
+    ]
     assert len(offered) == 4
     text = "\n".join([*(line for line in lines if line not in offered), *(line[2:] for line in offered)])
     text = text.replace("50 * tanh(s / 50)", "50 * tanh(s / 50) + slopes[h] * (j - i)")
@@ -147,7 +112,9 @@ def test_schema_is_the_schema() -> None:
 
 def test_a_spec_is_a_path_or_a_name(here: Path) -> None:
     (here / "elsewhere.yaml").write_text(CAUSAL)
-    assert good("explain", "small") == good("explain", "specs/small.yaml") == good("explain", "elsewhere.yaml")
+    assert (
+        good("explain", "small") == good("explain", "specs/small.yaml") == good("explain", "elsewhere.yaml")
+    )
 
 
 def test_an_unknown_name_gets_a_suggestion(here: Path) -> None:
@@ -161,7 +128,7 @@ def test_mistakes_of_all_files_are_reported_at_once_and_nothing_is_written(here:
     (here / "specs/wrong.yaml").write_text(WRONG)
     (here / "specs/worse.yaml").write_text("attngen: 1\n")
     message = refused("generate")
-    assert "specs/wrong.yaml:7:24" in message
+    assert "specs/wrong.yaml:7:26" in message
     assert "specs/worse.yaml" in message
     assert os.listdir(here) == ["specs"]
 

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_commands import CAUSAL, good, here, refused, run
-
-__all__ = ["here"]
+from tests.cli.helpers import CAUSAL, good, refused, run
 
 
 def test_generate_writes_what_changed(here: Path) -> None:

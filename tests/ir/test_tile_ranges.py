@@ -55,7 +55,7 @@ def _names(end: Expr) -> list[str]:
     return [e.name for e in end.args if isinstance(e, Symbol) and e != SIZE]  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(unions("may", 4), unions("must", 4), st.integers(0, 40), st.sampled_from([1, 2, 3, 5, 8, 64]))
 def test_any_intervals_become_disjoint_ranges(
     may: tuple[list[Interval], dict[str, int]],
