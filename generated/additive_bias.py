@@ -528,7 +528,9 @@ def _schedule(device: torch.device, bits: int, aligned: bool) -> dict:
         name = f"{torch.cuda.get_device_properties(device).gcnArchName.split(':')[0]}/{bits}"
     else:
         major, minor = torch.cuda.get_device_capability(device)
-        name = f"sm_{major}{minor}/{bits}"
+        name = (
+            f"sm_{major}{minor}/{bits}" if f"sm_{major}{minor}/{bits}" in CONFIGS else f"sm_{major}0/{bits}"
+        )
     config = CONFIGS.get(name, CONFIGS["default"])[0]
     return config if aligned else {**config, "USE_DESCRIPTORS": False}
 
@@ -587,38 +589,39 @@ def launch(
     bias_index = tl.int64 if _extent(bias) >= 2**31 else tl.int32
     num_tiles_m = triton.cdiv(q.shape[1], config["BLOCK_M"])
     grid = (num_tiles_m * q.shape[2] * q.shape[0],)
-    _attention_forward[grid](
-        q,
-        k,
-        v,
-        out,
-        lse,
-        bias,
-        softmax_scale,
-        q.stride(0),
-        q.stride(1),
-        q.stride(2),
-        k.stride(0),
-        k.stride(1),
-        k.stride(2),
-        v.stride(0),
-        v.stride(1),
-        v.stride(2),
-        out.stride(0),
-        out.stride(1),
-        out.stride(2),
-        lse.stride(-2),
-        lse.stride(0),
-        bias.stride(0),
-        bias.stride(1),
-        bias.stride(2),
-        q.shape[2],
-        q.shape[1],
-        k.shape[1],
-        BIAS_INDEX=bias_index,
-        LARGE_STRIDES=large,
-        **config,
-    )
+    with torch.cuda.device_of(q):  # kernels launch on the current device; nothing to do for CPU tensors
+        _attention_forward[grid](
+            q,
+            k,
+            v,
+            out,
+            lse,
+            bias,
+            softmax_scale,
+            q.stride(0),
+            q.stride(1),
+            q.stride(2),
+            k.stride(0),
+            k.stride(1),
+            k.stride(2),
+            v.stride(0),
+            v.stride(1),
+            v.stride(2),
+            out.stride(0),
+            out.stride(1),
+            out.stride(2),
+            lse.stride(-2),
+            lse.stride(0),
+            bias.stride(0),
+            bias.stride(1),
+            bias.stride(2),
+            q.shape[2],
+            q.shape[1],
+            k.shape[1],
+            BIAS_INDEX=bias_index,
+            LARGE_STRIDES=large,
+            **config,
+        )
     return out, lse
 
 

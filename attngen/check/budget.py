@@ -68,7 +68,7 @@ def max_error(found: Tensor, expected: Tensor) -> float:
         return math.inf
     difference = (found.double() - expected.double()).abs()
     difference = torch.where(found.double() == expected.double(), 0.0, difference)
-    return float(difference.nan_to_num(nan=math.inf).max()) if difference.numel() else 0.0
+    return float(difference.nan_to_num(nan=math.inf, posinf=math.inf).max()) if difference.numel() else 0.0
 
 
 def _both(spec: Spec, inputs: dict[str, Any], precision: Any) -> tuple[Tensor, Tensor]:

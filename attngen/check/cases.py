@@ -14,7 +14,7 @@ NEAR: Final = 256
 """Constants of a mask up to here are met by ordinary lengths, larger ones by few queries after many keys."""
 FAR: Final = 16_384
 
-INT_VALUES: Final = (7, 1, 16, 0, 40, 64, 3, -2, 1000, 30, 20, 11)
+INT_VALUES: Final = (7, 1, 16, -2, 40, 0, 3, 50, 64, 1000, 20, 11)
 FLOAT_VALUES: Final = (0.5, 1.0, 30.0, 0.0, 2.5, -1.5)
 
 

@@ -153,7 +153,7 @@ def _where(found: Tensor, expected: Tensor) -> str:
     """The worst element."""
     if found.shape != expected.shape:
         return f"; shape {list(found.shape)}, expected {list(expected.shape)}"
-    difference = (found.double() - expected).abs().nan_to_num(nan=torch.inf)
+    difference = (found.double() - expected).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
     difference = torch.where(found.double() == expected, 0.0, difference)
     place = torch.unravel_index(difference.argmax(), difference.shape)
     index = ", ".join(str(int(p)) for p in place)

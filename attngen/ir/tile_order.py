@@ -7,7 +7,6 @@ from itertools import pairwise
 
 from attngen.ir.expr import Apply, Const, Expr
 
-
 MAX_STEPS = 150  # pairs looked at in one question
 
 

@@ -96,14 +96,10 @@ class _Builder:
             return [], []
         if len(tiles.may) == 1 and len(tiles.must) <= 1:
             return self._one(tiles.may[0], tiles.must[0] if tiles.must else None)
-        visited = self._visited(tiles.may)
-        full = self._full(tiles.must)
+        visited, full = self._visited(tiles.may), self._full(tiles.must)
         self._relate(visited, full)
-        if full:
-            return [f.range for f in full], self._difference(
-                [v.range for v in visited], [f.range for f in full]
-            )
-        return [], [v.range for v in visited]
+        walked, unmasked = [v.range for v in visited], [f.range for f in full]
+        return unmasked, self._difference(walked, unmasked) if full else walked
 
     def bind(self, name: str, value: Expr) -> Expr:
         return self.bindings.bind(name, value)

@@ -146,7 +146,7 @@ class Union:
         if self._contains(b, a):
             return b
         if set(a.gates) == set(b.gates):
-            return self._share_an_end(a, b) or self._touch(a, b) or self._touch(b, a)
+            return self._share_an_end(a, b) or self._overlap(a, b)
         return self._choice(a, b) or self._extended(a, b) or self._extended(b, a)
 
     def _contains(self, a: Piece, b: Piece) -> bool:
@@ -164,14 +164,18 @@ class Union:
             return Piece(_common(a.lows, b.lows, "max", "min"), a.highs, a.gates)
         return None
 
-    def _touch(self, a: Piece, b: Piece) -> Piece | None:
-        """``[k, l) or [m, n)`` is ``[k, n)`` where k <= m <= l <= n is proved, even where one is empty."""
-        proved = (
-            all(any(at_most(x, y, self.facts) for y in b.lows) for x in a.lows)
-            and all(at_most(m, h, self.facts) for m in b.lows for h in a.highs)
-            and all(any(at_most(h, n, self.facts) for h in a.highs) for n in b.highs)
+    def _overlap(self, a: Piece, b: Piece) -> Piece | None:
+        """``[k, l) or [m, n)`` is its hull where m <= l and k <= n is proved, even where one of them is empty.
+
+        If one is, say l <= k, then m <= l <= k <= n and the hull is the other. Ends count as at least 0.
+        """
+        proved = all(
+            at_most(low, apply("max", high, Const(0)), self.facts)
+            for one, other in ((a, b), (b, a))
+            for low in one.lows
+            for high in other.highs
         )
-        return Piece(a.lows, b.highs, a.gates) if proved else None
+        return self._hull(a, b) if proved else None
 
     def _choice(self, a: Piece, b: Piece) -> Piece | None:
         """Two pieces under opposite conditions of scalars are one whose ends are chosen."""
