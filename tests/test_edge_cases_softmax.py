@@ -159,7 +159,8 @@ def test_nan_around_padded_tensors(mask, head_dim):
     inputs = draw(module, 19, 37)
     padded = {name: surrounded(t) for name, t in inputs.items()}
     out, lse = check(module, padded, exact=inputs)
-    assert not (out.isnan().any() or lse.isnan().any())
+    assert not out.isnan().any()
+    assert not lse.isnan().any()
 
 
 def test_nan_in_slots_past_seqused_k():
@@ -592,12 +593,12 @@ VAST = {
 }
 
 
-@pytest.mark.parametrize("name", VAST)
-@pytest.mark.parametrize("which", ["kv", "q"])
+@pytest.mark.parametrize(
+    ("name", "which"),
+    [*((name, "kv") for name in VAST), *((name, "q") for name in VAST if name != "far tile")],
+)
 def test_offsets_past_2_to_the_31(vast, name, which):
     batch, length, heads, strides = VAST[name]
-    if which == "q" and name == "far tile":
-        pytest.skip("1088 query tokens take long; the far tile is that of the keys")
     module = build(mask=CAUSAL, heads=1)
     other = 5 if length > 40 else length
     inputs = draw(
@@ -706,7 +707,8 @@ def test_sinks_of_any_size(sink, mask):
     module = build(mask=mask, sinks=True)
     inputs = draw(module, 20, 37)
     out, lse = check(module, {**inputs, "sinks": torch.tensor([sink, 0.5])})
-    assert not (out.isnan().any() or lse.isnan().any())
+    assert not out.isnan().any()
+    assert not lse.isnan().any()
     if sink == NONE:
         plain, plain_lse = run(build(mask=mask), **inputs)
         torch.testing.assert_close(out[:, :, 0], plain[:, :, 0])

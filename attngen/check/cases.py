@@ -51,7 +51,8 @@ def _beyond(numbers: Sequence[int], few: bool) -> list[Problem]:
     made: list[Problem] = []
     if near:
         keys = near[-1] + 45
-        made.append(Problem(name=f"past {near[-1]}", lengths=((min(keys, 33 if few else 70), keys),)))
+        queries = min(keys, 33 if few or keys > 128 else 70)
+        made.append(Problem(name=f"past {near[-1]}", lengths=((queries, keys),)))
     far = [n for n in numbers if NEAR < n <= FAR]
     for n in far[-2:]:
         made.append(Problem(name=f"past {n}", lengths=((17, n + 9),)))

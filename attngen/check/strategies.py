@@ -153,7 +153,9 @@ def _formula(draw: st.DrawFn, pieces: st.SearchStrategy[Piece], parts: _Parts) -
     packed = parts.layout == "thd"
     for name, tensor in piece.captured.items():
         axes = tensor["packed"] if packed else tensor["axes"]
-        rest = {key: value for key, value in tensor.items() if key not in ("packed", "axes")}
+        # packed sequences are apart already: there `sorted` is refused
+        left_out = ("packed", "axes", "sorted") if packed else ("packed", "axes")
+        rest = {key: value for key, value in tensor.items() if key not in left_out}
         parts.captured[name] = {**rest, "axes": axes}
     text = piece.packed_text if packed and piece.packed_text else piece.text
     for name, values in FLOAT_PARAMS.items():

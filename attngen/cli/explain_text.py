@@ -51,7 +51,7 @@ def _mask(mask: Mapping[str, Any]) -> str:
         ["must", " and ".join(mask["must"]) or "nowhere"],
         ["row limits", mask["row"]],
         ["residual", "none" if mask["residual"].lower() == "true" else mask["residual"]],
-        ["exact", "yes" if mask["exact"] else "no: some tiles are visited for nothing"],
+        ["exact", "yes" if mask["exact"] else "not proved: tiles may be visited in vain"],
         *(["note", note] for note in mask["notes"]),
     ]
     help_text = [

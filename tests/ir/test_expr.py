@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attngen.errors import InternalError
@@ -93,27 +93,35 @@ LEAVES = st.one_of(st.sampled_from([Symbol("i"), Symbol("j"), Symbol("n")]), st.
 FLAGS = st.sampled_from([Symbol("yes", "bool"), Symbol("no", "bool"), TRUE, FALSE])
 
 
-def trees(build: Callable[..., Expr]) -> st.SearchStrategy[Expr]:
-    """Integer and boolean expressions made by ``build``."""
-
-    def grow(pair: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
-        integers = pair.filter(lambda e: type_of(e) == "int")
-        flags = pair.filter(lambda e: type_of(e) == "bool")
-        return st.one_of(
-            st.builds(build, st.sampled_from(INTEGERS), integers, integers),
-            st.builds(build, st.sampled_from(["neg", "abs"]), integers),
-            st.builds(build, st.sampled_from(COMPARISONS), integers, integers),
-            st.builds(build, st.sampled_from(["and", "or"]), flags, flags),
-            st.builds(build, st.just("not"), flags),
-            st.builds(build, st.just("where"), flags, integers, integers),
-            st.builds(lambda a, b: Element("t", (a, b), "int"), integers, integers),
+def trees(
+    build: Callable[..., Expr], depth: int = 3
+) -> tuple[st.SearchStrategy[Expr], st.SearchStrategy[Expr]]:
+    """Integer expressions and conditions made by ``build``."""
+    integers, flags = LEAVES, FLAGS
+    for _ in range(depth):
+        integers, flags = (
+            st.one_of(
+                integers,
+                st.builds(build, st.sampled_from(INTEGERS), integers, integers),
+                st.builds(build, st.sampled_from(["neg", "abs"]), integers),
+                st.builds(build, st.just("where"), flags, integers, integers),
+                st.builds(lambda a, b: Element("t", (a, b), "int"), integers, integers),
+            ),
+            st.one_of(
+                flags,
+                st.builds(build, st.sampled_from(COMPARISONS), integers, integers),
+                st.builds(build, st.sampled_from(["and", "or"]), flags, flags),
+                st.builds(build, st.just("not"), flags),
+            ),
         )
+    return integers, flags
 
-    return st.recursive(st.one_of(LEAVES, LEAVES, FLAGS), grow, max_leaves=12)
+
+PLAIN, FOLDED = trees(op), trees(apply)
 
 
-@settings(max_examples=400, deadline=None)
-@given(st.one_of(trees(op), trees(apply)))
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.one_of(*PLAIN, *FOLDED))
 def test_text_means_the_same_to_python(expr: Expr) -> None:
     assert value_of_text(text(expr)) == value(expr)
 
@@ -123,16 +131,16 @@ def folded(expr: Expr) -> Expr:
     return rebuild(expr, tuple(folded(c) for c in children(expr)))
 
 
-@settings(max_examples=400, deadline=None)
-@given(trees(op))
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.one_of(*PLAIN))
 def test_folding_keeps_value_and_type(expr: Expr) -> None:
     if "division by zero" not in [value(e) for e in walk(expr)]:
         assert value(folded(expr)) == value(expr)
         assert type_of(folded(expr)) == type_of(expr)
 
 
-@settings(max_examples=200, deadline=None)
-@given(trees(apply), trees(apply).filter(lambda e: type_of(e) == "int"))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.one_of(*FOLDED), FOLDED[0])
 def test_substituting_a_symbol_is_evaluating_with_its_value(expr: Expr, other: Expr) -> None:
     if "division by zero" not in [value(e) for e in (*walk(expr), *walk(other))]:
         replaced = evaluate_with(expr, {"i": value(other)})

@@ -1,4 +1,4 @@
-"""Ranges of tiles: ordered and disjoint whatever the intervals, short for common masks; counts and pictures of them."""
+"""Ranges of tiles: ordered and disjoint whatever the intervals, short for common masks; counts and pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attngen.ir.expr import Expr, Symbol, apply, const
@@ -55,7 +55,7 @@ def _names(end: Expr) -> list[str]:
     return [e.name for e in end.args if isinstance(e, Symbol) and e != SIZE]  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(unions("may", 4), unions("must", 4), st.integers(0, 40), st.sampled_from([1, 2, 3, 5, 8, 64]))
 def test_any_intervals_become_disjoint_ranges(
     may: tuple[list[Interval], dict[str, int]],

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
+
+import transformers
 
 import attngen
 from attngen.errors import LoadError, TensorError
@@ -345,7 +347,7 @@ def test_padding_is_refused(model):
     ids = tokens(2, 6)
     mask = torch.ones_like(ids)
     mask[1, :2] = 0
-    with pytest.raises(TensorError, match="attention_mask: .* with padding is not supported"):
+    with pytest.raises(TensorError, match=r"attention_mask: .* with padding is not supported"):
         model(ids, attention_mask=mask)
     with pytest.raises(TensorError, match="attention_mask"):
         model(ids, attention_mask=torch.zeros(2, 1, 6, 6))
@@ -358,7 +360,7 @@ def test_packed_positions_are_refused(model):
 
 def test_a_cache_with_empty_slots_is_refused(model):
     cache = transformers.StaticCache(config=model.config, max_cache_len=32)
-    with pytest.raises(TensorError, match="past_key_values: queries end at 6 and keys at 32.*DynamicCache"):
+    with pytest.raises(TensorError, match=r"past_key_values: queries end at 6 and keys at 32.*DynamicCache"):
         model(tokens(1, 6), past_key_values=cache)
 
 
