@@ -462,7 +462,7 @@ def _attention_forward(
         ),
         seqlen_k,
     )
-    first_tile = _floor_div(first_key, BLOCK_N)
+    first_tile = first_key // BLOCK_N
     end_tile = tl.where(end_key > first_key, _floor_div(end_key + BLOCK_N - 1, BLOCK_N), first_tile)
     first_full = tl.minimum(
         tl.maximum(
@@ -535,8 +535,18 @@ def _attention_forward(
     d_0 = tl.arange(0, 128)
     e_0 = tl.arange(0, 128)
     if USE_DESCRIPTORS:
-        k_descriptor_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 128], [stride_ks, 1], [BLOCK_N, 128])
-        v_descriptor_0 = tl.make_tensor_descriptor(v_base, [seqlen_k, 128], [stride_vs, 1], [BLOCK_N, 128])
+        k_descriptor_0 = tl.make_tensor_descriptor(
+            k_base + tl.cast(first_key, tl.int64) * stride_ks,
+            [end_key - first_key, 128],
+            [stride_ks, 1],
+            [BLOCK_N, 128],
+        )
+        v_descriptor_0 = tl.make_tensor_descriptor(
+            v_base + tl.cast(first_key, tl.int64) * stride_vs,
+            [end_key - first_key, 128],
+            [stride_vs, 1],
+            [BLOCK_N, 128],
+        )
     else:
         k_offsets_0 = rows_n[:, None] * stride_ks + d_0[None, :]
         v_offsets_0 = rows_n[:, None] * stride_vs + e_0[None, :]
@@ -555,7 +565,7 @@ def _attention_forward(
         start_n = tile_n * BLOCK_N
         k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks
         if USE_DESCRIPTORS:
-            k_0 = k_descriptor_0.load([start_n, 0])
+            k_0 = k_descriptor_0.load([start_n - first_key, 0])
         else:
             k_0 = tl.load(k_rows + k_offsets_0)
         qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
@@ -568,22 +578,22 @@ def _attention_forward(
         acc_0 *= alpha[:, None]
         v_rows = v_base + tl.cast(start_n, tl.int64) * stride_vs
         if USE_DESCRIPTORS:
-            v_0 = v_descriptor_0.load([start_n, 0])
+            v_0 = v_descriptor_0.load([start_n - first_key, 0])
         else:
             v_0 = tl.load(v_rows + v_offsets_0)
         acc_0 = tl.dot(p.to(v_0.dtype), v_0, acc_0, input_precision="ieee")
 
     # tiles that the mask cuts, or that reach past the last key
-    partial_end_0 = tl.maximum(first_full - first_tile, 0)
-    partial_end_1 = partial_end_0 + tl.maximum(end_tile - end_full, 0)
-    for step in tl.range(0, partial_end_1):
+    partial_steps_0 = tl.maximum(first_full - first_tile, 0)
+    partial_steps_1 = partial_steps_0 + tl.maximum(end_tile - end_full, 0)
+    for step in tl.range(0, partial_steps_1):
         tile_n = first_tile + step
-        tile_n = tl.where(step < partial_end_0, tile_n, end_full + step - partial_end_0)
+        tile_n = tl.where(step < partial_steps_0, tile_n, end_full + step - partial_steps_0)
         start_n = tile_n * BLOCK_N
         k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks
-        key_valid = (rows_n < seqlen_k - start_n)[:, None]
+        key_valid = ((rows_n < end_key - start_n) & (rows_n >= first_key - start_n))[:, None]
         if USE_DESCRIPTORS:
-            k_0 = k_descriptor_0.load([start_n, 0])
+            k_0 = k_descriptor_0.load([start_n - first_key, 0])
         else:
             k_0 = tl.load(k_rows + k_offsets_0, mask=key_valid, other=0.0)
         qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
@@ -604,7 +614,7 @@ def _attention_forward(
         acc_0 *= alpha[:, None]
         v_rows = v_base + tl.cast(start_n, tl.int64) * stride_vs
         if USE_DESCRIPTORS:
-            v_0 = v_descriptor_0.load([start_n, 0])
+            v_0 = v_descriptor_0.load([start_n - first_key, 0])
         else:
             v_0 = tl.load(v_rows + v_offsets_0, mask=key_valid, other=0.0)
         acc_0 = tl.dot(p.to(v_0.dtype), v_0, acc_0, input_precision="ieee")

@@ -392,6 +392,7 @@ def _attention_forward(
     i_hi = tl.minimum(tile_m * BLOCK_M + BLOCK_M, seqlen_q) - 1 + shift
     end_tile = (tl.maximum(tl.minimum(i_hi + 1, seqlen_k), 0) + BLOCK_N - 1) // BLOCK_N
     end_full = tl.maximum(tl.minimum(i_lo + 1, seqlen_k), 0) // BLOCK_N
+    may_hi_0 = tl.minimum(i_hi + 1, seqlen_k)
     term_0 = softmax_scale * 0.05770780163555853
     key_end = tl.minimum(i + 1, seqlen_k)
 
@@ -405,8 +406,8 @@ def _attention_forward(
     d_0 = tl.arange(0, 256)
     e_0 = tl.arange(0, 256)
     if USE_DESCRIPTORS:
-        k_descriptor_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 256], [stride_ks, 1], [BLOCK_N, 256])
-        v_descriptor_0 = tl.make_tensor_descriptor(v_base, [seqlen_k, 256], [stride_vs, 1], [BLOCK_N, 256])
+        k_descriptor_0 = tl.make_tensor_descriptor(k_base, [may_hi_0, 256], [stride_ks, 1], [BLOCK_N, 256])
+        v_descriptor_0 = tl.make_tensor_descriptor(v_base, [may_hi_0, 256], [stride_vs, 1], [BLOCK_N, 256])
     else:
         k_offsets_0 = rows_n[:, None] * stride_ks + d_0[None, :]
         v_offsets_0 = rows_n[:, None] * stride_vs + e_0[None, :]
@@ -448,7 +449,7 @@ def _attention_forward(
     for tile_n in tl.range(end_full, end_tile):
         start_n = tile_n * BLOCK_N
         k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks
-        key_valid = (rows_n < seqlen_k - start_n)[:, None]
+        key_valid = (rows_n < may_hi_0 - start_n)[:, None]
         if USE_DESCRIPTORS:
             k_0 = k_descriptor_0.load([start_n, 0])
         else:

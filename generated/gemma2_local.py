@@ -399,6 +399,8 @@ def _attention_forward(
     ) // BLOCK_N
     first_full = (tl.maximum(i_hi - 4095, 0) + BLOCK_N - 1) // BLOCK_N
     end_full = tl.maximum(tl.maximum(tl.minimum(i_lo + 1, seqlen_k), 0) // BLOCK_N, first_full)
+    may_lo_0 = tl.maximum(i_lo - 4095, 0)
+    may_hi_0 = tl.minimum(i_hi + 1, seqlen_k)
     term_0 = softmax_scale * 0.05770780163555853
     key_end = tl.minimum(i + 1, seqlen_k)
     key_begin = i - 4095
@@ -413,8 +415,18 @@ def _attention_forward(
     d_0 = tl.arange(0, 256)
     e_0 = tl.arange(0, 256)
     if USE_DESCRIPTORS:
-        k_descriptor_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 256], [stride_ks, 1], [BLOCK_N, 256])
-        v_descriptor_0 = tl.make_tensor_descriptor(v_base, [seqlen_k, 256], [stride_vs, 1], [BLOCK_N, 256])
+        k_descriptor_0 = tl.make_tensor_descriptor(
+            k_base + tl.cast(may_lo_0, tl.int64) * stride_ks,
+            [may_hi_0 - may_lo_0, 256],
+            [stride_ks, 1],
+            [BLOCK_N, 256],
+        )
+        v_descriptor_0 = tl.make_tensor_descriptor(
+            v_base + tl.cast(may_lo_0, tl.int64) * stride_vs,
+            [may_hi_0 - may_lo_0, 256],
+            [stride_vs, 1],
+            [BLOCK_N, 256],
+        )
     else:
         k_offsets_0 = rows_n[:, None] * stride_ks + d_0[None, :]
         v_offsets_0 = rows_n[:, None] * stride_vs + e_0[None, :]
@@ -433,7 +445,7 @@ def _attention_forward(
         start_n = tile_n * BLOCK_N
         k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks
         if USE_DESCRIPTORS:
-            k_0 = k_descriptor_0.load([start_n, 0])
+            k_0 = k_descriptor_0.load([start_n - may_lo_0, 0])
         else:
             k_0 = tl.load(k_rows + k_offsets_0)
         qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
@@ -447,22 +459,22 @@ def _attention_forward(
         acc_0 *= alpha[:, None]
         v_rows = v_base + tl.cast(start_n, tl.int64) * stride_vs
         if USE_DESCRIPTORS:
-            v_0 = v_descriptor_0.load([start_n, 0])
+            v_0 = v_descriptor_0.load([start_n - may_lo_0, 0])
         else:
             v_0 = tl.load(v_rows + v_offsets_0)
         acc_0 = tl.dot(p.to(v_0.dtype), v_0, acc_0, input_precision="ieee")
 
     # tiles that the mask cuts, or that reach past the last key
-    partial_end_0 = tl.maximum(first_full - first_tile, 0)
-    partial_end_1 = partial_end_0 + tl.maximum(end_tile - end_full, 0)
-    for step in tl.range(0, partial_end_1):
+    partial_steps_0 = tl.maximum(first_full - first_tile, 0)
+    partial_steps_1 = partial_steps_0 + tl.maximum(end_tile - end_full, 0)
+    for step in tl.range(0, partial_steps_1):
         tile_n = first_tile + step
-        tile_n = tl.where(step < partial_end_0, tile_n, end_full + step - partial_end_0)
+        tile_n = tl.where(step < partial_steps_0, tile_n, end_full + step - partial_steps_0)
         start_n = tile_n * BLOCK_N
         k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks
-        key_valid = (rows_n < seqlen_k - start_n)[:, None]
+        key_valid = ((rows_n < may_hi_0 - start_n) & (rows_n >= may_lo_0 - start_n))[:, None]
         if USE_DESCRIPTORS:
-            k_0 = k_descriptor_0.load([start_n, 0])
+            k_0 = k_descriptor_0.load([start_n - may_lo_0, 0])
         else:
             k_0 = tl.load(k_rows + k_offsets_0, mask=key_valid, other=0.0)
         qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
@@ -480,7 +492,7 @@ def _attention_forward(
         acc_0 *= alpha[:, None]
         v_rows = v_base + tl.cast(start_n, tl.int64) * stride_vs
         if USE_DESCRIPTORS:
-            v_0 = v_descriptor_0.load([start_n, 0])
+            v_0 = v_descriptor_0.load([start_n - may_lo_0, 0])
         else:
             v_0 = tl.load(v_rows + v_offsets_0, mask=key_valid, other=0.0)
         acc_0 = tl.dot(p.to(v_0.dtype), v_0, acc_0, input_precision="ieee")

@@ -406,8 +406,8 @@ def _attention_forward(
     i_hi = tl.minimum(tile_m * BLOCK_M + BLOCK_M, seqlen_q) - 1 + shift
     first_key = tl.maximum(0, tl.minimum(_floor_div(i_lo, 14) - 3, 7)) * 14
     end_key = tl.minimum(tl.maximum(0, tl.minimum(_floor_div(i_hi, 14) - 3, 7)) * 14 + 98, seqlen_k)
-    first_tile = _floor_div(first_key, BLOCK_N)
-    end_tile = tl.where(end_key > first_key, _floor_div(end_key + BLOCK_N - 1, BLOCK_N), first_tile)
+    first_tile = first_key // BLOCK_N
+    end_tile = tl.where(end_key > first_key, (end_key + BLOCK_N - 1) // BLOCK_N, first_tile)
     factor = softmax_scale * 1.4426950408889634
     key_end = tl.minimum(tl.maximum(0, tl.minimum(_floor_div(i, 14) - 3, 7)) * 14 + 98, seqlen_k)
     key_begin = tl.maximum(0, tl.minimum(_floor_div(i, 14) - 3, 7)) * 14
@@ -424,8 +424,18 @@ def _attention_forward(
     d_0 = tl.arange(0, 32)
     e_0 = tl.arange(0, 32)
     if USE_DESCRIPTORS:
-        k_descriptor_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 32], [stride_ks, 1], [BLOCK_N, 32])
-        v_descriptor_0 = tl.make_tensor_descriptor(v_base, [seqlen_k, 32], [stride_vs, 1], [BLOCK_N, 32])
+        k_descriptor_0 = tl.make_tensor_descriptor(
+            k_base + tl.cast(first_key, tl.int64) * stride_ks,
+            [end_key - first_key, 32],
+            [stride_ks, 1],
+            [BLOCK_N, 32],
+        )
+        v_descriptor_0 = tl.make_tensor_descriptor(
+            v_base + tl.cast(first_key, tl.int64) * stride_vs,
+            [end_key - first_key, 32],
+            [stride_vs, 1],
+            [BLOCK_N, 32],
+        )
     else:
         k_offsets_0 = rows_n[:, None] * stride_ks + d_0[None, :]
         v_offsets_0 = rows_n[:, None] * stride_vs + e_0[None, :]
@@ -443,9 +453,9 @@ def _attention_forward(
     for tile_n in tl.range(first_tile, end_tile):
         start_n = tile_n * BLOCK_N
         k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks
-        key_valid = (rows_n < seqlen_k - start_n)[:, None]
+        key_valid = ((rows_n < end_key - start_n) & (rows_n >= first_key - start_n))[:, None]
         if USE_DESCRIPTORS:
-            k_0 = k_descriptor_0.load([start_n, 0])
+            k_0 = k_descriptor_0.load([start_n - first_key, 0])
         else:
             k_0 = tl.load(k_rows + k_offsets_0, mask=key_valid, other=0.0)
         qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
@@ -466,7 +476,7 @@ def _attention_forward(
         acc_0 *= alpha[:, None]
         v_rows = v_base + tl.cast(start_n, tl.int64) * stride_vs
         if USE_DESCRIPTORS:
-            v_0 = v_descriptor_0.load([start_n, 0])
+            v_0 = v_descriptor_0.load([start_n - first_key, 0])
         else:
             v_0 = tl.load(v_rows + v_offsets_0, mask=key_valid, other=0.0)
         acc_0 = tl.dot(p.to(v_0.dtype), v_0, acc_0, input_precision="ieee")

@@ -388,6 +388,7 @@ def _attention_forward(
     i_hi = tl.minimum(tile_m * BLOCK_M + BLOCK_M, seqlen_q) - 1 + shift
     end_tile = (tl.maximum(tl.minimum(i_hi + 1, seqlen_k), 0) + BLOCK_N - 1) // BLOCK_N
     end_full = tl.maximum(tl.minimum(i_lo + 1, seqlen_k), 0) // BLOCK_N
+    may_hi_0 = tl.minimum(i_hi + 1, seqlen_k)
     factor = softmax_scale * 1.4426950408889634
     key_end = tl.minimum(i + 1, seqlen_k)
 
@@ -403,10 +404,10 @@ def _attention_forward(
     e_0 = tl.arange(0, 64)
     e_1 = tl.arange(64, 80)
     if USE_DESCRIPTORS:
-        k_descriptor_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 80], [stride_ks, 1], [BLOCK_N, 64])
-        k_descriptor_1 = tl.make_tensor_descriptor(k_base, [seqlen_k, 80], [stride_ks, 1], [BLOCK_N, 16])
-        v_descriptor_0 = tl.make_tensor_descriptor(v_base, [seqlen_k, 80], [stride_vs, 1], [BLOCK_N, 64])
-        v_descriptor_1 = tl.make_tensor_descriptor(v_base, [seqlen_k, 80], [stride_vs, 1], [BLOCK_N, 16])
+        k_descriptor_0 = tl.make_tensor_descriptor(k_base, [may_hi_0, 80], [stride_ks, 1], [BLOCK_N, 64])
+        k_descriptor_1 = tl.make_tensor_descriptor(k_base, [may_hi_0, 80], [stride_ks, 1], [BLOCK_N, 16])
+        v_descriptor_0 = tl.make_tensor_descriptor(v_base, [may_hi_0, 80], [stride_vs, 1], [BLOCK_N, 64])
+        v_descriptor_1 = tl.make_tensor_descriptor(v_base, [may_hi_0, 80], [stride_vs, 1], [BLOCK_N, 16])
     else:
         k_offsets_0 = rows_n[:, None] * stride_ks + d_0[None, :]
         k_offsets_1 = rows_n[:, None] * stride_ks + d_1[None, :]
@@ -466,7 +467,7 @@ def _attention_forward(
     for tile_n in tl.range(end_full, end_tile):
         start_n = tile_n * BLOCK_N
         k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks
-        key_valid = (rows_n < seqlen_k - start_n)[:, None]
+        key_valid = (rows_n < may_hi_0 - start_n)[:, None]
         if USE_DESCRIPTORS:
             k_0 = k_descriptor_0.load([start_n, 0])
         else:

@@ -393,6 +393,7 @@ def _attention_forward(
         )
         // BLOCK_N
     )
+    may_hi_0 = tl.minimum(tl.maximum(i_hi + 1, tl.load(prefix + b.to(tl.int64) * stride_prefix_0)), seqlen_k)
     factor = softmax_scale * 1.4426950408889634
     term_0 = tl.load(prefix + b.to(tl.int64) * stride_prefix_0)
     key_end = tl.minimum(tl.maximum(i + 1, term_0), seqlen_k)
@@ -407,8 +408,8 @@ def _attention_forward(
     d_0 = tl.arange(0, 256)
     e_0 = tl.arange(0, 256)
     if USE_DESCRIPTORS:
-        k_descriptor_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 256], [stride_ks, 1], [BLOCK_N, 256])
-        v_descriptor_0 = tl.make_tensor_descriptor(v_base, [seqlen_k, 256], [stride_vs, 1], [BLOCK_N, 256])
+        k_descriptor_0 = tl.make_tensor_descriptor(k_base, [may_hi_0, 256], [stride_ks, 1], [BLOCK_N, 256])
+        v_descriptor_0 = tl.make_tensor_descriptor(v_base, [may_hi_0, 256], [stride_vs, 1], [BLOCK_N, 256])
     else:
         k_offsets_0 = rows_n[:, None] * stride_ks + d_0[None, :]
         v_offsets_0 = rows_n[:, None] * stride_vs + e_0[None, :]
@@ -449,7 +450,7 @@ def _attention_forward(
     for tile_n in tl.range(end_full, end_tile):
         start_n = tile_n * BLOCK_N
         k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks
-        key_valid = (rows_n < seqlen_k - start_n)[:, None]
+        key_valid = (rows_n < may_hi_0 - start_n)[:, None]
         if USE_DESCRIPTORS:
             k_0 = k_descriptor_0.load([start_n, 0])
         else:

@@ -343,20 +343,6 @@ MANIFEST = json.loads(r"""
 CONFIGS = MANIFEST["configs"]
 
 
-@triton.jit
-def _floor_div(a, b):
-    """Quotient rounded down, as in Python (the hardware rounds towards zero)."""
-    quotient = a // b
-    remainder = a - quotient * b
-    return tl.where((remainder != 0) & ((remainder < 0) != (b < 0)), quotient - 1, quotient)
-
-
-@triton.jit
-def _floor_mod(a, b):
-    """Remainder with the sign of b, as in Python."""
-    return a - _floor_div(a, b) * b
-
-
 @triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"])
 def _attention_forward(
     q,
@@ -413,13 +399,18 @@ def _attention_forward(
     must_hi_1 = tl.maximum(tl.minimum(tl.minimum(i_lo + 1, 4), seqlen_k), 0)
     joined_lo_1 = tl.where(must_lo_0 <= must_hi_1, 0, must_lo_0)
     joined_hi_0 = tl.where(must_lo_0 <= must_hi_1, 0, must_hi_1)
-    end_full_0 = _floor_div(joined_hi_0, BLOCK_N)
-    first_full_1 = _floor_div(joined_lo_1 + BLOCK_N - 1, BLOCK_N)
-    end_full_1 = tl.maximum(_floor_div(must_hi_0, BLOCK_N), first_full_1)
+    end_full_0 = joined_hi_0 // BLOCK_N
+    first_full_1 = (joined_lo_1 + BLOCK_N - 1) // BLOCK_N
+    end_full_1 = tl.maximum(must_hi_0 // BLOCK_N, first_full_1)
     partial_first_3 = tl.maximum(first_1, end_full_1)
     partial_first_2 = tl.minimum(first_1, end_full_1)
     partial_end_2 = tl.maximum(stop_1, first_full_1)
     partial_end_1 = tl.minimum(stop_1, first_full_1)
+    may_lo_0 = tl.maximum(i_lo - 1019, 0)
+    may_hi_0 = tl.minimum(i_hi + 1, seqlen_k)
+    may_hi_1 = tl.minimum(tl.minimum(i_hi + 1, 4), seqlen_k)
+    hull_begin = tl.minimum(tl.maximum(i_lo - 1019, 0), 0)
+    hull_end = tl.maximum(tl.minimum(i_hi + 1, seqlen_k), tl.minimum(tl.minimum(i_hi + 1, 4), seqlen_k))
     factor = softmax_scale * 1.4426950408889634
     key_end = tl.minimum(i + 1, seqlen_k)
 
@@ -433,11 +424,20 @@ def _attention_forward(
     d_0 = tl.arange(0, 128)
     e_0 = tl.arange(0, 128)
     if USE_DESCRIPTORS:
-        k_descriptor_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 128], [stride_ks, 1], [BLOCK_N, 128])
-        v_descriptor_0 = tl.make_tensor_descriptor(v_base, [seqlen_k, 128], [stride_vs, 1], [BLOCK_N, 128])
-    else:
-        k_offsets_0 = rows_n[:, None] * stride_ks + d_0[None, :]
-        v_offsets_0 = rows_n[:, None] * stride_vs + e_0[None, :]
+        k_descriptor_0 = tl.make_tensor_descriptor(
+            k_base + tl.cast(hull_begin, tl.int64) * stride_ks,
+            [hull_end - hull_begin, 128],
+            [stride_ks, 1],
+            [BLOCK_N, 128],
+        )
+        v_descriptor_0 = tl.make_tensor_descriptor(
+            v_base + tl.cast(hull_begin, tl.int64) * stride_vs,
+            [hull_end - hull_begin, 128],
+            [stride_vs, 1],
+            [BLOCK_N, 128],
+        )
+    k_offsets_0 = rows_n[:, None] * stride_ks + d_0[None, :]
+    v_offsets_0 = rows_n[:, None] * stride_vs + e_0[None, :]
     q_0 = tl.load(
         q_base + row_offsets * stride_qs + d_0[None, :],
         mask=row_valid[:, None],
@@ -449,15 +449,15 @@ def _attention_forward(
     acc_0 = tl.zeros([BLOCK_M, 128], tl.float32)
 
     # full tiles: no mask arithmetic
-    full_end_0 = tl.maximum(end_full_0 - 0, 0)
-    full_end_1 = full_end_0 + tl.maximum(end_full_1 - first_full_1, 0)
-    for step in tl.range(0, full_end_1):
+    full_steps_0 = tl.maximum(end_full_0 - 0, 0)
+    full_steps_1 = full_steps_0 + tl.maximum(end_full_1 - first_full_1, 0)
+    for step in tl.range(0, full_steps_1):
         tile_n = 0 + step
-        tile_n = tl.where(step < full_end_0, tile_n, first_full_1 + step - full_end_0)
+        tile_n = tl.where(step < full_steps_0, tile_n, first_full_1 + step - full_steps_0)
         start_n = tile_n * BLOCK_N
         k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks
         if USE_DESCRIPTORS:
-            k_0 = k_descriptor_0.load([start_n, 0])
+            k_0 = k_descriptor_0.load([start_n - hull_begin, 0])
         else:
             k_0 = tl.load(k_rows + k_offsets_0)
         qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
@@ -470,26 +470,26 @@ def _attention_forward(
         acc_0 *= alpha[:, None]
         v_rows = v_base + tl.cast(start_n, tl.int64) * stride_vs
         if USE_DESCRIPTORS:
-            v_0 = v_descriptor_0.load([start_n, 0])
+            v_0 = v_descriptor_0.load([start_n - hull_begin, 0])
         else:
             v_0 = tl.load(v_rows + v_offsets_0)
         acc_0 = tl.dot(p.to(v_0.dtype), v_0, acc_0, input_precision="ieee")
 
     # tiles that the mask cuts, or that reach past the last key
-    partial_end_0 = tl.maximum(partial_end_1 - end_full_0, 0)
-    partial_end_1 = partial_end_0 + tl.maximum(partial_end_2 - partial_first_2, 0)
-    partial_end_2 = partial_end_1 + tl.maximum(stop_0 - partial_first_3, 0)
-    for step in tl.range(0, partial_end_2):
+    partial_steps_0 = tl.maximum(partial_end_1 - end_full_0, 0)
+    partial_steps_1 = partial_steps_0 + tl.maximum(partial_end_2 - partial_first_2, 0)
+    partial_steps_2 = partial_steps_1 + tl.maximum(stop_0 - partial_first_3, 0)
+    for step in tl.range(0, partial_steps_2):
         tile_n = end_full_0 + step
-        tile_n = tl.where(step < partial_end_0, tile_n, partial_first_2 + step - partial_end_0)
-        tile_n = tl.where(step < partial_end_1, tile_n, partial_first_3 + step - partial_end_1)
+        tile_n = tl.where(step < partial_steps_0, tile_n, partial_first_2 + step - partial_steps_0)
+        tile_n = tl.where(step < partial_steps_1, tile_n, partial_first_3 + step - partial_steps_1)
         start_n = tile_n * BLOCK_N
         k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks
-        key_valid = (rows_n < seqlen_k - start_n)[:, None]
-        if USE_DESCRIPTORS:
-            k_0 = k_descriptor_0.load([start_n, 0])
-        else:
-            k_0 = tl.load(k_rows + k_offsets_0, mask=key_valid, other=0.0)
+        key_valid = (
+            ((rows_n >= may_lo_0 - start_n) & (rows_n < may_hi_0 - start_n))
+            | ((rows_n >= 0 - start_n) & (rows_n < may_hi_1 - start_n))
+        )[:, None]
+        k_0 = tl.load(k_rows + k_offsets_0, mask=key_valid, other=0.0)
         qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
         j = start_n + rows_n
         per_key_0 = j < 4
@@ -505,10 +505,7 @@ def _attention_forward(
         m_i = m_new
         acc_0 *= alpha[:, None]
         v_rows = v_base + tl.cast(start_n, tl.int64) * stride_vs
-        if USE_DESCRIPTORS:
-            v_0 = v_descriptor_0.load([start_n, 0])
-        else:
-            v_0 = tl.load(v_rows + v_offsets_0, mask=key_valid, other=0.0)
+        v_0 = tl.load(v_rows + v_offsets_0, mask=key_valid, other=0.0)
         acc_0 = tl.dot(p.to(v_0.dtype), v_0, acc_0, input_precision="ieee")
 
     # a row without any key has l = 0: out is 0 and lse is -inf

@@ -183,17 +183,17 @@ def _number(draw: st.DrawFn, parts: _Parts) -> str:
 @st.composite
 def _problems(draw: st.DrawFn, parts: _Parts, kv_heads: int) -> Problem:
     """Up to a few tiles of 16 each way, with empty and single ones often."""
-    q = st.one_of(st.integers(0, 36), st.sampled_from([0, 1, 16, 17, 32]))
-    k = st.one_of(st.integers(0, 52), st.sampled_from([0, 1, 16, 17, 48]))
+    q = st.one_of(st.integers(1, 36), st.integers(17, 36), st.sampled_from([0, 1, 16, 17, 32]))
+    k = st.one_of(st.integers(1, 52), st.integers(17, 52), st.sampled_from([0, 1, 16, 17, 48]))
     strides: list[Strides] = ["contiguous", "padded", "odd", "swapped", "expanded"]
     values: list[Values] = ["normal", "normal", "normal", "large"]
     used: tuple[int, ...] | None = None
     if parts.layout == "thd":
-        lengths = draw(st.lists(st.tuples(q, k), max_size=4))
+        lengths = draw(st.lists(st.tuples(q, k), min_size=draw(st.sampled_from([2, 1, 0])), max_size=4))
         if draw(st.booleans()):
             used = tuple(draw(st.integers(0, length)) for _, length in lengths)
     else:
-        lengths = [draw(st.tuples(q, k))] * draw(st.integers(0, 2))
+        lengths = [draw(st.tuples(q, k))] * draw(st.sampled_from([1, 2, 0]))
     return Problem(
         name="drawn",
         lengths=tuple(lengths),

@@ -6,7 +6,6 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from attngen.check.problem import in_words
 from attngen.check.report import Fault, SpecReport
@@ -78,11 +77,12 @@ def _fault(report: SpecReport, fault: Fault) -> str:
         "passes": "the passes (semantic to scheduled graph) are wrong",
         "emission": "emission (scheduled graph to kernel) is wrong",
     }[fault.layer]
-    problem: dict[str, Any] = dict(fault.problem)
+    problem = dict(fault.problem)
+    smallest = f"smallest failing problem: {problem.pop('name')}, {in_words(problem)}, " if problem else ""
     lines = [
         f"{report.path}: {guilty}",
         f"  {fault.message}",
-        f"  smallest failing problem: {problem.pop('name', 'any')}, {fault.dtype}: {in_words(problem)}",
+        f"  {smallest}dtype {fault.dtype}",
         "  spec:",
         *(f"    {line}" for line in fault.spec_yaml.splitlines()),
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from attngen.emit.parts import Parts
 from attngen.emit.records import Chunk
 from attngen.ir.nodes import Load
@@ -62,10 +64,38 @@ def _tile_loads(parts: Parts) -> list[tuple[str, str, Load]]:
     return [("k", "d", parts.k)] + ([] if parts.v_in_k else [("v", "e", parts.v)])
 
 
-def descriptors(parts: Parts) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class Hull:
+    """The keys that some row of a program may see: [begin, end), and the intervals inside it if there are several.
+
+    A begin of '' is 0.
+
+    Nothing outside is loaded: unused slots of a cache may hold NaN, and 0 * NaN would reach the output.
+    """
+
+    begin: str
+    end: str
+    pieces: tuple[tuple[str, str], ...] = ()
+
+    def tile_row(self) -> str:
+        """Return where a tile of keys begins in the descriptors' coordinates, which count from the hull's begin."""
+        return f"start_n - {self.begin}" if self.begin else "start_n"
+
+    def valid(self) -> str:
+        """Return the test of a tile's rows."""
+        if self.pieces:
+            tests = (f"(rows_n >= {lo} - start_n) & (rows_n < {hi} - start_n)" for lo, hi in self.pieces)
+            return " | ".join(f"({test})" for test in tests)
+        below = f"(rows_n < {self.end} - start_n)"
+        return f"{below} & (rows_n >= {self.begin} - start_n)" if self.begin else below
+
+
+def descriptors(parts: Parts, hull: Hull) -> tuple[str, ...]:
+    first = f" + tl.cast({hull.begin}, tl.int64) * stride_" if hull.begin else ""
+    rows = f"{hull.end} - {hull.begin}" if hull.begin else hull.end
     return tuple(
         f"{name}_descriptor_{n} = tl.make_tensor_descriptor("
-        f"{name}_base, [seqlen_k, {load.columns}], [stride_{name}s, 1], [BLOCK_N, {width}])"
+        f"{name}_base{first + name + 's' if first else ''}, [{rows}, {load.columns}], [stride_{name}s, 1], [BLOCK_N, {width}])"
         for name, _, load in _tile_loads(parts)
         for n, (_, width) in enumerate(load.chunks)
     )

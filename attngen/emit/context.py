@@ -23,7 +23,7 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
     printer = Printer(_captured(graph))
     listed = parts.fold.domain.table
     table = table_kernel(parts, face, printer) if listed else Table((), (), (), "", "", "")
-    loops = table_loops(parts, printer) if listed else range_loops(parts, printer)
+    loops, hull = table_loops(parts, printer) if listed else range_loops(parts, printer)
     provenance = graph.provenance
     return Context(
         name=provenance.name,
@@ -46,8 +46,9 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
         columns=columns(parts),
         bases=bases(parts)[:-2],
         out_bases=bases(parts)[-2:],
-        descriptors=descriptors(parts),
+        descriptors=descriptors(parts, hull),
         offsets=offsets(parts),
+        mixes_addresses=any(loop.by_pointer for loop in loops),
         k_chunks=chunks(parts.k, "d", ""),
         v_chunks=chunks(parts.v, "e", ""),
         loops=loops,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from attngen.emit.addresses import chunks
+from attngen.emit.addresses import Hull, chunks
 from attngen.emit.interface import Interface
 from attngen.emit.parts import Parts
 from attngen.emit.printer import Body, Printer
@@ -14,15 +14,46 @@ from attngen.ir.expr import Const, Expr, Symbol
 from attngen.ir.tile_ranges import Range, Ranges, tile_ranges
 
 
-def range_loops(parts: Parts, printer: Printer) -> tuple[Loop, ...]:
+def range_loops(parts: Parts, printer: Printer) -> tuple[tuple[Loop, ...], Hull]:
+    """Return the loops over the planned ranges, all full tiles, then all partial ones; and the hull of their keys."""
     plan = _planned(parts, printer)
+    hull = _hull(parts, printer)
     _factor(parts, printer)
     loops: list[Loop] = []
     if plan.full:
-        loops.append(_loop("full", plan.full, _full_scores(parts, printer), parts, printer))
+        loops.append(_loop("full", plan.full, _full_scores(parts, printer), parts, printer, hull))
     if plan.partial:
-        loops.append(_loop("partial", plan.partial, _partial_scores(parts, printer), parts, printer))
-    return tuple(loops)
+        loops.append(_loop("partial", plan.partial, _partial_scores(parts, printer), parts, printer, hull))
+    return tuple(loops), hull
+
+
+def _hull(parts: Parts, printer: Printer) -> Hull:
+    """Name the hull of the keys that a program may see."""
+    assert parts.fold.tiles is not None
+    may = parts.fold.tiles.may
+    if not may:
+        return Hull("", "0")
+    begin, end = may[0].lo, may[0].hi
+    for interval in may[1:]:
+        begin, end = ex.apply("min", begin, interval.lo), ex.apply("max", end, interval.hi)
+    _tile_positions(printer, ex.symbols(begin) | ex.symbols(end))
+    names = [
+        (_named(printer, f"may_lo_{n}", x.lo), _named(printer, f"may_hi_{n}", x.hi))
+        for n, x in enumerate(may)
+    ]
+    first = "" if begin == Const(0) else _named(printer, "hull_begin", begin)
+    return Hull(first, _named(printer, "hull_end", end), tuple(names) if len(may) > 1 else ())
+
+
+def _tile_positions(printer: Printer, used: Iterable[str]) -> None:
+    """Name the positions of the tile's first and last row, once, where something uses them."""
+    lines = {
+        "i_lo": "i_lo = tile_m * BLOCK_M + shift",
+        "i_hi": "i_hi = tl.minimum(tile_m * BLOCK_M + BLOCK_M, seqlen_q) - 1 + shift",
+    }
+    printer.prologue += [
+        line for name, line in lines.items() if name in used and line not in printer.prologue
+    ]
 
 
 def _factor(parts: Parts, printer: Printer) -> None:
@@ -36,10 +67,7 @@ def _planned(parts: Parts, printer: Printer) -> Ranges:
     plan = tile_ranges(parts.fold.tiles)
     used = {name for _, e in plan.bindings for name in ex.symbols(e)}
     used |= {name for r in (*plan.full, *plan.partial) for name in ex.symbols(r.lo) | ex.symbols(r.hi)}
-    if "i_lo" in used:
-        printer.prologue.append("i_lo = tile_m * BLOCK_M + shift")
-    if "i_hi" in used:
-        printer.prologue.append("i_hi = tl.minimum(tile_m * BLOCK_M + BLOCK_M, seqlen_q) - 1 + shift")
+    _tile_positions(printer, used)
     for name, bound in plan.bindings:
         printer.assign(name, bound)
     return plan
@@ -49,9 +77,10 @@ def table_kernel(parts: Parts, face: Interface, main: Printer) -> Table:
     """The kernel that looks at the elements of undecided tiles, once per (b, h) that the mask depends on."""
     printer = Printer(main.captured, helpers=main.helpers)
     plan = _planned(parts, printer)
-    full = (_loop("full", plan.full, (), parts, printer),) if plan.full else ()
+    anywhere = Hull("", "seqlen_k")
+    full = (_loop("full", plan.full, (), parts, printer, anywhere),) if plan.full else ()
     partial = (
-        (_loop("partial", plan.partial, _mask_lines(parts, printer)[0], parts, printer),)
+        (_loop("partial", plan.partial, _mask_lines(parts, printer)[0], parts, printer, anywhere),)
         if plan.partial
         else ()
     )
@@ -69,8 +98,9 @@ def table_kernel(parts: Parts, face: Interface, main: Printer) -> Table:
     )
 
 
-def table_loops(parts: Parts, printer: Printer) -> tuple[Loop, ...]:
+def table_loops(parts: Parts, printer: Printer) -> tuple[tuple[Loop, ...], Hull]:
     """Loops over listed tiles: full ones from the front of a row of the table, partial ones from its back."""
+    hull = _hull(parts, printer)
     _factor(parts, printer)
     loops: list[Loop] = []
     for kind, scores, count, place in (
@@ -78,28 +108,28 @@ def table_loops(parts: Parts, printer: Printer) -> tuple[Loop, ...]:
         ("partial", _partial_scores(parts, printer), "table_row + 1", "table_row + stride_table - 1 - step"),
     ):
         find = (f"tile_n = tl.load({place})",)
-        loops.append(_walk(kind, (), "step", "0", f"tl.load({count})", find, scores, parts))
-    return tuple(loops)
+        loops.append(_walk(kind, (), "step", "0", f"tl.load({count})", find, scores, parts, hull))
+    return tuple(loops), hull
 
 
 def _loop(
-    kind: str, found: tuple[Range, ...], scores: tuple[str, ...], parts: Parts, printer: Printer
+    kind: str, found: tuple[Range, ...], scores: tuple[str, ...], parts: Parts, printer: Printer, hull: Hull
 ) -> Loop:
     bounds = [
         (_named(printer, f"{kind}_lo_{n}", r.lo), _named(printer, f"{kind}_hi_{n}", r.hi))
         for n, r in enumerate(found)
     ]
     if len(bounds) == 1:
-        return _walk(kind, (), "tile_n", *bounds[0], (), scores, parts)
-    before = [f"{kind}_end_0 = tl.maximum({bounds[0][1]} - {bounds[0][0]}, 0)"]
+        return _walk(kind, (), "tile_n", *bounds[0], (), scores, parts, hull)
+    before = [f"{kind}_steps_0 = tl.maximum({bounds[0][1]} - {bounds[0][0]}, 0)"]
     find = [f"tile_n = {bounds[0][0]} + step"]
     for n, (begin, end) in list(enumerate(bounds))[1:]:
-        before.append(f"{kind}_end_{n} = {kind}_end_{n - 1} + tl.maximum({end} - {begin}, 0)")
+        before.append(f"{kind}_steps_{n} = {kind}_steps_{n - 1} + tl.maximum({end} - {begin}, 0)")
         find.append(
-            f"tile_n = tl.where(step < {kind}_end_{n - 1}, tile_n, {begin} + step - {kind}_end_{n - 1})"
+            f"tile_n = tl.where(step < {kind}_steps_{n - 1}, tile_n, {begin} + step - {kind}_steps_{n - 1})"
         )
-    last = f"{kind}_end_{len(bounds) - 1}"
-    return _walk(kind, tuple(before), "step", "0", last, tuple(find), scores, parts)
+    last = f"{kind}_steps_{len(bounds) - 1}"
+    return _walk(kind, tuple(before), "step", "0", last, tuple(find), scores, parts, hull)
 
 
 def _walk(
@@ -111,6 +141,7 @@ def _walk(
     find: tuple[str, ...],
     scores: tuple[str, ...],
     parts: Parts,
+    hull: Hull,
 ) -> Loop:
     masked = kind == "partial"
     comment = (
@@ -121,7 +152,19 @@ def _walk(
     valid = "key_valid" if masked else ""
     values = chunks(parts.v, "e", valid, "k" if parts.v_in_k else "v")
     return Loop(
-        comment, before, counter, begin, end, find, masked, scores, chunks(parts.k, "d", valid), values
+        comment=comment,
+        before=before,
+        counter=counter,
+        begin=begin,
+        end=end,
+        find_tile=find,
+        masked=masked,
+        by_pointer=masked and bool(hull.pieces),
+        tile_row=hull.tile_row(),
+        valid=hull.valid(),
+        scores=scores,
+        k_chunks=chunks(parts.k, "d", valid),
+        v_chunks=values,
     )
 
 
@@ -130,8 +173,9 @@ def _named(printer: Printer, name: str, bound: Expr) -> str:
         return repr(bound.value)
     if isinstance(bound, Symbol):
         return bound.name
-    printer.assign(name, bound)
-    return name
+    if bound not in printer.assigned:
+        printer.assign(name, bound)
+    return printer.assigned[bound]
 
 
 def _full_scores(parts: Parts, printer: Printer) -> tuple[str, ...]:

@@ -33,7 +33,6 @@ _CALLS = {
     "sigmoid": "tl.sigmoid", "tanh_exp2": "_tanh_exp2",
 }  # fmt: skip
 _LENGTHS = ("b", "h", "hk", "row", "j", "seqlen_q", "seqlen_k", "q_start", "k_start")
-_FACTS = Facts(least={**dict.fromkeys(_LENGTHS, 0), "BLOCK_N": 1})
 
 
 def place_of(expr: Expr) -> Place:
@@ -66,10 +65,20 @@ class Printer:
     prologue: list[str] = field(default_factory=list[str])
     helpers: set[str] = field(default_factory=set[str])
     named: dict[Expr, str] = field(default_factory=dict[Expr, str])
+    assigned: dict[Expr, str] = field(default_factory=dict[Expr, str])
+    least: dict[str, int] = field(default_factory=lambda: {**dict.fromkeys(_LENGTHS, 0), "BLOCK_N": 1})
+
+    def nonnegative(self, expr: Expr) -> bool:
+        """Whether an expression is proved to be at least 0, so that its quotient needs no correction."""
+        bound = least(expr, Facts(least=self.least))
+        return bound is not None and bound >= 0
 
     def assign(self, name: str, expr: Expr) -> str:
         """Name an expression of scalars or rows in the prologue."""
         place = place_of(expr)
+        self.assigned[expr] = name
+        if self.nonnegative(expr):
+            self.least[name] = 0
         self.prologue.append(f"{name} = {Body(self, place).text(expr)}")
         return BROADCAST[place].format(name)
 
@@ -88,6 +97,8 @@ class Body:
     ragged: bool = True
     lines: list[str] = field(default_factory=list[str])
     named: dict[Expr, str] = field(default_factory=dict[Expr, str])
+    assigned: dict[Expr, str] = field(default_factory=dict[Expr, str])
+    least: dict[str, int] = field(default_factory=lambda: {**dict.fromkeys(_LENGTHS, 0), "BLOCK_N": 1})
 
     def text(self, expr: Expr) -> str:
         """Return the Triton text of an expression at this place."""
@@ -165,7 +176,7 @@ class Body:
 
     def _divide(self, op: str, args: tuple[Expr, ...]) -> tuple[str, int]:
         """Triton's integer division truncates; formulas mean floor."""
-        if all(_nonnegative(a) for a in args):
+        if all(self.printer.nonnegative(a) for a in args):
             sign = "//" if op == "floordiv" else "%"
             return f"{self._bracket(args[0], 5)} {sign} {self._bracket(args[1], 6)}", 5
         self.printer.helpers.add("floordiv")
@@ -221,7 +232,7 @@ class Body:
             return []
         if index == Symbol("j") and size == Symbol("seqlen_k"):
             return [self._condition(Apply("lt", (index, size)))] if self.ragged else []
-        lower = [] if _nonnegative(index) else [self._condition(Apply("ge", (index, Const(0))))]
+        lower = [] if self.printer.nonnegative(index) else [self._condition(Apply("ge", (index, Const(0))))]
         return [*lower, self._condition(Apply("lt", (index, size)))]
 
     def _condition(self, expr: Expr) -> str:
@@ -240,11 +251,6 @@ class Body:
         return (
             f"_search({base}, {tensor.strides[-1]}, {self.text(expr.value)}, {self.text(expr.size)}, {right})"
         )
-
-
-def _nonnegative(expr: Expr) -> bool:
-    bound = least(expr, _FACTS)
-    return bound is not None and bound >= 0
 
 
 def _variable(name: str) -> str:

@@ -32,6 +32,9 @@ class Loop:
     end: str
     find_tile: tuple[str, ...]
     masked: bool
+    by_pointer: bool  # several intervals meet a tile: descriptors, which cut off ends only, would load what lies between
+    tile_row: str  # where the tile begins in the descriptors' coordinates
+    valid: str  # which of its keys any row of the program may see
     scores: tuple[str, ...]
     k_chunks: tuple[Chunk, ...]
     v_chunks: tuple[Chunk, ...]
@@ -75,6 +78,7 @@ class Context:
     out_bases: tuple[str, ...]
     descriptors: tuple[str, ...]
     offsets: tuple[str, ...]
+    mixes_addresses: bool
     k_chunks: tuple[Chunk, ...]
     v_chunks: tuple[Chunk, ...]
     loops: tuple[Loop, ...]

@@ -53,6 +53,11 @@ def test_every_field_is_used_and_exists():
 
 def test_records_hold_finished_values():
     plain = ("str", "bool", "int", "tuple[str, ...]", "tuple[tuple[str, str], ...]", "Interface", "Table")
-    plain += ("tuple[Loop, ...]", "tuple[Chunk, ...]", "tuple[CapturedArgument, ...]", "tuple[ScalarArgument, ...]")
+    plain += (
+        "tuple[Loop, ...]",
+        "tuple[Chunk, ...]",
+        "tuple[CapturedArgument, ...]",
+        "tuple[ScalarArgument, ...]",
+    )
     for record in (Context, Interface, Loop, Chunk, Table, CapturedArgument, ScalarArgument):
         assert {str(f.type) for f in dataclasses.fields(record)} <= set(plain)
