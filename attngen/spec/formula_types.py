@@ -12,7 +12,7 @@ from attngen.errors import SpecError, did_you_mean
 
 Type = Literal["bool", "int", "float"]
 
-MAX_INT: Final = 2**31 - 1
+MAX_INT: Final = 2**30  # a position and a constant add up within 32 bits
 MAX_EXPONENT: Final = 8
 
 FUNCTIONS: Final[dict[str, tuple[int, int | None]]] = {
