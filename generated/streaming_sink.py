@@ -398,14 +398,12 @@ def _attention_forward(
     must_hi_0 = tl.maximum(tl.minimum(i_lo + 1, seqlen_k), must_lo_0)
     must_hi_1 = tl.maximum(tl.minimum(tl.minimum(i_lo + 1, 4), seqlen_k), 0)
     joined_lo_1 = tl.where(must_lo_0 <= must_hi_1, 0, must_lo_0)
-    joined_hi_0 = tl.where(must_lo_0 <= must_hi_1, 0, must_hi_1)
-    end_full_0 = joined_hi_0 // BLOCK_N
     first_full_1 = (joined_lo_1 + BLOCK_N - 1) // BLOCK_N
     end_full_1 = tl.maximum(must_hi_0 // BLOCK_N, first_full_1)
-    partial_first_3 = tl.maximum(first_1, end_full_1)
-    partial_first_2 = tl.minimum(first_1, end_full_1)
-    partial_end_2 = tl.maximum(stop_1, first_full_1)
-    partial_end_1 = tl.minimum(stop_1, first_full_1)
+    partial_first_2 = tl.maximum(first_1, end_full_1)
+    partial_first_1 = tl.minimum(first_1, end_full_1)
+    partial_end_1 = tl.maximum(stop_1, first_full_1)
+    partial_end_0 = tl.minimum(stop_1, first_full_1)
     may_lo_0 = tl.maximum(i_lo - 1019, 0)
     may_hi_0 = tl.minimum(i_hi + 1, seqlen_k)
     may_hi_1 = tl.minimum(tl.minimum(i_hi + 1, 4), seqlen_k)
@@ -449,11 +447,7 @@ def _attention_forward(
     acc_0 = tl.zeros([BLOCK_M, 128], tl.float32)
 
     # full tiles: no mask arithmetic
-    full_steps_0 = tl.maximum(end_full_0 - 0, 0)
-    full_steps_1 = full_steps_0 + tl.maximum(end_full_1 - first_full_1, 0)
-    for step in tl.range(0, full_steps_1):
-        tile_n = 0 + step
-        tile_n = tl.where(step < full_steps_0, tile_n, first_full_1 + step - full_steps_0)
+    for tile_n in tl.range(first_full_1, end_full_1):
         start_n = tile_n * BLOCK_N
         k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks
         if USE_DESCRIPTORS:
@@ -476,13 +470,13 @@ def _attention_forward(
         acc_0 = tl.dot(p.to(v_0.dtype), v_0, acc_0, input_precision="ieee")
 
     # tiles that the mask cuts, or that reach past the last key
-    partial_steps_0 = tl.maximum(partial_end_1 - end_full_0, 0)
-    partial_steps_1 = partial_steps_0 + tl.maximum(partial_end_2 - partial_first_2, 0)
-    partial_steps_2 = partial_steps_1 + tl.maximum(stop_0 - partial_first_3, 0)
+    partial_steps_0 = tl.maximum(partial_end_0 - 0, 0)
+    partial_steps_1 = partial_steps_0 + tl.maximum(partial_end_1 - partial_first_1, 0)
+    partial_steps_2 = partial_steps_1 + tl.maximum(stop_0 - partial_first_2, 0)
     for step in tl.range(0, partial_steps_2):
-        tile_n = end_full_0 + step
-        tile_n = tl.where(step < partial_steps_0, tile_n, partial_first_2 + step - partial_steps_0)
-        tile_n = tl.where(step < partial_steps_1, tile_n, partial_first_3 + step - partial_steps_1)
+        tile_n = 0 + step
+        tile_n = tl.where(step < partial_steps_0, tile_n, partial_first_1 + step - partial_steps_0)
+        tile_n = tl.where(step < partial_steps_1, tile_n, partial_first_2 + step - partial_steps_1)
         start_n = tile_n * BLOCK_N
         k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks
         key_valid = (

@@ -64,7 +64,7 @@ def _factor(parts: Parts, printer: Printer) -> None:
 def _planned(parts: Parts, printer: Printer) -> Ranges:
     """Print what the ranges of tiles are made of, and return them."""
     assert parts.fold.tiles is not None
-    plan = tile_ranges(parts.fold.tiles)
+    plan = tile_ranges(parts.fold.tiles, known_least={"BLOCK_N": 16})  # a product needs 16 keys
     used = {name for _, e in plan.bindings for name in ex.symbols(e)}
     used |= {name for r in (*plan.full, *plan.partial) for name in ex.symbols(r.lo) | ex.symbols(r.hi)}
     _tile_positions(printer, used)

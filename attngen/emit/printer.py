@@ -201,9 +201,9 @@ class Body:
         ]
         mask = " & ".join(dict.fromkeys(self._checks(expr, tensor)))
         loaded = f"tl.load({' + '.join([tensor.name, *terms])}{f', mask={mask}, other=0' if mask else ''})"
-        return loaded + (
-            ".to(tl.float32)" if expr.type == "float" else " != 0" if expr.type == "bool" else ""
-        )
+        if expr.type == "bool":
+            return f"({loaded} != 0)"
+        return f"{loaded}.to(tl.float32)" if expr.type == "float" else loaded
 
     def _index(self, index: Expr, tensor: Captured) -> str:
         if isinstance(index, Const):

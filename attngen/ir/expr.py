@@ -62,11 +62,17 @@ PRECEDENCE = {
 ATOM = 9
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Const:
-    """A literal."""
+    """A literal. Equal only to a literal of the same type: True, 1 and 1.0 are three constants."""
 
     value: bool | int | float
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Const) and type(self.value) is type(other.value) and self.value == other.value
+
+    def __hash__(self) -> int:
+        return hash((type(self.value).__name__, self.value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +163,8 @@ _FOLD: dict[str, Callable[..., Any]] = {
     "ge": lambda a, b: a >= b,
     "eq": lambda a, b: a == b,
     "ne": lambda a, b: a != b,
-    "and": lambda a, b: a and b,
-    "or": lambda a, b: a or b,
+    "and": lambda a, b: bool(a and b),
+    "or": lambda a, b: bool(a or b),
     "not": lambda a: not a,
     "min": min,
     "max": max,
@@ -179,7 +185,7 @@ def apply(op: str, *args: Expr) -> Expr:
 
 def _identity(op: str, args: tuple[Expr, ...]) -> Expr | None:
     """Rewrites that hold for every integer and boolean (and never touch a float)."""
-    if op == "where" and isinstance(args[0], Const):
+    if op == "where" and isinstance(args[0], Const) and type_of(args[1]) == type_of(args[2]):
         return args[1] if args[0].value else args[2]
     if len(args) == 2:
         return _identity_of_two(op, *args)
@@ -200,9 +206,11 @@ def _identity_of_two(op: str, a: Expr, b: Expr) -> Expr | None:
             return other
         if op == "mul" and this == Const(1) and type_of(other) == "int":
             return other
-    if op == "sub" and type_of(a) == "int" and type_of(b) == "int":
-        return a if b == Const(0) else Const(0) if a == b else None
-    if op == "floordiv" and b == Const(1):
+    if op == "sub" and type_of(a) == "int" and a == b:
+        return Const(0)
+    if op == "sub" and type_of(a) == "int" and b == Const(0):
+        return a
+    if op == "floordiv" and b == Const(1) and type_of(a) == "int":
         return a
     return _merge_constants(op, a, b)
 

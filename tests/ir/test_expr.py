@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attngen.errors import InternalError
+from attngen.ir import expr as ex
 from attngen.ir.expr import (
     FALSE,
     TRUE,
@@ -254,3 +255,15 @@ def test_an_unknown_operator_is_a_bug_of_ours(name: str, args: tuple[Expr, ...])
 def test_constants_keep_their_python_values() -> None:
     assert isinstance(apply("lt", const(1), const(2)), Const)
     assert value(apply("lt", const(1), const(2))) is True
+
+
+def test_constants_of_different_types_are_different():
+    assert len({ex.Const(True), ex.Const(1), ex.Const(1.0)}) == 3
+    assert ex.apply("add", ex.Const(0.0), ex.Symbol("i")) == ex.Apply("add", (ex.Const(0.0), ex.Symbol("i")))
+    assert ex.apply("and", ex.TRUE, ex.FALSE) == ex.FALSE
+    assert ex.text(ex.apply("sub", ex.apply("add", ex.Symbol("i"), ex.Const(2)), ex.Const(2))) == "i"
+
+
+def test_a_float_is_not_left_unfloored():
+    s = ex.Symbol("s", "float")
+    assert ex.apply("floordiv", s, ex.Const(1)) == ex.Apply("floordiv", (s, ex.Const(1)))
