@@ -1,7 +1,7 @@
 """Time and memory of planning a mask, beside FlexAttention's block mask on the same machine.
 
-    python benchmarks/planning.py            # attngen only
-    python benchmarks/planning.py 4096 16384 # and create_block_mask (eager) at these lengths
+python benchmarks/planning.py            # attngen only
+python benchmarks/planning.py 4096 16384 # and create_block_mask (eager) at these lengths
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def block_mask(length: int) -> None:
     started = time.perf_counter()
     create_block_mask(lambda b, h, q, k: (q >= k) & (q - k < 4096), 1, 1, length, length, device="cpu")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"create_block_mask at {length} x {length}: {time.perf_counter() - started:.1f} s, process peak {peak:.1f} GB")
+    print(
+        f"create_block_mask at {length} x {length}: {time.perf_counter() - started:.1f} s, process peak {peak:.1f} GB"
+    )
 
 
 if __name__ == "__main__":

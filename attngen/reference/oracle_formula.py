@@ -61,7 +61,9 @@ def evaluate(tree: ast.expr, scope: Scope, shape: Sequence[int]) -> Tensor:
     value, unknown = _walk(tree, scope)
     if scope.strict:
         unknown = _either(*(bad for bad, _ in scope.faults))
-    if unknown is not None and bool(unknown.expand(shape).any()):  # an empty grid has no place where it matters
+    if unknown is not None and bool(
+        unknown.expand(shape).any()
+    ):  # an empty grid has no place where it matters
         _report(scope, unknown.expand(shape))
     return value.expand(shape)
 

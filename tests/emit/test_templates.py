@@ -8,8 +8,8 @@ from pathlib import Path
 import jinja2.nodes as jn
 import pytest
 
-from attngen.emit.records import Chunk, Context, Loop, Table
 from attngen.emit.interface import CapturedArgument, Interface, ScalarArgument
+from attngen.emit.records import Chunk, Context, Loop, Table
 from attngen.emit.render import environment, templates
 
 FILES = sorted(templates().rglob("*.jinja"))

@@ -10,7 +10,7 @@ from attngen.ir import expr as ex
 from attngen.ir.expr import Const, Element, Symbol, apply
 from attngen.ir.symbolic import derivative, from_sympy, pretty, to_sympy
 
-S, J, I = Symbol("s", "float"), Symbol("j"), Symbol("i")
+S, J, ROW = Symbol("s", "float"), Symbol("j"), Symbol("i")
 OPS = {
     "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "div": lambda a, b: a / b,
     "pow": lambda a, b: a**b, "neg": lambda a: -a, "exp": math.exp, "exp2": lambda a: 2.0**a, "log": math.log,
@@ -56,4 +56,4 @@ def test_derivative_of_what_does_not_occur_is_zero():
 
 def test_pretty_shows_mathematics():
     assert "tanh" in pretty(SCORES[0])
-    assert "≤" in pretty(apply("le", J, I))
+    assert "≤" in pretty(apply("le", J, ROW))

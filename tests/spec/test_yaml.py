@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - exact messages stand on one line
 """YAML that is refused as such, and what bombs and broken text give: one clear message."""
 
 import time
