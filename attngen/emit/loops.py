@@ -169,13 +169,16 @@ def _walk(
 
 
 def _named(printer: Printer, name: str, bound: Expr) -> str:
+    """Name a bound of tiles or keys; it fits 32 bits, which loops and descriptors need, whatever it is computed from."""
     if isinstance(bound, Const):
         return repr(bound.value)
-    if isinstance(bound, Symbol):
-        return bound.name
-    if bound not in printer.assigned:
-        printer.assign(name, bound)
-    return printer.assigned[bound]
+    known = bound.name if isinstance(bound, Symbol) else printer.assigned.get(bound) or printer.assign(name, bound)
+    if known not in printer.wide:
+        return known
+    short = f"{known}_32"
+    line = f"{short} = {known}.to(tl.int32)"
+    printer.prologue += [] if line in printer.prologue else [line]
+    return short
 
 
 def _full_scores(parts: Parts, printer: Printer) -> tuple[str, ...]:

@@ -51,6 +51,7 @@ class Captured:
     name: str
     strides: tuple[str, ...]
     axes: tuple[Axis, ...]
+    wide: bool = False  # 64-bit integers
 
 
 @dataclass(slots=True)
@@ -66,7 +67,13 @@ class Printer:
     helpers: set[str] = field(default_factory=set[str])
     named: dict[Expr, str] = field(default_factory=dict[Expr, str])
     assigned: dict[Expr, str] = field(default_factory=dict[Expr, str])
+    wide: set[str] = field(default_factory=set[str])
     least: dict[str, int] = field(default_factory=lambda: {**dict.fromkeys(_LENGTHS, 0), "BLOCK_N": 1})
+
+    def is_wide(self, expr: Expr) -> bool:
+        """Whether an expression is computed in 64 bits, because a captured tensor holds 64-bit integers."""
+        read = any(self.captured[t].wide for t in ex.tensors(expr))
+        return read or not self.wide.isdisjoint(ex.symbols(expr))
 
     def nonnegative(self, expr: Expr) -> bool:
         """Whether an expression is proved to be at least 0, so that its quotient needs no correction."""
@@ -77,6 +84,8 @@ class Printer:
         """Name an expression of scalars or rows in the prologue."""
         place = place_of(expr)
         self.assigned[expr] = name
+        if self.is_wide(expr):
+            self.wide.add(name)
         if self.nonnegative(expr):
             self.least[name] = 0
         self.prologue.append(f"{name} = {Body(self, place).text(expr)}")
@@ -98,6 +107,7 @@ class Body:
     lines: list[str] = field(default_factory=list[str])
     named: dict[Expr, str] = field(default_factory=dict[Expr, str])
     assigned: dict[Expr, str] = field(default_factory=dict[Expr, str])
+    wide: set[str] = field(default_factory=set[str])
     least: dict[str, int] = field(default_factory=lambda: {**dict.fromkeys(_LENGTHS, 0), "BLOCK_N": 1})
 
     def text(self, expr: Expr) -> str:
