@@ -76,5 +76,7 @@ def _captured(graph: Graph) -> dict[str, Captured]:
     for name, node in graph.all(Input):
         if node.role == "captured":
             strides = tuple(f"stride_{name}_{p}" for p in range(len(node.axes)))
-            found[name] = Captured(name, strides, tuple(graph.axis(a) for a in node.axes), node.dtype == "int64")
+            found[name] = Captured(
+                name, strides, tuple(graph.axis(a) for a in node.axes), node.dtype == "int64"
+            )
     return found

@@ -172,7 +172,11 @@ def _named(printer: Printer, name: str, bound: Expr) -> str:
     """Name a bound of tiles or keys; it fits 32 bits, which loops and descriptors need, whatever it is computed from."""
     if isinstance(bound, Const):
         return repr(bound.value)
-    known = bound.name if isinstance(bound, Symbol) else printer.assigned.get(bound) or printer.assign(name, bound)
+    known = (
+        bound.name
+        if isinstance(bound, Symbol)
+        else printer.assigned.get(bound) or printer.assign(name, bound)
+    )
     if known not in printer.wide:
         return known
     short = f"{known}_32"

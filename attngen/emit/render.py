@@ -54,6 +54,8 @@ def render(graph: Graph, *, regenerate: str = "") -> str:
     try:
         compile(text, f"{name}.py", "exec")
     except SyntaxError as error:
+        if "duplicate argument" in str(error.msg):
+            raise PlanError(f"{name}: {error.msg}; rename the parameter or tensor in the spec") from error
         raise InternalError(
             f"attention.py.jinja: line {error.lineno} of the rendered {name}.py: {error.msg}"
         ) from error
@@ -69,12 +71,20 @@ def _refuse_taken_names(graph: Graph, text: str) -> None:
         a for a in ast.walk(tree) if isinstance(a, ast.Assign) and "_check_captured" in ast.unparse(a.value)
     ]
     skipped = {id(target) for a in checked for target in a.targets}
-    names = (
-        n for f in tree.body if isinstance(f, ast.FunctionDef) for n in ast.walk(f) if isinstance(n, ast.Name)
-    )
-    assigned = {n.id for n in names if isinstance(n.ctx, ast.Store) and id(n) not in skipped}
-    taken = sorted(own & assigned)
+    functions = [f for f in tree.body if isinstance(f, ast.FunctionDef)]
+    taken = sorted(own & {f.name for f in functions})
+    taken += sorted(name for f in functions for name in own & _arguments(f) & _assigned(f, skipped))
     if taken:
         raise PlanError(
             f"{graph.provenance.name}: the kernel has a variable named {taken[0]!r}; rename it in the spec"
         )
+
+
+def _arguments(function: ast.FunctionDef) -> set[str]:
+    given = function.args
+    return {a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs)}
+
+
+def _assigned(function: ast.FunctionDef, skipped: set[int]) -> set[str]:
+    names = (n for n in ast.walk(function) if isinstance(n, ast.Name))
+    return {n.id for n in names if isinstance(n.ctx, ast.Store) and id(n) not in skipped}

@@ -83,8 +83,6 @@ class _Planner:
         notes += [*may.notes, *must.notes]
         row, residual = self._row(predicate)
         exact = may.exact and must.exact and self._exact(tree, may_pieces)
-        if not exact and not notes:
-            notes.append("not proved exact for all values: a tile may be visited for nothing, or masked though it is full")
         return Tiles(
             may=self._intervals(may_pieces, outward=True),
             must=self._intervals(must_pieces, outward=False),
