@@ -281,6 +281,8 @@ def _uses_tanh(expr: Expr) -> bool:
 
 
 def _size(axis: Axis) -> str:
+    if axis.origin:
+        return "total_q" if axis.origin == "q_start" else "total_k"
     match axis.size:
         case Const(value):
             return repr(value)

@@ -206,8 +206,8 @@ class Body:
     def _element(self, expr: Element) -> str:
         tensor = self.printer.captured[expr.tensor]
         terms = [
-            f"{self._index(x, tensor)} * {stride}"
-            for x, stride in zip(expr.indices, tensor.strides, strict=True)
+            f"{self._index(x, tensor, axis)} * {stride}"
+            for x, stride, axis in zip(expr.indices, tensor.strides, tensor.axes, strict=True)
         ]
         mask = " & ".join(dict.fromkeys(self._checks(expr, tensor)))
         loaded = f"tl.load({' + '.join([tensor.name, *terms])}{f', mask={mask}, other=0' if mask else ''})"
@@ -215,7 +215,9 @@ class Body:
             return f"({loaded} != 0)"
         return f"{loaded}.to(tl.float32)" if expr.type == "float" else loaded
 
-    def _index(self, index: Expr, tensor: Captured) -> str:
+    def _index(self, index: Expr, tensor: Captured, axis: Axis) -> str:
+        if axis.origin:  # packed tokens: formulas count from the sequence's first one
+            index = Apply("add", (Symbol(axis.origin), index))
         if isinstance(index, Const):
             return repr(index.value)
         body, level = self._print(index)
@@ -233,28 +235,23 @@ class Body:
         return checks
 
     def _bounds(self, index: Expr, axis: Axis) -> list[str]:
-        start = {"total_q": "q_start", "total_k": "k_start"}.get(getattr(axis.size, "name", ""))
+        """Return the tests that an index lies on its axis; none where it runs over exactly this axis."""
         size = axis.size
-        if start is not None:
-            size = Symbol("seqlen_q" if start == "q_start" else "seqlen_k")
-            index = index.args[1] if isinstance(index, Apply) else index
-        if isinstance(index, Const) or (isinstance(index, Symbol) and index.name in ("b", "h", "hk")):
+        fixed = isinstance(index, Const) and isinstance(size, Const)  # refused when the graph was built, if outside
+        if fixed or (axis.name in ("B", "Hq", "Hkv") and index == Symbol(axis.symbol)):
             return []
-        if index == Symbol("j") and size == Symbol("seqlen_k"):
-            return [self._condition(Apply("lt", (index, size)))] if self.ragged else []
-        lower = [] if self.printer.nonnegative(index) else [self._condition(Apply("ge", (index, Const(0))))]
-        return [*lower, self._condition(Apply("lt", (index, size)))]
-
-    def _condition(self, expr: Expr) -> str:
-        return f"({self.text(expr)})"
+        if index == Symbol("j") and size == Symbol("seqlen_k") and not self.ragged:
+            return []
+        lower = [] if self.printer.nonnegative(index) else [f"({self.text(Apply('ge', (index, Const(0))))})"]
+        return [*lower, f"({self.text(Apply('lt', (index, size)))})"]
 
     def _search(self, expr: Search) -> str:
         """Binary search in a sorted tensor, once per program."""
         tensor = self.printer.captured[expr.tensor]
         self.printer.helpers.add("search")
         terms = [
-            f"{self._index(x, tensor)} * {stride}"
-            for x, stride in zip(expr.indices, tensor.strides, strict=False)
+            f"{self._index(x, tensor, axis)} * {stride}"
+            for x, stride, axis in zip(expr.indices, tensor.strides, tensor.axes, strict=False)
         ]
         base = " + ".join([tensor.name, *terms])
         right = expr.side == "right"

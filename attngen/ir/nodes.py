@@ -22,7 +22,8 @@ Address = Literal["strided", "packed"]
 class Axis:
     """A named axis: its size (an expression of run-time lengths, or a number) and the symbol that runs along it.
 
-    ``group`` maps it onto another axis: the kv-head axis has ``parent="Hq", group=4`` when ``hk = h // 4``.
+    ``group`` maps it onto another axis: the kv-head axis has ``parent="Hq", group=4`` when ``hk = h // 4``. ``origin`` names
+    where a sequence begins on an axis of packed tokens: formulas count from there, and ``size`` is the sequence's length.
     """
 
     name: str
@@ -30,10 +31,12 @@ class Axis:
     symbol: str
     parent: str = ""
     group: int = 1
+    origin: str = ""
 
     def __str__(self) -> str:
         tail = f" = {self.parent} // {self.group}" if self.parent else ""
-        return f"{self.name}({self.symbol} < {text(self.size)}){tail}"
+        start = f"{self.origin} + " if self.origin else ""
+        return f"{self.name}({start}{self.symbol} < {text(self.size)}){tail}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

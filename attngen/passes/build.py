@@ -95,7 +95,10 @@ def _captured_axes(spec: Spec) -> list[Axis]:
             if axis not in _AXIS_NAMES:
                 name = _axis_name(captured, position)
                 found[name] = Axis(
-                    name=name, size=_axis_size(spec, axis), symbol=f"{captured.name}_{position}"
+                    name=name,
+                    size=_axis_size(spec, axis),
+                    symbol=f"{captured.name}_{position}",
+                    origin={"Tq": "q_start", "Tk": "k_start"}.get(str(axis), ""),
                 )
     return list(found.values())
 
@@ -109,7 +112,7 @@ def _axis_size(spec: Spec, axis: str | int) -> Expr:
     if isinstance(axis, int):
         return Const(axis)
     if axis in ("Tq", "Tk"):
-        return symbol("total_q" if axis == "Tq" else "total_k")
+        return symbol("seqlen_q" if axis == "Tq" else "seqlen_k")
     param = next(p for p in spec.params if p.name == axis)
     return Symbol(param.name, "int") if param.value is None else Const(int(param.value))
 
@@ -239,12 +242,11 @@ class _Lowering:
     def _element(self, name: str, index: ast.expr) -> Expr:
         captured = self.captured[name]
         parts = index.elts if isinstance(index, ast.Tuple) else [index]
-        starts = {"Tq": symbol("q_start"), "Tk": symbol("k_start")}
-        indices = [self.visit(p) for p in parts]
-        for position, axis in enumerate(captured.axes):
-            if axis in starts:
-                indices[position] = ex.apply("add", starts[str(axis)], indices[position])
-        return Element(name, tuple(indices), _ELEMENT_TYPE.get(captured.dtype, "float"))
+        indices = tuple(self.visit(p) for p in parts)
+        for at, size in zip(indices, captured.axes, strict=True):
+            if isinstance(at, Const) and (at.value < 0 or (isinstance(size, int) and at.value >= size)):
+                raise PlanError(f"{name}[{', '.join(ex.text(x) for x in indices)}]: index {at.value} is outside axis {size}")
+        return Element(name, indices, _ELEMENT_TYPE.get(captured.dtype, "float"))
 
 
 def _call_of(name: str, args: list[Expr]) -> Expr:

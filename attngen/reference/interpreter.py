@@ -70,8 +70,6 @@ class _Run:
             **{name: reader(tensor) for name, tensor in problem.captured.items()},
             "seqlen_q": self.seqlen_q,
             "seqlen_k": self.seqlen_k,
-            "q_start": problem.starts[0],
-            "k_start": problem.starts[1],
         }
         self.grid = self._grid(q.shape[0], q.shape[1])
 

@@ -10,7 +10,7 @@ import torch
 
 from attngen.ir import expr as ex
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Input
+from attngen.ir.nodes import Axis, Input
 
 Tensor = torch.Tensor
 
@@ -21,7 +21,6 @@ class Problem:
     scalars: Mapping[str, Any]
     captured: Mapping[str, Tensor]
     first_b: int
-    starts: tuple[int, int]
 
 
 def _layout(graph: Graph) -> str:
@@ -43,12 +42,19 @@ def problems(graph: Graph, inputs: Mapping[str, Any]) -> list[Problem]:
     if layout != "thd":
         order = [layout.index(c) for c in "bhsd"]
         tensors = {n: inputs[n].double().permute(order) for n in names}
-        return [Problem(tensors, scalars, captured, 0, (0, 0))]
-    return [_sequence(inputs, names, scalars, captured, b) for b in range(len(inputs["cu_seqlens_q"]) - 1)]
+        return [Problem(tensors, scalars, captured, 0)]
+    axes = {n: [graph.axis(a) for a in nodes[n].axes] for n in captured}
+    sequences = range(len(inputs["cu_seqlens_q"]) - 1)
+    return [_sequence(inputs, names, scalars, captured, axes, b) for b in sequences]
 
 
 def _sequence(
-    inputs: Mapping[str, Any], names: list[str], scalars: dict[str, Any], captured: dict[str, Tensor], b: int
+    inputs: Mapping[str, Any],
+    names: list[str],
+    scalars: dict[str, Any],
+    captured: dict[str, Tensor],
+    axes: Mapping[str, list[Axis]],
+    b: int,
 ) -> Problem:
     spans = {s: (int(inputs[f"cu_seqlens_{s}"][b]), int(inputs[f"cu_seqlens_{s}"][b + 1])) for s in "qk"}
     if inputs.get("seqused_k") is not None:
@@ -57,7 +63,17 @@ def _sequence(
     for name in names:
         begin, end = spans["q" if name == "q" else "k"]
         tensors[name] = inputs[name][begin:end].double().permute(1, 0, 2)[None]
-    return Problem(tensors, scalars, captured, b, (spans["q"][0], spans["k"][0]))
+    own = {name: _own_tokens(tensor, axes[name], spans) for name, tensor in captured.items()}
+    return Problem(tensors, scalars, own, b)
+
+
+def _own_tokens(tensor: Tensor, axes: list[Axis], spans: Mapping[str, tuple[int, int]]) -> Tensor:
+    """A captured tensor with only one sequence's tokens on its packed axes (an axis of size 1 is broadcast)."""
+    for position, axis in enumerate(axes):
+        if axis.origin and tensor.shape[position] != 1:
+            begin, end = spans[axis.origin[0]]
+            tensor = tensor.narrow(position, begin, end - begin)
+    return tensor
 
 
 def assemble(
