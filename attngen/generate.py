@@ -13,6 +13,6 @@ def plan(spec: Spec) -> Graph:
     return schedule(spec)
 
 
-def generate(spec: Spec) -> str:
-    """Return the source of the stand-alone module of a spec."""
-    return render(plan(spec))
+def generate(spec: Spec, *, regenerate: str = "") -> str:
+    """Return the source of the stand-alone module of a spec; its header says to run ``regenerate``."""
+    return render(plan(spec), regenerate=regenerate)

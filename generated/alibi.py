@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 7d296c4a1ae961004e415132383f7c1aeb033f49aa9e7a6667ecaef175a0657e. Needs torch and triton, nothing else.
+Digest 764db2e066b7faf15d108c5a6dc187557a7f06d923ec3da6c45178f2c3d9a2bd. Needs torch and triton, nothing else.
 """
 
 import json
@@ -43,7 +43,7 @@ SPEC = json.loads(r"""
   "score": "s + slopes[h] * (j - i)"
 }
 """)
-DIGEST = "7d296c4a1ae961004e415132383f7c1aeb033f49aa9e7a6667ecaef175a0657e"
+DIGEST = "764db2e066b7faf15d108c5a6dc187557a7f06d923ec3da6c45178f2c3d9a2bd"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -58,7 +58,7 @@ MANIFEST = json.loads(r"""
       "v": 128
     },
     "mask": "j <= i",
-    "score": "s * (softmax_scale * 1.4426950408889634) + (j - i) * (slopes[h] * 1.4426950408889634)",
+    "score": "s * (softmax_scale * 1.4426950408889634) + float(j - i) * (slopes[h] * 1.4426950408889634)",
     "sinks": false,
     "precision": "ieee"
   },
@@ -441,7 +441,7 @@ def _attention_forward(
             k_0 = tl.load(k_rows + k_offsets_0)
         qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
         j = start_n + rows_n
-        qk = qk * term_0 + (j[None, :] - i[:, None]) * term_1
+        qk = qk * term_0 + (j[None, :] - i[:, None]).to(tl.float32) * term_1
         m_new = tl.maximum(m_i, tl.max(qk, 1))
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
         p = tl.math.exp2(qk - m_safe[:, None])
@@ -468,7 +468,7 @@ def _attention_forward(
         qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
         j = start_n + rows_n
         allowed = rows_n[None, :] < (key_end - start_n)[:, None]
-        qk = qk * term_0 + (j[None, :] - i[:, None]) * term_1
+        qk = qk * term_0 + (j[None, :] - i[:, None]).to(tl.float32) * term_1
         qk = tl.where(allowed, qk, float("-inf"))
         m_new = tl.maximum(m_i, tl.max(qk, 1))
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
@@ -600,7 +600,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::alibi_7d296c4a1ae9", mutates_args=())
+@torch.library.custom_op("attngen::alibi_764db2e066b7", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -401,17 +401,26 @@ def _attention_forward(
     i = row + shift
     i_lo = tile_m * BLOCK_M + shift
     i_hi = tl.minimum(tile_m * BLOCK_M + BLOCK_M, seqlen_q) - 1 + shift
-    first_tile = tl.maximum(_floor_div(i_lo, 8192) * 8192, 0) // BLOCK_N
+    first_tile = tl.maximum(tl.cast(_floor_div(i_lo, 8192), tl.int64) * 8192, 0) // BLOCK_N
     end_tile = (
-        tl.maximum(tl.minimum(i_hi + 1, seqlen_k), tl.maximum(_floor_div(i_lo, 8192) * 8192, 0)) + BLOCK_N - 1
+        tl.maximum(
+            tl.minimum(i_hi + 1, seqlen_k), tl.maximum(tl.cast(_floor_div(i_lo, 8192), tl.int64) * 8192, 0)
+        )
+        + BLOCK_N
+        - 1
     ) // BLOCK_N
-    first_full = (tl.maximum(_floor_div(i_hi, 8192) * 8192, 0) + BLOCK_N - 1) // BLOCK_N
+    first_full = (tl.maximum(tl.cast(_floor_div(i_hi, 8192), tl.int64) * 8192, 0) + BLOCK_N - 1) // BLOCK_N
     end_full = tl.maximum(tl.maximum(tl.minimum(i_lo + 1, seqlen_k), 0) // BLOCK_N, first_full)
-    may_lo_0 = tl.maximum(_floor_div(i_lo, 8192) * 8192, 0)
+    may_lo_0 = tl.maximum(tl.cast(_floor_div(i_lo, 8192), tl.int64) * 8192, 0)
+    may_lo_0_32 = may_lo_0.to(tl.int32)
     may_hi_0 = tl.minimum(i_hi + 1, seqlen_k)
     factor = softmax_scale * 1.4426950408889634
+    first_full_32 = first_full.to(tl.int32)
+    end_full_32 = end_full.to(tl.int32)
     key_end = tl.minimum(i + 1, seqlen_k)
-    key_begin = _floor_div(i, 8192) * 8192
+    key_begin = tl.cast(_floor_div(i, 8192), tl.int64) * 8192
+    first_tile_32 = first_tile.to(tl.int32)
+    end_tile_32 = end_tile.to(tl.int32)
 
     # where this program's tensors begin; bases and rows are 64 bit, offsets within a tile of keys need not be
     row_offsets = row.to(tl.int64)[:, None]
@@ -424,14 +433,14 @@ def _attention_forward(
     e_0 = tl.arange(0, 128)
     if USE_DESCRIPTORS:
         k_descriptor_0 = tl.make_tensor_descriptor(
-            k_base + tl.cast(may_lo_0, tl.int64) * stride_ks,
-            [may_hi_0 - may_lo_0, 128],
+            k_base + tl.cast(may_lo_0_32, tl.int64) * stride_ks,
+            [may_hi_0 - may_lo_0_32, 128],
             [stride_ks, 1],
             [BLOCK_N, 128],
         )
         v_descriptor_0 = tl.make_tensor_descriptor(
-            v_base + tl.cast(may_lo_0, tl.int64) * stride_vs,
-            [may_hi_0 - may_lo_0, 128],
+            v_base + tl.cast(may_lo_0_32, tl.int64) * stride_vs,
+            [may_hi_0 - may_lo_0_32, 128],
             [stride_vs, 1],
             [BLOCK_N, 128],
         )
@@ -449,11 +458,11 @@ def _attention_forward(
     acc_0 = tl.zeros([BLOCK_M, 128], tl.float32)
 
     # full tiles: no mask arithmetic
-    for tile_n in tl.range(first_full, end_full):
+    for tile_n in tl.range(first_full_32, end_full_32):
         start_n = tile_n * BLOCK_N
         k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks
         if USE_DESCRIPTORS:
-            k_0 = k_descriptor_0.load([start_n - may_lo_0, 0])
+            k_0 = k_descriptor_0.load([start_n - may_lo_0_32, 0])
         else:
             k_0 = tl.load(k_rows + k_offsets_0)
         qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
@@ -466,22 +475,22 @@ def _attention_forward(
         acc_0 *= alpha[:, None]
         v_rows = v_base + tl.cast(start_n, tl.int64) * stride_vs
         if USE_DESCRIPTORS:
-            v_0 = v_descriptor_0.load([start_n - may_lo_0, 0])
+            v_0 = v_descriptor_0.load([start_n - may_lo_0_32, 0])
         else:
             v_0 = tl.load(v_rows + v_offsets_0)
         acc_0 = tl.dot(p.to(v_0.dtype), v_0, acc_0, input_precision="ieee")
 
     # tiles that the mask cuts, or that reach past the last key
-    partial_steps_0 = tl.maximum(first_full - first_tile, 0)
-    partial_steps_1 = partial_steps_0 + tl.maximum(end_tile - end_full, 0)
+    partial_steps_0 = tl.maximum(first_full_32 - first_tile_32, 0)
+    partial_steps_1 = partial_steps_0 + tl.maximum(end_tile_32 - end_full_32, 0)
     for step in tl.range(0, partial_steps_1):
-        tile_n = first_tile + step
-        tile_n = tl.where(step < partial_steps_0, tile_n, end_full + step - partial_steps_0)
+        tile_n = first_tile_32 + step
+        tile_n = tl.where(step < partial_steps_0, tile_n, end_full_32 + step - partial_steps_0)
         start_n = tile_n * BLOCK_N
         k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks
-        key_valid = ((rows_n < may_hi_0 - start_n) & (rows_n >= may_lo_0 - start_n))[:, None]
+        key_valid = ((rows_n < may_hi_0 - start_n) & (rows_n >= may_lo_0_32 - start_n))[:, None]
         if USE_DESCRIPTORS:
-            k_0 = k_descriptor_0.load([start_n - may_lo_0, 0])
+            k_0 = k_descriptor_0.load([start_n - may_lo_0_32, 0])
         else:
             k_0 = tl.load(k_rows + k_offsets_0, mask=key_valid, other=0.0)
         qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
@@ -498,7 +507,7 @@ def _attention_forward(
         acc_0 *= alpha[:, None]
         v_rows = v_base + tl.cast(start_n, tl.int64) * stride_vs
         if USE_DESCRIPTORS:
-            v_0 = v_descriptor_0.load([start_n - may_lo_0, 0])
+            v_0 = v_descriptor_0.load([start_n - may_lo_0_32, 0])
         else:
             v_0 = tl.load(v_rows + v_offsets_0, mask=key_valid, other=0.0)
         acc_0 = tl.dot(p.to(v_0.dtype), v_0, acc_0, input_precision="ieee")

@@ -714,7 +714,7 @@ def attention(
     _expect(dropout_p == 0.0 and seed is None, "dropout_p, seed: this kernel was generated without dropout")
     if isinstance(window, bool) or not isinstance(window, int | int):
         raise TypeError(f"mistral_window: window: expected int, got {type(window).__name__}")
-    _expect(abs(window) <= 2**30, "window: must lie within 2**30 of 0")
+    _expect(abs(window) <= 2**28, "window: must lie within 2**28 of 0")
     _expect(sinks is None, "sinks: the spec has none; add `sinks: true` and generate again")
     out, lse = _forward(q, k, v, softmax_scale, window)
     return (out, lse) if return_lse else out

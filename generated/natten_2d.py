@@ -464,7 +464,8 @@ def _attention_forward(
         allowed = (
             (rows_n[None, :] < (key_end - start_n)[:, None])
             & (rows_n[None, :] >= (key_begin - start_n)[:, None])
-            & ((per_row_0[:, None] <= per_key_0[None, :]) & (per_key_0[None, :] < per_row_1[:, None]))
+            & (per_row_0[:, None] <= per_key_0[None, :])
+            & (per_key_0[None, :] < per_row_1[:, None])
         )
         qk = tl.where(allowed, qk, float("-inf"))
         m_new = tl.maximum(m_i, tl.max(qk, 1) * factor)

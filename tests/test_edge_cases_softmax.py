@@ -446,7 +446,7 @@ def test_every_key_of_the_window_and_no_other(window, mask):
         torch.testing.assert_close(lse[0, 0], seen.sum(-1).float().log())
 
 
-@pytest.mark.parametrize("window", [0, -1, -(2**30), 2**30])
+@pytest.mark.parametrize("window", [0, -1, -(2**28), 2**28])
 def test_windows_of_any_size(window):
     module = build(mask="j <= i and i - j < window", params={"window": "int"})
     with overflow_checks(True):

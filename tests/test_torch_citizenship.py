@@ -237,7 +237,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "scale": ("dense", bad(softmax_scale="wide"), "softmax_scale: expected a number, got str"),
     "float for int": ("window", bad(window=4.0), "window: expected int, got float"),
     "bool for int": ("window", bad(window=True), "window: expected int, got bool"),
-    "large int": ("window", bad(window=2**31 - 1), "window: must lie within 2**30 of 0"),
+    "large int": ("window", bad(window=2**31 - 1), "window: must lie within 2**28 of 0"),
     "text for float": ("softcap", bad(cap="30"), "cap: expected float, got str"),
     "missing param": ("window", bad(), "window"),
     "unknown argument": ("dense", bad(windw=4), "windw"),

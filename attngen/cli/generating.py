@@ -46,7 +46,11 @@ def check_modules(loaded: Loaded, out: Path, *, whole: bool) -> bool:
 
 
 def _texts(loaded: Loaded, out: Path) -> dict[Path, str]:
-    return {out / f"{spec.name}.py": generate(spec) for _, spec in loaded}
+    where = "" if out == Path("generated") else f" -o {out.as_posix()}"
+    return {
+        out / f"{spec.name}.py": generate(spec, regenerate=f"attngen generate {path.as_posix()}{where}")
+        for path, spec in loaded
+    }
 
 
 def _left_over(texts: dict[Path, str], out: Path) -> list[Path]:

@@ -76,6 +76,9 @@ class Hull:
     begin: str
     end: str
     pieces: tuple[tuple[str, str], ...] = ()
+    usable: tuple[
+        str, ...
+    ] = ()  # statements that leave `usable`: keys that a condition on the key alone excludes
 
     def tile_row(self) -> str:
         """Return where a tile of keys begins in the descriptors' coordinates, which count from the hull's begin."""
@@ -83,9 +86,16 @@ class Hull:
 
     def valid(self) -> str:
         """Return the test of a tile's rows."""
+        return f"{self._within()} & usable" if self.usable else self._within()
+
+    def exact(self) -> bool:
+        """Whether the hull is all that is excluded: descriptors can cut off ends, and nothing between them."""
+        return not self.pieces and not self.usable
+
+    def _within(self) -> str:
         if self.pieces:
             tests = (f"(rows_n >= {lo} - start_n) & (rows_n < {hi} - start_n)" for lo, hi in self.pieces)
-            return " | ".join(f"({test})" for test in tests)
+            return f"({' | '.join(f'({test})' for test in tests)})"
         below = f"(rows_n < {self.end} - start_n)"
         return f"{below} & (rows_n >= {self.begin} - start_n)" if self.begin else below
 

@@ -27,6 +27,7 @@ class ScalarArgument:
     name: str
     kind: str
     is_int: bool
+    is_axis: bool  # the size of a captured tensor's axis
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +248,8 @@ class _Builder:
 
     def _scalar_argument(self, name: str) -> ScalarArgument:
         whole = self.inputs[name].dtype == "int32"
-        return ScalarArgument(name, "int" if whole else "float", whole)
+        sizes = {a.size for c in self.captured for a in map(self.graph.axis, self.inputs[c].axes)}
+        return ScalarArgument(name, "int" if whole else "float", whole, Symbol(name, "int") in sizes)
 
     def _captured_argument(self, name: str) -> CapturedArgument:
         node = self.inputs[name]

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from attngen.emit.addresses import Hull, chunks
 from attngen.emit.interface import Interface
 from attngen.emit.parts import Parts
-from attngen.emit.printer import Body, Printer
+from attngen.emit.printer import Body, Printer, place_of
 from attngen.emit.records import Loop, Table
 from attngen.ir import expr as ex
-from attngen.ir.expr import Const, Expr, Symbol
+from attngen.ir.expr import Apply, Const, Expr, Symbol
 from attngen.ir.tile_ranges import Range, Ranges, tile_ranges
 
 
@@ -42,7 +42,27 @@ def _hull(parts: Parts, printer: Printer) -> Hull:
         for n, x in enumerate(may)
     ]
     first = "" if begin == Const(0) else _named(printer, "hull_begin", begin)
-    return Hull(first, _named(printer, "hull_end", end), tuple(names) if len(may) > 1 else ())
+    end_name = _named(printer, "hull_end", end)
+    return Hull(first, end_name, tuple(names) if len(may) > 1 else (), _usable(parts, printer))
+
+
+def _conjuncts(expr: Expr) -> list[Expr]:
+    return (
+        [p for a in expr.args for p in _conjuncts(a)]
+        if isinstance(expr, Apply) and expr.op == "and"
+        else [expr]
+    )
+
+
+def _usable(parts: Parts, printer: Printer) -> tuple[str, ...]:
+    """Statements for the conditions of the residual that vary with the key alone (padding): such keys are not loaded."""
+    assert parts.fold.tiles is not None
+    conditions = [c for c in _conjuncts(parts.fold.tiles.residual) if place_of(c) == "keys"]
+    if not conditions:
+        return ()
+    body = Body(printer, "keys")
+    tests = " & ".join(f"({body.text(c)})" for c in conditions)
+    return ("j = start_n + rows_n", *body.lines, f"usable = {tests}")
 
 
 def _tile_positions(printer: Printer, used: Iterable[str]) -> None:
@@ -159,7 +179,8 @@ def _walk(
         end=end,
         find_tile=find,
         masked=masked,
-        by_pointer=masked and bool(hull.pieces),
+        by_pointer=masked and not hull.exact(),
+        before_loads=hull.usable if masked else (),
         tile_row=hull.tile_row(),
         valid=hull.valid(),
         scores=scores,
@@ -189,8 +210,14 @@ def _full_scores(parts: Parts, printer: Printer) -> tuple[str, ...]:
     if parts.score is None:
         return ()
     body = Body(printer, "tile", guard="full", ragged=False)
-    value = body.text(parts.score.expr)
+    value = _whole_tile(body, parts.score.expr)
     return (*_needs_j(body, value), *body.lines, f"qk = {value}")
+
+
+def _whole_tile(body: Body, score: Expr) -> str:
+    """Print a score as a tile, also where its formula varies along one axis or none."""
+    text = body.text(score)
+    return text if place_of(score) == "tile" else f"tl.zeros([BLOCK_M, BLOCK_N], tl.float32) + ({text})"
 
 
 def _mask_lines(parts: Parts, printer: Printer) -> tuple[tuple[str, ...], Body]:
@@ -204,8 +231,8 @@ def _mask_body(parts: Parts, printer: Printer) -> tuple[list[str], Body]:
     assert tiles is not None
     tests = _row_limits(tiles.row.lo, tiles.row.hi, printer)
     masks = Body(printer, "tile")
-    if tiles.residual != ex.TRUE:
-        tests.append(f"({masks.text(tiles.residual)})")
+    for condition in _conjuncts(tiles.residual) if tiles.residual != ex.TRUE else []:
+        tests.append(f"({masks.text(condition)})")
     return [*masks.lines, f"allowed = {' & '.join(tests)}"], masks
 
 
@@ -214,7 +241,7 @@ def _partial_scores(parts: Parts, printer: Printer) -> tuple[str, ...]:
     lines, masks = _mask_body(parts, printer)
     if parts.score is not None:
         body = Body(printer, "tile", guard="allowed", named=masks.named)
-        value = body.text(parts.score.expr)
+        value = _whole_tile(body, parts.score.expr)
         lines += [*body.lines, f"qk = {value}"]
     lines.append('qk = tl.where(allowed, qk, float("-inf"))')
     return (*(["j = start_n + rows_n"] if _mentions_j(lines) else []), *lines)

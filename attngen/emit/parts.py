@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attngen.errors import InternalError
+from attngen.ir.expr import Symbol
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Contract, Finish, Fold, Launch, Lift, Load, Map, Merge, Slice, Store
+from attngen.ir.nodes import Contract, Finish, Fold, Input, Launch, Lift, Load, Map, Merge, Slice, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,50 @@ def find_parts(graph: Graph) -> Parts:
     if isinstance(node, Merge):
         sink = graph.nodes[node.right]
         node = graph.nodes[node.left]
-    assert isinstance(node, Fold)
+    if not isinstance(node, Fold) or not (sink is None or isinstance(sink, Lift)):
+        raise InternalError(
+            "a forward kernel stores a fold, or a fold merged with a lifted sink on its right"
+        )
     element = graph.nodes[node.element]
     score = element if isinstance(element, Map) else None
     contract = graph.nodes[score.operand] if score else element
-    assert isinstance(contract, Contract)
+    if not isinstance(contract, Contract):
+        raise InternalError(
+            f"the element of a fold is a contraction under at most one map, found a {contract.kind}"
+        )
     loads = [graph.nodes[n] for n in (contract.left, contract.right, node.value)]
     q, k, v = (load for load in loads if isinstance(load, Load))
-    assert sink is None or isinstance(sink, Lift)
-    return Parts(launch, node, score, contract, q, k, v, isinstance(graph.nodes[v.operand], Slice), sink)
+    parts = Parts(launch, node, score, contract, q, k, v, isinstance(graph.nodes[v.operand], Slice), sink)
+    _refuse_unsupported(graph, parts)
+    return parts
+
+
+def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
+    """Refuse what these templates cannot print, so that no field of a node is silently ignored."""
+    stores = [s for n in parts.launch.stores if isinstance(s := graph.nodes[n], Store)]
+    results = {s.name: (f.result, s.dtype) for s in stores if isinstance(f := graph.nodes[s.operand], Finish)}
+    address = {x.address for x in (parts.q, parts.k, parts.v, *stores)}
+    q, k = graph.nodes[parts.q.operand], graph.nodes[parts.k.operand]
+    rules = {
+        "stores are out in the tensors' dtype and lse in fp32": results
+        == {"out": ("out", "io"), "lse": ("lse", "float32")},
+        "rows are tiles of Sq, programs run over heads and batch": (
+            (parts.launch.tile_axis, parts.q.tile_axis, parts.launch.program_axes)
+            == ("Sq", "Sq", ("Hq", "B"))
+        ),
+        "keys are tiles of Sk": (parts.k.tile_axis, parts.v.tile_axis, parts.fold.axis) == ("Sk", "Sk", "Sk"),
+        "the fold runs over the sequence's keys": parts.fold.domain.size == Symbol("seqlen_k"),
+        "all tensors are addressed as the launch's rows are": (
+            address == {"packed" if parts.launch.rows == "packed" else "strided"}
+        ),
+        "q and k are contracted over all their columns, in the same chunks": (
+            parts.contract.over == parts.q.axes[-1] == parts.k.axes[-1] and parts.q.chunks == parts.k.chunks
+        ),
+        "exponentials are in base 2": parts.fold.base == "2",
+        "q and k share layout and dtypes": (
+            isinstance(q, Input) and isinstance(k, Input) and (q.layout, q.dtypes) == (k.layout, k.dtypes)
+        ),
+    }
+    broken = [rule for rule, holds in rules.items() if not holds]
+    if broken:
+        raise InternalError(f"{graph.provenance.name}: the forward templates need: {'; '.join(broken)}")

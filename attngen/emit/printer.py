@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from attngen.errors import InternalError
+from attngen.errors import InternalError, PlanError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Apply, Const, Element, Expr, Search, Symbol
 from attngen.ir.linear import Facts, least
@@ -44,6 +45,20 @@ def place_of(expr: Expr) -> Place:
     return "rows" if rows else "keys" if keys else "scalar"
 
 
+SMALL = 64  # a position times this much stays within 32 bits for sequences of up to 2**25 tokens
+
+
+def multiplies_wide(expr: Expr) -> bool:
+    """Whether a product of integers can pass 2**31 and is computed in 64 bits."""
+    match expr:
+        case Apply("pow", (base, Const(value))):
+            return value > 1 and ex.type_of(base) == "int"
+        case Apply("mul", args) if ex.type_of(expr) == "int":
+            return not any(isinstance(a, Const) and abs(a.value) <= SMALL for a in args)
+        case _:
+            return False
+
+
 @dataclass(frozen=True, slots=True)
 class Captured:
     """How a captured tensor is addressed: the names of its strides, and each axis' symbol and size."""
@@ -72,7 +87,9 @@ class Printer:
 
     def is_wide(self, expr: Expr) -> bool:
         """Whether an expression is computed in 64 bits, because a captured tensor holds 64-bit integers."""
-        read = any(self.captured[t].wide for t in ex.tensors(expr))
+        read = any(self.captured[t].wide for t in ex.tensors(expr)) or any(
+            multiplies_wide(e) for e in ex.walk(expr)
+        )
         return read or not self.wide.isdisjoint(ex.symbols(expr))
 
     def nonnegative(self, expr: Expr) -> bool:
@@ -174,6 +191,8 @@ class Body:
 
     def _infix(self, op: str, args: tuple[Expr, ...]) -> tuple[str, int]:
         level = _LEVEL[op]
+        if op == "mul" and multiplies_wide(Apply(op, args)):
+            return f"{self._widened(args[0])} * {self._bracket(args[1], level + 1)}", level
         if len(args) == 1:
             return _INFIX[op] + self._bracket(args[0], level), level
         right = level if op in ("and", "or") else level + 1
@@ -201,7 +220,11 @@ class Body:
             raise InternalError("printer: only literal powers can be printed")
         if exponent.value == 0:
             return ("1.0" if ex.type_of(base) == "float" else "1"), _ATOM
-        return " * ".join([self._bracket(base, 6)] * exponent.value), 5
+        wide = exponent.value > 1 and ex.type_of(base) == "int"
+        return " * ".join([self._widened(base) if wide else self._bracket(base, 6)] * exponent.value), 5
+
+    def _widened(self, expr: Expr) -> str:
+        return f"tl.cast({self.text(expr)}, tl.int64)"
 
     def _element(self, expr: Element) -> str:
         tensor = self.printer.captured[expr.tensor]
@@ -237,7 +260,9 @@ class Body:
     def _bounds(self, index: Expr, axis: Axis) -> list[str]:
         """Return the tests that an index lies on its axis; none where it runs over exactly this axis."""
         size = axis.size
-        fixed = isinstance(index, Const) and isinstance(size, Const)  # refused when the graph was built, if outside
+        fixed = isinstance(index, Const) and isinstance(
+            size, Const
+        )  # refused when the graph was built, if outside
         if fixed or (axis.name in ("B", "Hq", "Hkv") and index == Symbol(axis.symbol)):
             return []
         if index == Symbol("j") and size == Symbol("seqlen_k") and not self.ragged:
@@ -265,6 +290,8 @@ def _variable(name: str) -> str:
 
 
 def _literal(value: bool | int | float) -> tuple[str, int]:
-    if isinstance(value, float) and value != value:
-        raise InternalError("printer: NaN literal")
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")', _ATOM
+    if isinstance(value, int) and abs(value) >= 2**31:
+        raise PlanError(f"a constant of the formulas adds up to {value}, which does not fit 32 bits")
     return repr(value), _ATOM if value >= 0 else 6

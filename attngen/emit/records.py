@@ -32,7 +32,10 @@ class Loop:
     end: str
     find_tile: tuple[str, ...]
     masked: bool
-    by_pointer: bool  # several intervals meet a tile: descriptors, which cut off ends only, would load what lies between
+    by_pointer: (
+        bool  # keys between others are excluded: descriptors, which cut off ends only, would load them
+    )
+    before_loads: tuple[str, ...]
     tile_row: str  # where the tile begins in the descriptors' coordinates
     valid: str  # which of its keys any row of the program may see
     scores: tuple[str, ...]
@@ -87,6 +90,7 @@ class Context:
     pv_precision: str
     loads_v: bool
     has_sink: bool
+    sink: str
     has_table: bool
     table: Table
     has_search: bool

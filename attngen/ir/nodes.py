@@ -1,6 +1,6 @@
 """The node types. The whole vocabulary fits on two screens; each node names its operands and verifies itself.
 
-A node exists only with a rule in `attngen.reference.interpreter` and a reader in `attngen.emit.context` (a test walks them
+A node exists only with a rule in `attngen.reference.interpreter` and a reader in `attngen.emit.parts` (a test walks them
 all). Shapes are lists of axis names declared by the graph; a value's element is addressed by the axes' symbols.
 """
 

@@ -96,7 +96,9 @@ def _factors(expr: Expr, number: float = 1.0) -> _Factors:
         case Apply("neg", (a,)):
             return _factors(a, -number)
         case _ if _steady(expr):
-            return _Factors(number, [expr], [])
+            return _Factors(number, [_lowered(expr)], [])
+        case _ if ex.type_of(expr) == "int":  # a product of integers could overflow; as floats it only rounds
+            return _Factors(number, [], [ex.apply("float", expr)])
         case _:
             return _Factors(number, [], [_lowered(expr)])
 

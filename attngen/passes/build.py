@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from attngen.errors import PlanError
@@ -39,6 +40,10 @@ def build(spec: Spec) -> Graph:
     """Return the semantic graph of a spec: what is computed, nothing of how."""
     if spec.grad or any(c.grad for c in spec.captured):
         raise _not_built(spec, "grad", "only the forward pass is generated; remove 'grad'")
+    if spec.precision != "ieee" and "float32" not in spec.dtypes:
+        raise _not_built(spec, "precision", "it is that of fp32 products; the spec has no float32 in 'dtype'")
+    if not spec.deterministic:
+        raise _not_built(spec, "deterministic", "the forward pass always is; remove 'deterministic: false'")
     for captured in spec.captured:
         if captured.sorted and captured.axes[-1] in ("Tq", "Tk"):
             message = f"{captured.name} is sorted along packed tokens; sequences are apart already, declare it without 'sorted'"
@@ -143,7 +148,7 @@ def _scores(spec: Spec, nodes: dict[str, Node]) -> None:
     nodes["scaled"] = Map(operand="qk", expr=scale, axes=_SCORES)
     if spec.score is not None:
         formula = lower(spec.score, spec)
-        formula = formula if ex.type_of(formula) == "float" else ex.apply("float", formula)
+        formula = _call_of("float", [formula])
         nodes["scores"] = Map(operand="scaled", expr=formula, captured=ex.tensors(formula), axes=_SCORES)
 
 
@@ -203,7 +208,7 @@ class _Lowering:
             case ast.Name(id=name):
                 return self.params.get(name) or Symbol(name, "float" if name == "s" else "int")
             case ast.BinOp(left=left, op=op, right=right):
-                return ex.apply(_BINARY[type(op)], self.visit(left), self.visit(right))
+                return self._binary(_BINARY[type(op)], self.visit(left), self.visit(right))
             case ast.UnaryOp(op=ast.UAdd(), operand=operand):
                 return self.visit(operand)
             case ast.UnaryOp(op=op, operand=operand):
@@ -222,6 +227,11 @@ class _Lowering:
                 return self._element(name, tree.slice)
             case _:
                 raise PlanError(f"formula: {ast.unparse(tree)} cannot be lowered")
+
+    def _binary(self, op: str, left: Expr, right: Expr) -> Expr:
+        if op in ("div", "floordiv", "mod") and isinstance(right, Const) and right.value == 0:
+            raise PlanError(f"{ex.text(ex.Apply(op, (left, right)))}: division by zero")
+        return ex.apply(op, left, right)
 
     def _chain(self, op: str, parts: list[Expr]) -> Expr:
         result = parts[0]
@@ -245,12 +255,30 @@ class _Lowering:
         indices = tuple(self.visit(p) for p in parts)
         for at, size in zip(indices, captured.axes, strict=True):
             if isinstance(at, Const) and (at.value < 0 or (isinstance(size, int) and at.value >= size)):
-                raise PlanError(f"{name}[{', '.join(ex.text(x) for x in indices)}]: index {at.value} is outside axis {size}")
+                raise PlanError(
+                    f"{name}[{', '.join(ex.text(x) for x in indices)}]: index {at.value} is outside axis {size}"
+                )
         return Element(name, indices, _ELEMENT_TYPE.get(captured.dtype, "float"))
 
 
+_OF_NUMBERS: dict[str, Callable[[float], float | int]] = {
+    "exp": math.exp, "exp2": lambda x: 2.0**x, "log": math.log, "log2": math.log2, "sqrt": math.sqrt,
+    "tanh": math.tanh, "sigmoid": lambda x: 1.0 / (1.0 + math.exp(-x)), "sin": math.sin, "cos": math.cos,
+    "floor": math.floor, "int": int, "float": float,
+}  # fmt: skip
+
+
 def _call_of(name: str, args: list[Expr]) -> Expr:
-    """``int`` and ``float`` of what already has that type are the value itself."""
-    if name in ("int", "float") and ex.type_of(args[0]) == name:
-        return args[0]
-    return ex.apply(name, *args)
+    """A function of floats takes integers as floats; of a literal it is a literal."""
+    if name not in _OF_NUMBERS:
+        return ex.apply(name, *args)
+    [argument] = args
+    if ex.type_of(argument) == name or (name == "floor" and ex.type_of(argument) == "int"):
+        return argument
+    if isinstance(argument, Const):
+        try:
+            return Const(_OF_NUMBERS[name](argument.value))
+        except (ValueError, OverflowError) as error:
+            raise PlanError(f"{name}({ex.text(argument)}): {error}") from error
+    takes_floats = name not in ("floor", "int", "float") and ex.type_of(argument) == "int"
+    return ex.apply(name, ex.apply("float", argument) if takes_floats else argument)

@@ -173,10 +173,17 @@ def _param(param: Param, inputs: Mapping[str, Any]) -> int | float:
     return int(value) if param.type == "int" else float(value)
 
 
+def _broadcast(value: Any, shape: Sequence[int]) -> Any:
+    """An axis of size 1 stands for any size."""
+    if not isinstance(value, Tensor) or value.dim() != len(shape):
+        return value
+    return value.expand([want if have == 1 else have for have, want in zip(value.shape, shape, strict=True)])
+
+
 def _captured(captured: Captured, inputs: Mapping[str, Any], sizes: Mapping[str, int]) -> Tensor:
     shape = [axis if isinstance(axis, int) else sizes[axis] for axis in captured.axes]
     written = f"[{', '.join(str(axis) for axis in captured.axes)}]"
-    value = _tensor(captured.name, inputs[captured.name], shape, written)
+    value = _tensor(captured.name, _broadcast(inputs[captured.name], shape), shape, written)
     kind = "float" if value.is_floating_point() else "bool" if value.dtype == torch.bool else "int"
     if kind != captured.type:
         raise TensorError(f"{captured.name} must be {captured.dtype}, got {value.dtype}")

@@ -18,7 +18,7 @@ from attngen.spec.model import CapturedDtype, Dtype, Layout, Precision
 MAX_HEADS: Final = 65_536
 MAX_HEAD_DIM: Final = 1_024
 MAX_AXES: Final = 6
-MAX_INT: Final = 2**30  # a position and a constant add up within 32 bits
+MAX_INT: Final = 2**28  # several of them and a position add up within 32 bits
 
 
 class Form(BaseModel):

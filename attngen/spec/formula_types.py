@@ -12,7 +12,7 @@ from attngen.errors import SpecError, did_you_mean
 
 Type = Literal["bool", "int", "float"]
 
-MAX_INT: Final = 2**30  # a position and a constant add up within 32 bits
+MAX_INT: Final = 2**28  # several of them and a position add up within 32 bits
 MAX_EXPONENT: Final = 8
 
 FUNCTIONS: Final[dict[str, tuple[int, int | None]]] = {

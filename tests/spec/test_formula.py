@@ -121,7 +121,7 @@ def test_masks(text: str) -> None:
         ("max(s, key=3)", 12, "max() takes no keyword arguments"),
         ("tnah(s)", 1, f"unknown function 'tnah'; did you mean 'tanh'? known: {FUNCTIONS}"),
         ("eval(s)", 1, f"unknown function 'eval'; known: {FUNCTIONS}"),
-        ("s + 2147483648", 5, "integers in formulas are at most 1073741824"),
+        ("s + 2147483648", 5, "integers in formulas are at most 268435456"),
         ("s + 1e999", 5, "a number in a formula must be finite"),
         ("s + 1j", 5, "a complex literal is not part of formulas"),
         ("s + None", 5, "a NoneType literal is not part of formulas"),
@@ -196,7 +196,7 @@ def test_limits() -> None:
         "abs(" * 150 + "s" + ")" * 150: "a formula is nested at most 64 deep",
         "(" * 900 + "s" + ")" * 900: "not a formula: too many nested parentheses",
         "-" * 1900 + "s": "a formula is nested at most 64 deep",
-        "9" * 1999: "integers in formulas are at most 1073741824",
+        "9" * 1999: "integers in formulas are at most 268435456",
     }
     for text, message in cases.items():
         with pytest.raises(SpecError) as caught:

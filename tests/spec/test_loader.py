@@ -208,7 +208,7 @@ ONE_LINE = [
     ("dtype: float16", "dtype: float16\nschedule: {block_m: 48}", "6:21: schedule.block_m.0: must be a power of two, got 48"),
     ("dtype: float16", "dtype: float16\nschedule: {stages: [1, 9]}", "6:24: schedule.stages.1: must be at most 8, got 9"),
     ("dtype: float16", "dtype: float16\nparams: {x: 1}", "6:10: params.x: 'x' is declared but no formula uses it; use it or leave it out"),
-    ("dtype: float16", "dtype: float16\nscore: s + x\nparams: {x: 2147483648}", "7:13: params.x: an integer param is from -1073741824 to 1073741824; write a float for larger values"),
+    ("dtype: float16", "dtype: float16\nscore: s + x\nparams: {x: 2147483648}", "7:13: params.x: an integer param is from -268435456 to 268435456; write a float for larger values"),
     ("dtype: float16", "dtype: float16\nscore: s + x\nparams: {x: true}", "7:13: params.x: a param is a number, or `int` or `float` for a run-time argument; got True"),
     ("dtype: float16", "dtype: float16\nscore: s + x\nparams: {x: 1e999}", "7:13: params.x: a param must be finite, got inf"),
 ]  # fmt: skip
@@ -226,7 +226,7 @@ CAPTURED = [
     ("{dtype: double, axes: [Hq]}", "h", "7:23: captured.x.dtype: 'double' is not allowed; known: bfloat16, bool, float16, float32, int32, int64"),
     ("{dtype: float32, axes: []}", "h", "7:38: captured.x.axes: expected at least one entry, got []"),
     ("{dtype: float32, axes: [Hw]}", "h", "7:39: captured.x.axes.0: unknown axis 'Hw'; did you mean 'Hq'? known: B, Hkv, Hq, Sk, Sq, or a size"),
-    ("{dtype: float32, axes: [0]}", "h", "7:39: captured.x.axes.0: the size of an axis is from 1 to 1073741824, got 0"),
+    ("{dtype: float32, axes: [0]}", "h", "7:39: captured.x.axes.0: the size of an axis is from 1 to 268435456, got 0"),
     ("{dtype: float32, axes: [1.5]}", "h", "7:39: captured.x.axes.0: an axis is a name or a size, got 1.5"),
     ("{dtype: float32, axes: [Tk]}", "h", "7:39: captured.x.axes.0: layout bshd has no axis Tk; use Sk"),
     ("{dtype: float32, axes: [Hq], sorted: true}", "h", "7:52: captured.x.sorted: only int32 and int64 tensors can be declared sorted, x is float32"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from attngen.ir.expr import text
 from attngen.ir.graph import graph_text
 from attngen.passes.base_two import BaseTwo
 from attngen.passes.build import build
@@ -37,15 +38,39 @@ def test_build(golden):
     golden("build", graph_text(build(load_spec(SPEC))))
 
 
+MASKS = {
+    "causal": "j <= i",
+    "window": "j <= i and i - j < 256",
+    "prefix": "j <= i or j < 100",
+    "chunk": "i // 512 == j // 512 and j <= i",
+    "sinks": "j <= i and (j < 4 or i - j < 256)",
+    "dilated": "j <= i and (i - j) % 3 == 0",
+}
+
+
 def test_plan_masks(golden):
-    golden("plan_masks", lines(PlanMasks().apply(build(load_spec(SPEC))), "fold"))
+    rows: list[str] = []
+    for name, mask in MASKS.items():
+        spec = {k: v for k, v in SPEC.items() if k not in ("score", "captured", "params")}
+        fold = PlanMasks().apply(build(load_spec({**spec, "name": name, "mask": mask}))).nodes["fold"]
+        tiles = fold.tiles
+        rows.append(
+            f"{name}: may {' '.join(map(str, tiles.may))} must {' '.join(map(str, tiles.must)) or 'nothing'}"
+        )
+        rows.append(f"    row {tiles.row} residual {text(tiles.residual)} exact {tiles.exact}")
+    golden("plan_masks", "\n".join(rows) + "\n")
 
 
 def test_base_two(golden):
-    graph = build(load_spec(SPEC))
-    plain = build(load_spec({k: v for k, v in SPEC.items() if k not in ("score", "captured")}))
-    text = lines(BaseTwo().apply(graph), "scores", "fold") + lines(BaseTwo().apply(plain), "qk", "fold")
-    golden("base_two", text)
+    scores = ["s", "2 * s", "30 * tanh(s / 30)", "s + bias[h, j - i + 64]", "-s", "exp(s) * s"]
+    rows: list[str] = []
+    for score in scores:
+        used = SPEC if "bias" in score else {k: v for k, v in SPEC.items() if k != "captured"}
+        rows.append(
+            f"{score}:\n"
+            + lines(BaseTwo().apply(build(load_spec({**used, "score": score}))), "scores", "scaled", "fold")
+        )
+    golden("base_two", "".join(rows))
 
 
 def test_tile(golden):
