@@ -60,7 +60,7 @@ def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
     stores = [s for n in parts.launch.stores if isinstance(s := graph.nodes[n], Store)]
     results = {s.name: (f.result, s.dtype) for s in stores if isinstance(f := graph.nodes[s.operand], Finish)}
     address = {x.address for x in (parts.q, parts.k, parts.v, *stores)}
-    q, k = graph.nodes[parts.q.operand], graph.nodes[parts.k.operand]
+    shared = {(x.layout, x.dtypes) for _, x in graph.all(Input) if x.role == "tensor"}
     rules = {
         "stores are out in the tensors' dtype and lse in fp32": results
         == {"out": ("out", "io"), "lse": ("lse", "float32")},
@@ -77,9 +77,7 @@ def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
             parts.contract.over == parts.q.axes[-1] == parts.k.axes[-1] and parts.q.chunks == parts.k.chunks
         ),
         "exponentials are in base 2": parts.fold.base == "2",
-        "q and k share layout and dtypes": (
-            isinstance(q, Input) and isinstance(k, Input) and (q.layout, q.dtypes) == (k.layout, k.dtypes)
-        ),
+        "q, k and v share layout and dtypes": len(shared) == 1,
     }
     broken = [rule for rule, holds in rules.items() if not holds]
     if broken:
