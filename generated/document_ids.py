@@ -802,6 +802,11 @@ def _extent(tensor: torch.Tensor) -> int:
     return sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
 
 
+def _readable(tensor: torch.Tensor) -> bool:
+    """Whether values can be read without waiting for a device, and are there at all (not traced, not fake)."""
+    return tensor.device.type == "cpu" and type(tensor) is torch.Tensor and not torch.compiler.is_compiling()
+
+
 def attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -855,5 +860,8 @@ def attention(
         seqlen_k,
     )
     doc = _check_captured("doc", doc, (torch.int32,), shape, q)
+    if _readable(doc):
+        ascends = bool((doc.diff(dim=-1) >= 0).all())
+        _expect(ascends, "doc: is declared sorted and must ascend along its last axis")
     out, lse = _forward(q, k, v, softmax_scale, doc)
     return (out, lse) if return_lse else out

@@ -17,6 +17,7 @@ class CapturedArgument:
     name: str
     shape: str
     dtypes: str
+    is_sorted: bool
     doc: str
 
 
@@ -50,6 +51,7 @@ class Interface:
     public_arguments: tuple[str, ...]
     scalars: tuple[ScalarArgument, ...]
     captured: tuple[CapturedArgument, ...]
+    reads_values: bool  # some checks look at values, where that needs no device sync
     has_sinks: bool
     default_scale: str
     q_sizes: str
@@ -119,6 +121,7 @@ class _Builder:
             public_arguments=self._public_arguments(),
             scalars=tuple(self._scalar_argument(n) for n in self.params),
             captured=tuple(self._captured_argument(n) for n in self.captured),
+            reads_values=self.packed or any(self.inputs[n].sorted for n in self.captured),
             has_sinks="sinks" in self.inputs,
             default_scale=self.inputs["softmax_scale"].default,
             q_sizes=self._sizes(letters, "q"),
@@ -263,6 +266,7 @@ class _Builder:
             name=name,
             shape=f"({', '.join(sizes)},)",
             dtypes=dtypes,
+            is_sorted=node.sorted,
             doc=f"[{shown}] {node.dtype}{sorted_note}",
         )
 

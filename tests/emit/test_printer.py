@@ -196,3 +196,11 @@ def test_an_axis_given_at_run_time_has_a_size():
         attngen.build(spec).attention(**inputs, n=0, w=torch.randn(0))
     out = attngen.build(spec).attention(**inputs, n=3, w=torch.arange(3.0))
     assert (out - attngen.reference(spec, **inputs, n=3, w=torch.arange(3.0))).abs().max() < 2e-6
+
+
+def test_a_tensor_declared_sorted_is_looked_at():
+    captured = {"doc": {"dtype": "int32", "axes": ["B", "Sk"], "sorted": True}}
+    spec = attngen.load_spec({**SPEC, "mask": "doc[b, i] == doc[b, j]", "captured": captured})
+    inputs = {n: torch.randn(1, 5, h, 16) for n, h in (("q", 2), ("k", 1), ("v", 1))}
+    with pytest.raises(ValueError, match="doc: is declared sorted and must ascend"):
+        attngen.build(spec).attention(**inputs, doc=torch.tensor([[0, 0, 2, 1, 1]], dtype=torch.int32))
