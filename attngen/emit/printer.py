@@ -123,9 +123,6 @@ class Body:
     ragged: bool = True
     lines: list[str] = field(default_factory=list[str])
     named: dict[Expr, str] = field(default_factory=dict[Expr, str])
-    assigned: dict[Expr, str] = field(default_factory=dict[Expr, str])
-    wide: set[str] = field(default_factory=set[str])
-    least: dict[str, int] = field(default_factory=lambda: {**dict.fromkeys(_LENGTHS, 0), "BLOCK_N": 1})
 
     def text(self, expr: Expr) -> str:
         """Return the Triton text of an expression at this place."""
