@@ -422,11 +422,11 @@ def _attention_forward(
         qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
         m_new = tl.maximum(m_i, tl.max(qk, 1) * factor)
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
-        p = tl.math.exp2(qk * factor - m_safe[:, None])
         alpha = tl.math.exp2(m_i - m_safe)
-        l_i = l_i * alpha + tl.sum(p, 1)
-        m_i = m_new
         acc_0 *= alpha[:, None]
+        m_i = m_new
+        p = tl.math.exp2(qk * factor - m_safe[:, None])
+        l_i = l_i * alpha + tl.sum(p, 1)
         v_rows = v_base + tl.cast(start_n, tl.int64) * stride_vs
         if USE_DESCRIPTORS:
             v_0 = v_descriptor_0.load([start_n, 0])
@@ -448,11 +448,11 @@ def _attention_forward(
         qk = tl.where(allowed, qk, float("-inf"))
         m_new = tl.maximum(m_i, tl.max(qk, 1) * factor)
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
-        p = tl.math.exp2(qk * factor - m_safe[:, None])
         alpha = tl.math.exp2(m_i - m_safe)
-        l_i = l_i * alpha + tl.sum(p, 1)
-        m_i = m_new
         acc_0 *= alpha[:, None]
+        m_i = m_new
+        p = tl.math.exp2(qk * factor - m_safe[:, None])
+        l_i = l_i * alpha + tl.sum(p, 1)
         v_rows = v_base + tl.cast(start_n, tl.int64) * stride_vs
         if USE_DESCRIPTORS:
             v_0 = v_descriptor_0.load([start_n, 0])

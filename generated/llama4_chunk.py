@@ -411,9 +411,9 @@ def _attention_forward(
     ) // BLOCK_N
     first_full = (tl.maximum(tl.cast(_floor_div(i_hi, 8192), tl.int64) * 8192, 0) + BLOCK_N - 1) // BLOCK_N
     end_full = tl.maximum(tl.maximum(tl.minimum(i_lo + 1, seqlen_k), 0) // BLOCK_N, first_full)
-    may_lo_0 = tl.maximum(tl.cast(_floor_div(i_lo, 8192), tl.int64) * 8192, 0)
-    may_lo_0_32 = may_lo_0.to(tl.int32)
-    may_hi_0 = tl.minimum(i_hi + 1, seqlen_k)
+    hull_begin = tl.maximum(tl.cast(_floor_div(i_lo, 8192), tl.int64) * 8192, 0)
+    hull_begin_32 = hull_begin.to(tl.int32)
+    hull_end = tl.minimum(i_hi + 1, seqlen_k)
     factor = softmax_scale * 1.4426950408889634
     first_full_32 = first_full.to(tl.int32)
     end_full_32 = end_full.to(tl.int32)
@@ -433,14 +433,14 @@ def _attention_forward(
     e_0 = tl.arange(0, 128)
     if USE_DESCRIPTORS:
         k_descriptor_0 = tl.make_tensor_descriptor(
-            k_base + tl.cast(may_lo_0_32, tl.int64) * stride_ks,
-            [may_hi_0 - may_lo_0_32, 128],
+            k_base + tl.cast(hull_begin_32, tl.int64) * stride_ks,
+            [hull_end - hull_begin_32, 128],
             [stride_ks, 1],
             [BLOCK_N, 128],
         )
         v_descriptor_0 = tl.make_tensor_descriptor(
-            v_base + tl.cast(may_lo_0_32, tl.int64) * stride_vs,
-            [may_hi_0 - may_lo_0_32, 128],
+            v_base + tl.cast(hull_begin_32, tl.int64) * stride_vs,
+            [hull_end - hull_begin_32, 128],
             [stride_vs, 1],
             [BLOCK_N, 128],
         )
@@ -462,20 +462,20 @@ def _attention_forward(
         start_n = tile_n * BLOCK_N
         k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks
         if USE_DESCRIPTORS:
-            k_0 = k_descriptor_0.load([start_n - may_lo_0_32, 0])
+            k_0 = k_descriptor_0.load([start_n - hull_begin_32, 0])
         else:
             k_0 = tl.load(k_rows + k_offsets_0)
         qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
         m_new = tl.maximum(m_i, tl.max(qk, 1) * factor)
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
-        p = tl.math.exp2(qk * factor - m_safe[:, None])
         alpha = tl.math.exp2(m_i - m_safe)
-        l_i = l_i * alpha + tl.sum(p, 1)
-        m_i = m_new
         acc_0 *= alpha[:, None]
+        m_i = m_new
+        p = tl.math.exp2(qk * factor - m_safe[:, None])
+        l_i = l_i * alpha + tl.sum(p, 1)
         v_rows = v_base + tl.cast(start_n, tl.int64) * stride_vs
         if USE_DESCRIPTORS:
-            v_0 = v_descriptor_0.load([start_n - may_lo_0_32, 0])
+            v_0 = v_descriptor_0.load([start_n - hull_begin_32, 0])
         else:
             v_0 = tl.load(v_rows + v_offsets_0)
         acc_0 = tl.dot(p.to(v_0.dtype), v_0, acc_0, input_precision="ieee")
@@ -488,9 +488,9 @@ def _attention_forward(
         tile_n = tl.where(step < partial_steps_0, tile_n, end_full_32 + step - partial_steps_0)
         start_n = tile_n * BLOCK_N
         k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks
-        key_valid = ((rows_n < may_hi_0 - start_n) & (rows_n >= may_lo_0_32 - start_n))[:, None]
+        key_valid = ((rows_n < hull_end - start_n) & (rows_n >= hull_begin_32 - start_n))[:, None]
         if USE_DESCRIPTORS:
-            k_0 = k_descriptor_0.load([start_n - may_lo_0_32, 0])
+            k_0 = k_descriptor_0.load([start_n - hull_begin_32, 0])
         else:
             k_0 = tl.load(k_rows + k_offsets_0, mask=key_valid, other=0.0)
         qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
@@ -500,14 +500,14 @@ def _attention_forward(
         qk = tl.where(allowed, qk, float("-inf"))
         m_new = tl.maximum(m_i, tl.max(qk, 1) * factor)
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
-        p = tl.math.exp2(qk * factor - m_safe[:, None])
         alpha = tl.math.exp2(m_i - m_safe)
-        l_i = l_i * alpha + tl.sum(p, 1)
-        m_i = m_new
         acc_0 *= alpha[:, None]
+        m_i = m_new
+        p = tl.math.exp2(qk * factor - m_safe[:, None])
+        l_i = l_i * alpha + tl.sum(p, 1)
         v_rows = v_base + tl.cast(start_n, tl.int64) * stride_vs
         if USE_DESCRIPTORS:
-            v_0 = v_descriptor_0.load([start_n - may_lo_0_32, 0])
+            v_0 = v_descriptor_0.load([start_n - hull_begin_32, 0])
         else:
             v_0 = tl.load(v_rows + v_offsets_0, mask=key_valid, other=0.0)
         acc_0 = tl.dot(p.to(v_0.dtype), v_0, acc_0, input_precision="ieee")

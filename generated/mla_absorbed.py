@@ -258,7 +258,7 @@ def _attention_forward(
     i_hi = tl.minimum(tile_m * BLOCK_M + BLOCK_M, seqlen_q) - 1 + shift
     end_tile = (tl.maximum(tl.minimum(i_hi + 1, seqlen_k), 0) + BLOCK_N - 1) // BLOCK_N
     end_full = tl.maximum(tl.minimum(i_lo + 1, seqlen_k), 0) // BLOCK_N
-    may_hi_0 = tl.minimum(i_hi + 1, seqlen_k)
+    hull_end = tl.minimum(i_hi + 1, seqlen_k)
     factor = softmax_scale * 1.4426950408889634
     key_end = tl.minimum(i + 1, seqlen_k)
 
@@ -272,8 +272,8 @@ def _attention_forward(
     d_1 = tl.arange(512, 576)
     e_0 = tl.arange(0, 512)
     if USE_DESCRIPTORS:
-        k_descriptor_0 = tl.make_tensor_descriptor(k_base, [may_hi_0, 576], [stride_ks, 1], [BLOCK_N, 512])
-        k_descriptor_1 = tl.make_tensor_descriptor(k_base, [may_hi_0, 576], [stride_ks, 1], [BLOCK_N, 64])
+        k_descriptor_0 = tl.make_tensor_descriptor(k_base, [hull_end, 576], [stride_ks, 1], [BLOCK_N, 512])
+        k_descriptor_1 = tl.make_tensor_descriptor(k_base, [hull_end, 576], [stride_ks, 1], [BLOCK_N, 64])
     else:
         k_offsets_0 = rows_n[:, None] * stride_ks + d_0[None, :]
         k_offsets_1 = rows_n[:, None] * stride_ks + d_1[None, :]
@@ -308,18 +308,18 @@ def _attention_forward(
         qk = tl.dot(q_1, tl.trans(k_1), qk, input_precision="ieee")
         m_new = tl.maximum(m_i, tl.max(qk, 1) * factor)
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
-        p = tl.math.exp2(qk * factor - m_safe[:, None])
         alpha = tl.math.exp2(m_i - m_safe)
-        l_i = l_i * alpha + tl.sum(p, 1)
-        m_i = m_new
         acc_0 *= alpha[:, None]
+        m_i = m_new
+        p = tl.math.exp2(qk * factor - m_safe[:, None])
+        l_i = l_i * alpha + tl.sum(p, 1)
         acc_0 = tl.dot(p.to(k_0.dtype), k_0, acc_0, input_precision="ieee")
 
     # tiles that the mask cuts, or that reach past the last key
     for tile_n in tl.range(end_full, end_tile):
         start_n = tile_n * BLOCK_N
         k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks
-        key_valid = (rows_n < may_hi_0 - start_n)[:, None]
+        key_valid = (rows_n < hull_end - start_n)[:, None]
         if USE_DESCRIPTORS:
             k_0 = k_descriptor_0.load([start_n, 0])
         else:
@@ -334,11 +334,11 @@ def _attention_forward(
         qk = tl.where(allowed, qk, float("-inf"))
         m_new = tl.maximum(m_i, tl.max(qk, 1) * factor)
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
-        p = tl.math.exp2(qk * factor - m_safe[:, None])
         alpha = tl.math.exp2(m_i - m_safe)
-        l_i = l_i * alpha + tl.sum(p, 1)
-        m_i = m_new
         acc_0 *= alpha[:, None]
+        m_i = m_new
+        p = tl.math.exp2(qk * factor - m_safe[:, None])
+        l_i = l_i * alpha + tl.sum(p, 1)
         acc_0 = tl.dot(p.to(k_0.dtype), k_0, acc_0, input_precision="ieee")
 
     # a row without any key has l = 0: out is 0 and lse is -inf

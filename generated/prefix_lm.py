@@ -393,7 +393,7 @@ def _attention_forward(
         )
         // BLOCK_N
     )
-    may_hi_0 = tl.minimum(tl.maximum(i_hi + 1, tl.load(prefix + b.to(tl.int64) * stride_prefix_0)), seqlen_k)
+    hull_end = tl.minimum(tl.maximum(i_hi + 1, tl.load(prefix + b.to(tl.int64) * stride_prefix_0)), seqlen_k)
     factor = softmax_scale * 1.4426950408889634
     term_0 = tl.load(prefix + b.to(tl.int64) * stride_prefix_0)
     key_end = tl.minimum(tl.maximum(i + 1, term_0), seqlen_k)
@@ -408,8 +408,8 @@ def _attention_forward(
     d_0 = tl.arange(0, 256)
     e_0 = tl.arange(0, 256)
     if USE_DESCRIPTORS:
-        k_descriptor_0 = tl.make_tensor_descriptor(k_base, [may_hi_0, 256], [stride_ks, 1], [BLOCK_N, 256])
-        v_descriptor_0 = tl.make_tensor_descriptor(v_base, [may_hi_0, 256], [stride_vs, 1], [BLOCK_N, 256])
+        k_descriptor_0 = tl.make_tensor_descriptor(k_base, [hull_end, 256], [stride_ks, 1], [BLOCK_N, 256])
+        v_descriptor_0 = tl.make_tensor_descriptor(v_base, [hull_end, 256], [stride_vs, 1], [BLOCK_N, 256])
     else:
         k_offsets_0 = rows_n[:, None] * stride_ks + d_0[None, :]
         v_offsets_0 = rows_n[:, None] * stride_vs + e_0[None, :]
@@ -434,11 +434,11 @@ def _attention_forward(
         qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
         m_new = tl.maximum(m_i, tl.max(qk, 1) * factor)
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
-        p = tl.math.exp2(qk * factor - m_safe[:, None])
         alpha = tl.math.exp2(m_i - m_safe)
-        l_i = l_i * alpha + tl.sum(p, 1)
-        m_i = m_new
         acc_0 *= alpha[:, None]
+        m_i = m_new
+        p = tl.math.exp2(qk * factor - m_safe[:, None])
+        l_i = l_i * alpha + tl.sum(p, 1)
         v_rows = v_base + tl.cast(start_n, tl.int64) * stride_vs
         if USE_DESCRIPTORS:
             v_0 = v_descriptor_0.load([start_n, 0])
@@ -450,7 +450,7 @@ def _attention_forward(
     for tile_n in tl.range(end_full, end_tile):
         start_n = tile_n * BLOCK_N
         k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks
-        key_valid = (rows_n < may_hi_0 - start_n)[:, None]
+        key_valid = (rows_n < hull_end - start_n)[:, None]
         if USE_DESCRIPTORS:
             k_0 = k_descriptor_0.load([start_n, 0])
         else:
@@ -460,11 +460,11 @@ def _attention_forward(
         qk = tl.where(allowed, qk, float("-inf"))
         m_new = tl.maximum(m_i, tl.max(qk, 1) * factor)
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
-        p = tl.math.exp2(qk * factor - m_safe[:, None])
         alpha = tl.math.exp2(m_i - m_safe)
-        l_i = l_i * alpha + tl.sum(p, 1)
-        m_i = m_new
         acc_0 *= alpha[:, None]
+        m_i = m_new
+        p = tl.math.exp2(qk * factor - m_safe[:, None])
+        l_i = l_i * alpha + tl.sum(p, 1)
         v_rows = v_base + tl.cast(start_n, tl.int64) * stride_vs
         if USE_DESCRIPTORS:
             v_0 = v_descriptor_0.load([start_n, 0])

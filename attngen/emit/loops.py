@@ -39,11 +39,11 @@ def _hull(parts: Parts, printer: Printer) -> Hull:
     _tile_positions(printer, ex.symbols(begin) | ex.symbols(end))
     names = [
         (_named(printer, f"may_lo_{n}", x.lo), _named(printer, f"may_hi_{n}", x.hi))
-        for n, x in enumerate(may)
+        for n, x in enumerate(may if len(may) > 1 else ())
     ]
     first = "" if begin == Const(0) else _named(printer, "hull_begin", begin)
     end_name = _named(printer, "hull_end", end)
-    return Hull(first, end_name, tuple(names) if len(may) > 1 else (), _usable(parts, printer))
+    return Hull(first, end_name, tuple(names), _usable(parts, printer))
 
 
 def _conjuncts(expr: Expr) -> list[Expr]:
@@ -181,6 +181,7 @@ def _walk(
         masked=masked,
         by_pointer=masked and not hull.exact(),
         before_loads=hull.usable if masked else (),
+        row_max="tl.max(qk, 1)" if parts.fold.factor is None else "tl.max(qk, 1) * factor",
         tile_row=hull.tile_row(),
         valid=hull.valid(),
         scores=scores,

@@ -36,6 +36,7 @@ class Loop:
         bool  # keys between others are excluded: descriptors, which cut off ends only, would load them
     )
     before_loads: tuple[str, ...]
+    row_max: str  # the largest score of each row of the tile, in the units of m_i
     tile_row: str  # where the tile begins in the descriptors' coordinates
     valid: str  # which of its keys any row of the program may see
     scores: tuple[str, ...]
