@@ -313,6 +313,92 @@ MANIFEST = json.loads(r"""
         "BLOCK_M",
         "BLOCK_N",
         "USE_DESCRIPTORS"
+      ],
+      "loops": [
+        {
+          "role": "full",
+          "node": "fold",
+          "products": [
+            {
+              "node": "qk",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 256,
+              "padded": 256
+            },
+            {
+              "node": "fold",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 256,
+              "padded": 256
+            }
+          ],
+          "loads": [
+            {
+              "tensor": "k",
+              "tile": [
+                "BLOCK_N"
+              ],
+              "columns": 256,
+              "padded": 256
+            },
+            {
+              "tensor": "v",
+              "tile": [
+                "BLOCK_N"
+              ],
+              "columns": 256,
+              "padded": 256
+            }
+          ]
+        },
+        {
+          "role": "partial",
+          "node": "fold",
+          "products": [
+            {
+              "node": "qk",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 256,
+              "padded": 256
+            },
+            {
+              "node": "fold",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 256,
+              "padded": 256
+            }
+          ],
+          "loads": [
+            {
+              "tensor": "k",
+              "tile": [
+                "BLOCK_N"
+              ],
+              "columns": 256,
+              "padded": 256
+            },
+            {
+              "tensor": "v",
+              "tile": [
+                "BLOCK_N"
+              ],
+              "columns": 256,
+              "padded": 256
+            }
+          ]
+        }
       ]
     }
   }

@@ -205,6 +205,76 @@ MANIFEST = json.loads(r"""
         "BLOCK_M",
         "BLOCK_N",
         "USE_DESCRIPTORS"
+      ],
+      "loops": [
+        {
+          "role": "full",
+          "node": "fold",
+          "products": [
+            {
+              "node": "qk",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 576,
+              "padded": 576
+            },
+            {
+              "node": "fold",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 512,
+              "padded": 512
+            }
+          ],
+          "loads": [
+            {
+              "tensor": "k",
+              "tile": [
+                "BLOCK_N"
+              ],
+              "columns": 576,
+              "padded": 576
+            }
+          ]
+        },
+        {
+          "role": "partial",
+          "node": "fold",
+          "products": [
+            {
+              "node": "qk",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 576,
+              "padded": 576
+            },
+            {
+              "node": "fold",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 512,
+              "padded": 512
+            }
+          ],
+          "loads": [
+            {
+              "tensor": "k",
+              "tile": [
+                "BLOCK_N"
+              ],
+              "columns": 576,
+              "padded": 576
+            }
+          ]
+        }
       ]
     }
   }

@@ -332,6 +332,92 @@ MANIFEST = json.loads(r"""
         "BLOCK_M",
         "BLOCK_N",
         "USE_DESCRIPTORS"
+      ],
+      "loops": [
+        {
+          "role": "full",
+          "node": "fold",
+          "products": [
+            {
+              "node": "qk",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 32,
+              "padded": 32
+            },
+            {
+              "node": "fold",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 32,
+              "padded": 32
+            }
+          ],
+          "loads": [
+            {
+              "tensor": "k",
+              "tile": [
+                "BLOCK_N"
+              ],
+              "columns": 32,
+              "padded": 32
+            },
+            {
+              "tensor": "v",
+              "tile": [
+                "BLOCK_N"
+              ],
+              "columns": 32,
+              "padded": 32
+            }
+          ]
+        },
+        {
+          "role": "partial",
+          "node": "fold",
+          "products": [
+            {
+              "node": "qk",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 32,
+              "padded": 32
+            },
+            {
+              "node": "fold",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 32,
+              "padded": 32
+            }
+          ],
+          "loads": [
+            {
+              "tensor": "k",
+              "tile": [
+                "BLOCK_N"
+              ],
+              "columns": 32,
+              "padded": 32
+            },
+            {
+              "tensor": "v",
+              "tile": [
+                "BLOCK_N"
+              ],
+              "columns": 32,
+              "padded": 32
+            }
+          ]
+        }
       ]
     }
   }

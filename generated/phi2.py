@@ -331,6 +331,92 @@ MANIFEST = json.loads(r"""
         "BLOCK_M",
         "BLOCK_N",
         "USE_DESCRIPTORS"
+      ],
+      "loops": [
+        {
+          "role": "full",
+          "node": "fold",
+          "products": [
+            {
+              "node": "qk",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 80,
+              "padded": 80
+            },
+            {
+              "node": "fold",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 80,
+              "padded": 80
+            }
+          ],
+          "loads": [
+            {
+              "tensor": "k",
+              "tile": [
+                "BLOCK_N"
+              ],
+              "columns": 80,
+              "padded": 80
+            },
+            {
+              "tensor": "v",
+              "tile": [
+                "BLOCK_N"
+              ],
+              "columns": 80,
+              "padded": 80
+            }
+          ]
+        },
+        {
+          "role": "partial",
+          "node": "fold",
+          "products": [
+            {
+              "node": "qk",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 80,
+              "padded": 80
+            },
+            {
+              "node": "fold",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 80,
+              "padded": 80
+            }
+          ],
+          "loads": [
+            {
+              "tensor": "k",
+              "tile": [
+                "BLOCK_N"
+              ],
+              "columns": 80,
+              "padded": 80
+            },
+            {
+              "tensor": "v",
+              "tile": [
+                "BLOCK_N"
+              ],
+              "columns": 80,
+              "padded": 80
+            }
+          ]
+        }
       ]
     }
   }

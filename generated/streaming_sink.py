@@ -335,6 +335,92 @@ MANIFEST = json.loads(r"""
         "BLOCK_M",
         "BLOCK_N",
         "USE_DESCRIPTORS"
+      ],
+      "loops": [
+        {
+          "role": "full",
+          "node": "fold",
+          "products": [
+            {
+              "node": "qk",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 128,
+              "padded": 128
+            },
+            {
+              "node": "fold",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 128,
+              "padded": 128
+            }
+          ],
+          "loads": [
+            {
+              "tensor": "k",
+              "tile": [
+                "BLOCK_N"
+              ],
+              "columns": 128,
+              "padded": 128
+            },
+            {
+              "tensor": "v",
+              "tile": [
+                "BLOCK_N"
+              ],
+              "columns": 128,
+              "padded": 128
+            }
+          ]
+        },
+        {
+          "role": "partial",
+          "node": "fold",
+          "products": [
+            {
+              "node": "qk",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 128,
+              "padded": 128
+            },
+            {
+              "node": "fold",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 128,
+              "padded": 128
+            }
+          ],
+          "loads": [
+            {
+              "tensor": "k",
+              "tile": [
+                "BLOCK_N"
+              ],
+              "columns": 128,
+              "padded": 128
+            },
+            {
+              "tensor": "v",
+              "tile": [
+                "BLOCK_N"
+              ],
+              "columns": 128,
+              "padded": 128
+            }
+          ]
+        }
       ]
     }
   }

@@ -344,6 +344,92 @@ MANIFEST = json.loads(r"""
         "BLOCK_M",
         "BLOCK_N",
         "USE_DESCRIPTORS"
+      ],
+      "loops": [
+        {
+          "role": "full",
+          "node": "fold",
+          "products": [
+            {
+              "node": "qk",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 64,
+              "padded": 64
+            },
+            {
+              "node": "fold",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 64,
+              "padded": 64
+            }
+          ],
+          "loads": [
+            {
+              "tensor": "k",
+              "tile": [
+                "BLOCK_N"
+              ],
+              "columns": 64,
+              "padded": 64
+            },
+            {
+              "tensor": "v",
+              "tile": [
+                "BLOCK_N"
+              ],
+              "columns": 64,
+              "padded": 64
+            }
+          ]
+        },
+        {
+          "role": "partial",
+          "node": "fold",
+          "products": [
+            {
+              "node": "qk",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 64,
+              "padded": 64
+            },
+            {
+              "node": "fold",
+              "tile": [
+                "BLOCK_M",
+                "BLOCK_N"
+              ],
+              "columns": 64,
+              "padded": 64
+            }
+          ],
+          "loads": [
+            {
+              "tensor": "k",
+              "tile": [
+                "BLOCK_N"
+              ],
+              "columns": 64,
+              "padded": 64
+            },
+            {
+              "tensor": "v",
+              "tile": [
+                "BLOCK_N"
+              ],
+              "columns": 64,
+              "padded": 64
+            }
+          ]
+        }
       ]
     }
   }

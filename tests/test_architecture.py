@@ -23,11 +23,12 @@ ALLOWED: dict[str, set[str]] = {
     "emit": {"errors", "ir", "cache", "version"},
     "generate": {"spec", "ir", "passes", "emit"},
     "target": {"errors", "cache"},
+    "inspect": {"errors", "target"},
     "reference.oracle": {"errors", "spec"},
     "reference.interpreter": {"errors", "ir"},
     "runtime": {"errors", "cache", "spec", "emit", "generate", "reference.oracle"},
     "check": {*CORE, "reference.oracle", "reference.interpreter", "runtime"},
-    "cli": {*CORE, "version", "target", "check"},
+    "cli": {*CORE, "version", "target", "inspect", "check"},
 }
 
 

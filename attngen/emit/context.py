@@ -33,7 +33,9 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
         description=description(graph, parts),
         digest=graph.digest(),
         spec_json=json.dumps(json.loads(provenance.spec), indent=2, sort_keys=True, ensure_ascii=True),
-        manifest_json=json.dumps(manifest(graph, parts, face), indent=2, ensure_ascii=True),
+        manifest_json=json.dumps(
+            manifest(graph, parts, face, loops, (*table.full, *table.partial)), indent=2, ensure_ascii=True
+        ),
         interface=face,
         group=graph.axis("Hkv").group,
         qk_dim=parts.k.columns,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from attngen.emit.interface import Interface
 from attngen.emit.parts import Parts
+from attngen.emit.records import Loop
 from attngen.ir import expr as ex
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Config, Input
+from attngen.ir.nodes import Config, Contract, Fold, Input, Load
 
 
 def description(graph: Graph, parts: Parts) -> str:
@@ -21,7 +22,9 @@ def description(graph: Graph, parts: Parts) -> str:
     return "\n".join(lines)
 
 
-def manifest(graph: Graph, parts: Parts, face: Interface) -> dict[str, object]:
+def manifest(
+    graph: Graph, parts: Parts, face: Interface, loops: tuple[Loop, ...], table_loops: tuple[Loop, ...]
+) -> dict[str, object]:
     tiles = parts.fold.tiles
     assert tiles is not None
     return {
@@ -38,21 +41,54 @@ def manifest(graph: Graph, parts: Parts, face: Interface) -> dict[str, object]:
             "notes": list(tiles.notes),
         },
         "configs": {target: [_config(c) for c in choices] for target, choices in parts.launch.configs},
-        "kernels": _kernels(parts, face),
+        "kernels": _kernels(graph, parts, face, loops, table_loops),
     }
 
 
-def _kernels(parts: Parts, face: Interface) -> dict[str, object]:
-    """Per kernel: argument types ("*io" points to the tensors' dtype) and compile-time constants, in order."""
+def _kernels(
+    graph: Graph, parts: Parts, face: Interface, loops: tuple[Loop, ...], table_loops: tuple[Loop, ...]
+) -> dict[str, object]:
+    """Per kernel: argument types ("*io" points to the tensors' dtype) and compile-time constants, in order, and its loops."""
     kernels: dict[str, object] = {
-        "_attention_forward": {"arguments": dict(face.kernel_types), "constants": list(face.kernel_constants)}
+        "_attention_forward": {
+            "arguments": dict(face.kernel_types),
+            "constants": list(face.kernel_constants),
+            "loops": [_loop(graph, loop, _products(graph, parts), _loads(parts)) for loop in loops],
+        }
     }
     if parts.fold.domain.table:
         kernels["_mask_table"] = {
             "arguments": dict(face.table_types),
             "constants": list(face.table_constants),
+            "loops": [_loop(graph, loop, [], []) for loop in table_loops],
         }
     return kernels
+
+
+def _loop(graph: Graph, loop: Loop, products: list[object], loads: list[object]) -> dict[str, object]:
+    """A `for` of a kernel, in the order of its text: the fold it runs, and what one tile of it multiplies and loads."""
+    name, _ = graph.only(Fold)
+    return {"role": "partial" if loop.masked else "full", "node": name, "products": products, "loads": loads}
+
+
+def _products(graph: Graph, parts: Parts) -> list[object]:
+    """Products of one tile: 2 x tile x columns FLOPs, of which `padded` columns are computed."""
+    fold, _ = graph.only(Fold)
+    contract, _ = graph.only(Contract)
+    return [
+        {"node": name, "tile": ["BLOCK_M", "BLOCK_N"], **_columns(load)}
+        for name, load in ((contract, parts.k), (fold, parts.v))
+    ]
+
+
+def _loads(parts: Parts) -> list[object]:
+    """Tiles of keys and values that one turn of the loop brings in."""
+    loaded = [parts.k] if parts.v_in_k else [parts.k, parts.v]
+    return [{"tensor": load.operand, "tile": ["BLOCK_N"], **_columns(load)} for load in loaded]
+
+
+def _columns(load: Load) -> dict[str, object]:
+    return {"columns": load.columns, "padded": sum(width for _, width in load.chunks)}
 
 
 def _compiled_in(graph: Graph, parts: Parts) -> dict[str, object]:

@@ -226,9 +226,10 @@ def _with_cause(error: str, log: str) -> str:
 
 
 def _cache_key(request: CompileRequest, source: str) -> str:
-    """A digest of everything that the report depends on. Where the module lies is not part of it."""
+    """A digest of everything that the report depends on: of the module's place only its name, which its lines carry."""
     content = {
         "format": FORMAT,
+        "file": Path(request.module).name,
         "source": hashlib.sha256(source.encode("utf-8")).hexdigest(),
         "kernel": request.kernel,
         "target": request.target,

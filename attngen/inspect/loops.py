@@ -1,0 +1,99 @@
+"""The innermost loops with matrix work, counted along one turn: the shortest one that does all products and loads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+from attngen.inspect.assembly import Instruction, Listing, Source
+from attngen.inspect.flow import busiest_path, flow, innermost, natural_loops
+from attngen.inspect.instructions import Isa, Kind, Operands, Product, bytes_of, kind_of, product_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountedLoop:
+    """One turn of a loop, as a warp that does all of its matrix work issues it.
+
+    FLOPs are those of the whole program (CTA), by operand type; bytes are those of one warp. Loads by descriptor are
+    counted in all of the loop, since one thread issues them, apart from the others.
+    """
+
+    instructions: int
+    kinds: Mapping[Kind, int]
+    ops: Mapping[str, int]
+    matrix: Mapping[str, int]  # shape to count
+    flops: Mapping[Operands, int]
+    warp_wide: bool  # by mma.sync or mfma
+    shared_bytes: int
+    global_bytes: int
+    descriptor_loads: int
+    sources: Mapping[Source, int]  # line to instructions made from it
+    code: tuple[Instruction, ...]
+
+    @property
+    def all_flops(self) -> int:
+        return sum(self.flops.values())
+
+
+def matrix_loops(
+    listing: Listing, isa: Isa, *, num_warps: int, lanes: int, wanted: Callable[[Source], bool]
+) -> list[CountedLoop]:
+    """Count the innermost loops with matrix instructions; of a kernel without any (fp32 products by FMA),
+    the innermost loops with instructions from a `wanted` source line."""
+    code = listing.instructions
+    found = flow(listing)
+    starts = [0]
+    for block in found.blocks:
+        starts.append(starts[-1] + len(block))
+    products = {
+        n: product_of(isa, code, n, num_warps) for n, i in enumerate(code) if kind_of(isa, i.op) == "matrix"
+    }
+
+    def work(n: int) -> int:
+        if products:
+            return products[n].flops if n in products else 0
+        source = code[n].source
+        return int(source is not None and wanted(source))
+
+    blocks = [range(a, b) for a, b in pairwise(starts)]
+    works = [sum(work(n) for n in block) for block in blocks]
+    loads = [sum(_loads(isa, code[n].op) for n in block) for block in blocks]
+    counted: list[CountedLoop] = []
+    for loop in innermost(natural_loops(found), works):
+        path = busiest_path(found, loop, list(zip(works, loads, strict=True)))
+        turn = [n for block in path for n in blocks[block]]
+        computed = [products[n] for n in turn if n in products]
+        everywhere = [i for block in loop.blocks for i in found.blocks[block]]
+        counted.append(_count([code[n] for n in turn], computed, everywhere, isa, lanes))
+    return counted
+
+
+def _count(
+    turn: list[Instruction], products: list[Product], everywhere: list[Instruction], isa: Isa, lanes: int
+) -> CountedLoop:
+    kinds: Counter[Kind] = Counter(kind_of(isa, i.op) for i in turn)
+    flops: Counter[Operands] = Counter()
+    for product in products:
+        flops[product.operands] += product.flops
+    return CountedLoop(
+        instructions=len(turn),
+        kinds=kinds,
+        ops=Counter(i.op.split(".")[0] for i in turn),
+        matrix=Counter(p.shape for p in products),
+        flops=flops,
+        warp_wide=any(p.warp_wide for p in products),
+        shared_bytes=lanes * sum(bytes_of(isa, i.op) for i in turn if kind_of(isa, i.op) == "shared"),
+        global_bytes=lanes * sum(bytes_of(isa, i.op) for i in turn if _loads(isa, i.op)),
+        descriptor_loads=sum(i.op.startswith("UTMALDG") for i in everywhere),
+        sources=Counter(i.source for i in everywhere if i.source is not None),
+        code=tuple(turn),
+    )
+
+
+def _loads(isa: Isa, op: str) -> bool:
+    """Whether an instruction loads from global memory."""
+    return kind_of(isa, op) == "global" and (
+        op.startswith(("LDG", "LD.")) if isa == "sass" else "_load_" in op
+    )

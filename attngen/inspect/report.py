@@ -1,0 +1,137 @@
+"""Inspect a generated module: compile its kernels for a target, count their loops, predict their rate."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from attngen.inspect.assembly import Listing, parse_amd, parse_sass
+from attngen.inspect.loops import CountedLoop, matrix_loops
+from attngen.inspect.model import Prediction, predict
+from attngen.inspect.residency import Residency, residency
+from attngen.inspect.roles import SourceLoop, loop_of, source_loops
+from attngen.target.compile import CompileReport, CompileRequest, compile_many
+from attngen.target.facts import Target, target
+from attngen.target.requests import requests
+from attngen.target.sass import sass
+
+ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+SASS_BYTES = 16  # of an instruction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopReport:
+    """A loop with matrix work, and what the model says of it. FLOPs and bytes are of one turn of a whole program.
+
+    `role` and `node` are "" for a loop that the module's manifest does not describe; all its FLOPs are useful then.
+    """
+
+    role: str
+    node: str
+    line: int
+    useful_flops: int
+    planned_flops: int  # with padding; 0 if not known. More are found where products repeat: tf32x3, warps that share rows
+    found_flops: int
+    bytes_per_flop: float
+    count: CountedLoop
+    prediction: Prediction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelReport:
+    """What the compiler made of one kernel. Where it refused, `compiled.error` says why and there are no loops."""
+
+    module: Path
+    dtype: str
+    config: Mapping[str, Any]  # compile-time constants, warps and stages
+    compiled: CompileReport
+    residency: Residency
+    code_bytes: int = 0
+    loops: tuple[LoopReport, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The kernel's name in its module."""
+        return self.compiled.kernel
+
+
+def inspect_modules(
+    modules: Sequence[tuple[Path, str]],
+    targets: Sequence[str],
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    config: dict[str, Any] | None = None,
+) -> list[KernelReport]:
+    """Inspect the kernels of generated modules, each with a dtype, for targets; in that order.
+
+    `config` replaces the module's own schedule for the target. `progress(done, total)` counts compilations. Raises
+    UserError for an unknown target, an unreadable module and missing tools; what the compiler refuses is in a report.
+    """
+    goals = [target(name) for name in targets]
+    asked = [
+        (path, dtype, goal, request)
+        for path, dtype in modules
+        for goal in goals
+        for request in requests(path, goal.name, dtype, config)
+    ]
+    compiled = compile_many([request for *_, request in asked], progress=progress)
+    return [_report(*one, found) for one, found in zip(asked, compiled, strict=True)]
+
+
+def _report(
+    module: Path, dtype: str, goal: Target, request: CompileRequest, compiled: CompileReport
+) -> KernelReport:
+    constants = {name: value for name, value in request.constexprs.items() if name.isupper()}
+    basis = KernelReport(
+        module=module,
+        dtype=dtype,
+        config=constants | {"num_warps": request.num_warps, "num_stages": request.num_stages},
+        compiled=compiled,
+        residency=residency(compiled, goal),
+    )
+    if not compiled.ok:
+        return basis
+    listing, code_bytes = disassembled(compiled)
+    described = source_loops(module, request.kernel, constants, ELEMENT_BYTES[dtype])
+    counted = matrix_loops(
+        listing,
+        "amd" if goal.backend == "hip" else "sass",
+        num_warps=request.num_warps,
+        lanes=goal.warp_size,
+        wanted=lambda source: (
+            source[0] == module.name and any(x.first <= source[1] <= x.last for x in described)
+        ),
+    )
+    loops = [_loop(x, loop_of(x.sources, module.name, described), goal, request.num_warps) for x in counted]
+    return replace(basis, code_bytes=code_bytes, loops=tuple(loops))
+
+
+def disassembled(compiled: CompileReport) -> tuple[Listing, int]:
+    """The listing of compiled code, and its size in bytes."""
+    if "amdgcn" in compiled.artifacts:
+        text = Path(compiled.artifacts["amdgcn"]).read_text(encoding="utf-8")
+        size = re.search(r"; codeLenInByte = (\d+)", text)
+        return parse_amd(text, compiled.kernel), int(size[1]) if size else 0
+    listing = parse_sass(sass(compiled), compiled.kernel)
+    return listing, SASS_BYTES * len(listing.instructions)
+
+
+def _loop(count: CountedLoop, place: SourceLoop | None, goal: Target, num_warps: int) -> LoopReport:
+    found = count.all_flops or 2 * count.kinds.get("fma", 0) * num_warps * goal.warp_size
+    work = place.work if place and place.work.useful_flops else None
+    useful = work.useful_flops if work else found
+    by_descriptor = work.load_bytes if work and count.descriptor_loads else 0
+    return LoopReport(
+        role=work.role if work else "",
+        node=work.node if work else "",
+        line=place.first if place else min((line for _, line in count.sources), default=0),
+        useful_flops=useful,
+        planned_flops=work.padded_flops if work else 0,
+        found_flops=found,
+        bytes_per_flop=(by_descriptor + num_warps * count.global_bytes) / useful,
+        count=count,
+        prediction=predict(count, useful, goal, num_warps),
+    )
