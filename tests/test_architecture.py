@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "ir": {"errors"},
     "passes": {"errors", "ir", "spec"},
     "emit": {"errors", "ir", "cache", "version"},
-    "generate": {"spec", "ir", "passes", "emit"},
+    "generate": {"cache", "spec", "ir", "passes", "emit"},
     "target": {"errors", "cache"},
     "inspect": {"errors", "target"},
     "reference.oracle": {"errors", "spec"},

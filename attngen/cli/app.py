@@ -136,3 +136,38 @@ def check_command(
 
     if not check_and_show(load_all(specs or []), as_json=json, workers=workers):
         raise typer.Exit(CHECK_FAILED)
+
+
+@app.command("inspect")
+def inspect_command(
+    specs: SpecNames = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GPU",
+            help="sm_80, sm_89, sm_90, sm_100, sm_120, gfx942, gfx950; may be repeated. [sm_90]",
+        ),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="A dtype of the spec; its first if not given.")] = None,
+    json: Json = False,
+    sass: Annotated[
+        bool,
+        typer.Option("--sass", help="Print the instructions of one turn of each loop, with source lines."),
+    ] = False,
+    svg: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw a roofline and the load of each pipe.")
+    ] = None,
+    assumptions: Annotated[
+        bool, typer.Option("--assumptions", help="Say what the figures rest on, and stop.")
+    ] = False,
+) -> None:
+    """Compile kernels for GPUs that need not be there, count their loops, and predict their rate."""
+    from attngen.cli.inspecting import inspect_and_show, show_assumptions
+    from attngen.cli.lookup import load_all
+
+    if assumptions:
+        show_assumptions()
+        return
+    loaded = load_all(specs or [])
+    if not inspect_and_show(loaded, target or ["sm_90"], dtype=dtype, as_json=json, with_code=sass, svg=svg):
+        raise typer.Exit(CHECK_FAILED)

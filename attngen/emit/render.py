@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -31,8 +32,9 @@ def block(text: str, width: int) -> str:
     return ("\n" + " " * width).join(lines).replace("\n" + " " * width + "\n", "\n\n")
 
 
+@functools.cache
 def environment() -> jinja2.Environment:
-    """Return the environment that every template is rendered with."""
+    """Return the environment that every template is rendered with; it keeps the templates it has compiled."""
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(templates() / "triton"),
         undefined=jinja2.StrictUndefined,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,9 +70,13 @@ _TABLES: dict[Isa, list[tuple[Kind, re.Pattern[str]]]] = {
 }
 
 
+@functools.cache
 def kind_of(isa: Isa, op: str) -> Kind:
     """The kind of a mnemonic; "other" where it loads no pipe that the model knows."""
-    return next((kind for kind, pattern in _TABLES[isa] if pattern.match(op)), "other")
+    for kind, pattern in _TABLES[isa]:
+        if pattern.match(op):
+            return kind
+    return "other"
 
 
 def bytes_of(isa: Isa, op: str) -> int:

@@ -33,6 +33,7 @@ class Prediction:
     """Clocks per turn by pipe, and TFLOP/s of useful work on the whole GPU under three assumptions."""
 
     clocks: Mapping[str, float]
+    useful_clocks: float  # that the useful work alone takes at the full rate of its unit
     issue_per_1k_tensor: float
     tflops_overlap: float
     tflops_turns: float
@@ -56,6 +57,7 @@ def predict(loop: CountedLoop, useful_flops: float, target: Target, num_warps: i
 
     return Prediction(
         clocks=clocks,
+        useful_clocks=best,
         issue_per_1k_tensor=1000 * loop.instructions * num_warps / target.schedulers / best,
         tflops_overlap=tflops(max(tensor, others)),
         tflops_turns=tflops(tensor + others),

@@ -19,9 +19,14 @@ def sass(report: CompileReport) -> str:
     kept = cubin.with_suffix(".sass")
     with contextlib.suppress(OSError):
         return kept.read_text(encoding="utf-8")
-    text = subprocess.run(
-        [disassembler(), "-c", "-g", str(cubin)], check=True, capture_output=True, text=True
-    ).stdout
+    tool = disassembler()
+    try:
+        done = subprocess.run([tool, "-c", "-g", str(cubin)], check=True, capture_output=True, text=True)
+    except OSError as error:
+        raise UserError(f"cannot run the disassembler {tool}: {error.strerror}") from error
+    except subprocess.CalledProcessError as error:
+        raise UserError(f"the disassembler {tool} failed: {error.stderr.strip()[:500]}") from error
+    text = done.stdout
     with contextlib.suppress(OSError):
         write_atomic(kept, text)
     return text

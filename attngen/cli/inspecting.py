@@ -1,0 +1,209 @@
+"""`attngen inspect`: what the compiler made of the kernels of specs, as a table, JSON, disassembly or a picture."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from attngen.cache import write_atomic
+from attngen.cli.output import columns, print_json
+from attngen.errors import UserError
+from attngen.generate import generate_to_cache
+from attngen.inspect.assembly import Instruction
+from attngen.inspect.model import ASSUMPTIONS
+from attngen.inspect.report import KernelReport, LoopReport, inspect_modules
+from attngen.spec import Spec
+from attngen.target.facts import target
+
+
+def inspect_and_show(
+    loaded: Sequence[tuple[Path, Spec]],
+    targets: Sequence[str],
+    *,
+    dtype: str | None,
+    as_json: bool,
+    with_code: bool,
+    svg: Path | None,
+) -> bool:
+    """Inspect specs, print what was found, and return whether the compiler took all kernels."""
+    for name in targets:
+        target(name)  # refuse a wrong name before long work
+    if svg is not None and importlib.util.find_spec("matplotlib") is None:
+        raise UserError("--svg: a picture needs matplotlib; pip install 'attngen[plot]'")
+    asked = [(generate_to_cache(spec), _dtype(path, spec, dtype)) for path, spec in loaded]
+    reports = _with_progress(asked, targets)
+    names = {module: spec.name for (module, _), (_, spec) in zip(asked, loaded, strict=True)}
+    if as_json:
+        print_json([as_data(report, names[report.module]) for report in reports])
+    else:
+        print("\n\n".join(as_text(report, names[report.module], with_code) for report in reports))
+        print("\npredicted, not measured; `attngen inspect --assumptions` says how")
+    if svg is not None:
+        _write_picture(svg, reports, names)
+    return all(report.compiled.ok for report in reports)
+
+
+def show_assumptions() -> None:
+    """Print what the figures rest on."""
+    print(ASSUMPTIONS)
+
+
+def _dtype(path: Path, spec: Spec, asked: str | None) -> str:
+    if asked is not None and asked not in spec.dtypes:
+        raise UserError(f"{path}: --dtype {asked}: the spec has {', '.join(spec.dtypes)}")
+    return asked or spec.dtypes[0]
+
+
+def _with_progress(asked: Sequence[tuple[Path, str]], targets: Sequence[str]) -> list[KernelReport]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    shown = (TextColumn("compiling"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(file=sys.stderr)
+    with Progress(*shown, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=None)
+        return inspect_modules(
+            asked, targets, lambda done, total: progress.update(bar, completed=done, total=total)
+        )
+
+
+def _write_picture(path: Path, reports: Sequence[KernelReport], names: dict[Path, str]) -> None:
+    from attngen.inspect.picture import picture
+
+    try:
+        write_atomic(path, picture(reports, names))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def as_data(report: KernelReport, spec: str) -> dict[str, object]:
+    """A report as JSON. Bytes, clocks, TFLOP/s; counts are of one turn of a loop."""
+    compiled = report.compiled
+    return {
+        "spec": spec,
+        "name": report.name,
+        "target": compiled.target,
+        "dtype": report.dtype,
+        "config": dict(report.config),
+        "error": compiled.error,
+        "registers": compiled.registers,
+        "accumulator_registers": compiled.resources.accumulators,
+        "spill_bytes": compiled.spill_bytes,
+        "shared_bytes": compiled.shared_bytes,
+        "ctas_per_sm": report.residency.programs,
+        "ctas_limited_by": report.residency.limit,
+        "code_bytes": report.code_bytes,
+        "compile_seconds": compiled.compile_seconds,
+        "warnings": list(compiled.resources.warnings),
+        "loops": [_loop_data(loop) for loop in report.loops],
+    }
+
+
+def _loop_data(loop: LoopReport) -> dict[str, object]:
+    predicted = loop.prediction
+    return {
+        "role": loop.role,
+        "node": loop.node,
+        "line": loop.line,
+        "instructions": loop.count.instructions,
+        "matrix": dict(loop.count.matrix),
+        "kinds": dict(loop.count.kinds),
+        "useful_flops": loop.useful_flops,
+        "planned_flops": loop.planned_flops,
+        "found_flops": loop.found_flops,
+        "bytes_per_flop": loop.bytes_per_flop,
+        "clocks": dict(predicted.clocks),
+        "busiest": predicted.busiest,
+        "issue_per_1k_tensor": predicted.issue_per_1k_tensor,
+        "predicted_tflops_overlap": predicted.tflops_overlap,
+        "predicted_tflops_turns": predicted.tflops_turns,
+        "predicted_tflops_serial": predicted.tflops_serial,
+    }
+
+
+def as_text(report: KernelReport, spec: str, with_code: bool) -> str:
+    """A report for people."""
+    compiled = report.compiled
+    config = ", ".join(f"{name} {value}" for name, value in report.config.items())
+    head = f"{spec}: {report.name} for {compiled.target} ({target(compiled.target).product}), {report.dtype}"
+    lines = [head, f"  {config}"]
+    if not compiled.ok:
+        return "\n".join([*lines, *(f"  {line}" for line in f"REFUSED: {compiled.error}".splitlines())])
+    lines.append(f"  {_resources(report)}")
+    lines += [f"  warning: {text}" for text in compiled.resources.warnings]
+    if not report.loops:
+        return "\n".join([*lines, "  no loop with matrix work"])
+    table = columns([_HEADINGS, *(_row(loop) for loop in report.loops)]).splitlines()
+    counts = columns([_counts(loop) for loop in report.loops]).splitlines()
+    lines += [f"  {line}" for line in (*table, *counts)]
+    for loop in report.loops if with_code else ():
+        lines += ["", f"  {_title(loop)}, one turn:", *(f"    {_instruction(i)}" for i in loop.count.code)]
+    return "\n".join(lines)
+
+
+def _resources(report: KernelReport) -> str:
+    compiled = report.compiled
+    accumulators = f" ({compiled.resources.accumulators} AGPR)" if compiled.resources.accumulators else ""
+    programs = report.residency.programs
+    return ", ".join(
+        [
+            f"{compiled.registers} registers{accumulators}",
+            f"{compiled.spill_bytes} bytes spilled" if compiled.spill_bytes else "no spills",
+            f"{compiled.shared_bytes / 1024:.1f} KiB shared",
+            f"{programs} program{'s' if programs != 1 else ''} per SM (by {report.residency.limit})",
+            f"{report.code_bytes / 1024:.1f} KiB code",
+            f"compiled in {compiled.compile_seconds:.1f} s",
+        ]
+    )
+
+
+# instructions per 1000 tensor clocks of useful work; TFLOP/s of useful work under three assumptions
+_HEADINGS = (
+    "loop",
+    "line",
+    "instr",
+    "per 1k",
+    "overlap",
+    "turns",
+    "serial",
+    "busiest",
+    "bytes/FLOP",
+    "matrix instructions",
+)
+
+
+def _title(loop: LoopReport) -> str:
+    return f"{loop.role} ({loop.node})" if loop.role else "(not described)"
+
+
+def _row(loop: LoopReport) -> list[str]:
+    predicted = loop.prediction
+    planned = loop.planned_flops or loop.found_flops
+    repeated = f", {loop.found_flops / planned:.2f} x what is planned" if loop.found_flops != planned else ""
+    matrix = ", ".join(f"{n} {shape}" for shape, n in loop.count.matrix.items()) or "by FMA"
+    return [
+        _title(loop),
+        str(loop.line),
+        str(loop.count.instructions),
+        f"{predicted.issue_per_1k_tensor:.0f}",
+        f"{predicted.tflops_overlap:.0f}",
+        f"{predicted.tflops_turns:.0f}",
+        f"{predicted.tflops_serial:.0f}",
+        predicted.busiest,
+        f"{loop.bytes_per_flop:.4f}",
+        matrix + repeated,
+    ]
+
+
+def _counts(loop: LoopReport) -> list[str]:
+    """The instructions of one turn by kind, most frequent first; those of matrix units are in the row above."""
+    kinds = sorted(loop.count.kinds.items(), key=lambda kind: (-kind[1], kind[0]))
+    return [_title(loop), ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in kinds if name != "matrix")]
+
+
+def _instruction(code: Instruction) -> str:
+    place = f"{code.source[0]}:{code.source[1]}" if code.source else ""
+    guard = "@ " if code.guarded else "  "
+    return f"{place:40} {guard}{code.op} {code.operands}"
