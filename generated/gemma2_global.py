@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest f6f34f0def009dc324454f6d263e4299293446dffd2dd4140d974db4b7e2c36a. Needs torch and triton, nothing else.
+Digest 9036c2bbe60615d6749c91b09c6174744ca2162c2b3f909bd27d13f165010001. Needs torch and triton, nothing else.
 """
 
 import json
@@ -35,7 +35,7 @@ SPEC = json.loads(r"""
   "score": "50 * tanh(s / 50)"
 }
 """)
-DIGEST = "f6f34f0def009dc324454f6d263e4299293446dffd2dd4140d974db4b7e2c36a"
+DIGEST = "9036c2bbe60615d6749c91b09c6174744ca2162c2b3f909bd27d13f165010001"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -50,7 +50,7 @@ MANIFEST = json.loads(r"""
       "v": 256
     },
     "mask": "j <= i",
-    "score": "tanh_exp2(s * (softmax_scale * 0.05770780163555853)) * 72.13475204444816",
+    "score": "tanh_exp2(s * (softmax_scale * 0.05770780163555853), 72.13475204444816)",
     "sinks": false,
     "precision": "ieee"
   },
@@ -408,14 +408,14 @@ CONFIGS = MANIFEST["configs"]
 
 
 @triton.jit
-def _tanh_exp2(y, PRECISE: tl.constexpr):
-    """tanh(y / (2 log2 e)) from one exp2; exact limits at +-inf.
+def _tanh_exp2(y, scale, PRECISE: tl.constexpr):
+    """scale * tanh(y / (2 log2 e)) from one exp2; exact limits at +-inf.
 
     The quotient 1 / (1 + 2**y) is a squared rsqrt, which is cheaper than a division. Near zero it loses relative accuracy,
     far below a 16-bit ulp; PRECISE (for fp32 tensors) takes an odd polynomial there.
     """
     root = tl.math.rsqrt(tl.math.exp2(y) + 1.0)
-    result = 1.0 - 2.0 * (root * root)
+    result = scale - (2.0 * scale) * (root * root)
     if PRECISE:
         x = y * 0.34657359027997264
         square = x * x
@@ -424,7 +424,7 @@ def _tanh_exp2(y, PRECISE: tl.constexpr):
         series = 0.13333333333333333 + square * series
         series = -0.3333333333333333 + square * series
         divided = 1.0 - 2.0 / (tl.math.exp2(y) + 1.0)
-        result = tl.where(tl.abs(x) < 0.35, x + x * (square * series), divided)
+        result = scale * tl.where(tl.abs(x) < 0.35, x + x * (square * series), divided)
     return result
 
 
@@ -516,7 +516,7 @@ def _attention_forward(
         else:
             k_0 = tl.load(k_rows + k_offsets_0)
         qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
-        qk = _tanh_exp2(qk * term_0, PRECISE) * 72.13475204444816
+        qk = _tanh_exp2(qk * term_0, 72.13475204444816, PRECISE)
         m_new = tl.maximum(m_i, tl.max(qk, 1))
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
         alpha = tl.math.exp2(m_i - m_safe)
@@ -542,7 +542,7 @@ def _attention_forward(
             k_0 = tl.load(k_rows + k_offsets_0, mask=key_valid, other=0.0)
         qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
         allowed = rows_n[None, :] < (key_end - start_n)[:, None]
-        qk = _tanh_exp2(qk * term_0, PRECISE) * 72.13475204444816
+        qk = _tanh_exp2(qk * term_0, 72.13475204444816, PRECISE)
         qk = tl.where(allowed, qk, float("-inf"))
         m_new = tl.maximum(m_i, tl.max(qk, 1))
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
@@ -670,7 +670,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gemma2_global_f6f34f0def00", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_global_9036c2bbe606", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < 4096.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - 4095, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - 4095, 0), min(i_lo + 1, seqlen_k)).
 
-Digest 24af796b2044eee52fd5797dd9cb14a66b2ef26fba1ae1fac2b6c7759661fccc. Needs torch and triton, nothing else.
+Digest b3326ea4fb75fa34afbb3ba012f19210bded1bc9a04a772d44c81fc216052133. Needs torch and triton, nothing else.
 """
 
 import json
@@ -38,7 +38,7 @@ SPEC = json.loads(r"""
   "score": "50 * tanh(s / 50)"
 }
 """)
-DIGEST = "24af796b2044eee52fd5797dd9cb14a66b2ef26fba1ae1fac2b6c7759661fccc"
+DIGEST = "b3326ea4fb75fa34afbb3ba012f19210bded1bc9a04a772d44c81fc216052133"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -53,7 +53,7 @@ MANIFEST = json.loads(r"""
       "v": 256
     },
     "mask": "j <= i and i - j < 4096",
-    "score": "tanh_exp2(s * (softmax_scale * 0.05770780163555853)) * 72.13475204444816",
+    "score": "tanh_exp2(s * (softmax_scale * 0.05770780163555853), 72.13475204444816)",
     "sinks": false,
     "precision": "ieee"
   },
@@ -411,14 +411,14 @@ CONFIGS = MANIFEST["configs"]
 
 
 @triton.jit
-def _tanh_exp2(y, PRECISE: tl.constexpr):
-    """tanh(y / (2 log2 e)) from one exp2; exact limits at +-inf.
+def _tanh_exp2(y, scale, PRECISE: tl.constexpr):
+    """scale * tanh(y / (2 log2 e)) from one exp2; exact limits at +-inf.
 
     The quotient 1 / (1 + 2**y) is a squared rsqrt, which is cheaper than a division. Near zero it loses relative accuracy,
     far below a 16-bit ulp; PRECISE (for fp32 tensors) takes an odd polynomial there.
     """
     root = tl.math.rsqrt(tl.math.exp2(y) + 1.0)
-    result = 1.0 - 2.0 * (root * root)
+    result = scale - (2.0 * scale) * (root * root)
     if PRECISE:
         x = y * 0.34657359027997264
         square = x * x
@@ -427,7 +427,7 @@ def _tanh_exp2(y, PRECISE: tl.constexpr):
         series = 0.13333333333333333 + square * series
         series = -0.3333333333333333 + square * series
         divided = 1.0 - 2.0 / (tl.math.exp2(y) + 1.0)
-        result = tl.where(tl.abs(x) < 0.35, x + x * (square * series), divided)
+        result = scale * tl.where(tl.abs(x) < 0.35, x + x * (square * series), divided)
     return result
 
 
@@ -535,7 +535,7 @@ def _attention_forward(
         else:
             k_0 = tl.load(k_rows + k_offsets_0)
         qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
-        qk = _tanh_exp2(qk * term_0, PRECISE) * 72.13475204444816
+        qk = _tanh_exp2(qk * term_0, 72.13475204444816, PRECISE)
         m_new = tl.maximum(m_i, tl.max(qk, 1))
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
         alpha = tl.math.exp2(m_i - m_safe)
@@ -567,7 +567,7 @@ def _attention_forward(
         allowed = (rows_n[None, :] < (key_end - start_n)[:, None]) & (
             rows_n[None, :] >= (key_begin - start_n)[:, None]
         )
-        qk = _tanh_exp2(qk * term_0, PRECISE) * 72.13475204444816
+        qk = _tanh_exp2(qk * term_0, 72.13475204444816, PRECISE)
         qk = tl.where(allowed, qk, float("-inf"))
         m_new = tl.maximum(m_i, tl.max(qk, 1))
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
@@ -695,7 +695,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gemma2_local_24af796b2044", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_local_b3326ea4fb75", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 7b22120b35e41ddce924af2389d890e36be2f976d6f9799530f82ffa28f177cd. Needs torch and triton, nothing else.
+Digest cc33cf8ef9ad94d8584508e71c9762a9aaca5d2a177a4ff7d11180ee66d2b676. Needs torch and triton, nothing else.
 """
 
 import json
@@ -35,7 +35,7 @@ SPEC = json.loads(r"""
   "name": "mla_absorbed"
 }
 """)
-DIGEST = "7b22120b35e41ddce924af2389d890e36be2f976d6f9799530f82ffa28f177cd"
+DIGEST = "cc33cf8ef9ad94d8584508e71c9762a9aaca5d2a177a4ff7d11180ee66d2b676"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -160,6 +160,13 @@ MANIFEST = json.loads(r"""
     ],
     "gfx942/16": [
       {
+        "BLOCK_M": 64,
+        "BLOCK_N": 16,
+        "num_warps": 4,
+        "num_stages": 1,
+        "USE_DESCRIPTORS": false
+      },
+      {
         "BLOCK_M": 16,
         "BLOCK_N": 16,
         "num_warps": 4,
@@ -168,6 +175,13 @@ MANIFEST = json.loads(r"""
       }
     ],
     "gfx950/16": [
+      {
+        "BLOCK_M": 64,
+        "BLOCK_N": 16,
+        "num_warps": 4,
+        "num_stages": 1,
+        "USE_DESCRIPTORS": false
+      },
       {
         "BLOCK_M": 16,
         "BLOCK_N": 16,
@@ -517,7 +531,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::mla_absorbed_7b22120b35e4", mutates_args=())
+@torch.library.custom_op("attngen::mla_absorbed_cc33cf8ef9ad", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -38,6 +38,7 @@ _SASS_LINE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.
 _SASS_SOURCE = re.compile(r'//## File "([^"]+)", line (\d+)')
 _SASS_TARGET = re.compile(r"`\((\.L_[\w.]+)\)")
 _SASS_ENDS = {"EXIT", "RET", "BRX", "JMX", "KILL"}
+_SASS_NEVER = {"@!PT", "@!UPT"}  # ptxas pads with instructions that only take an issue slot, as `@!PT LDS RZ, [RZ]`
 
 
 def parse_sass(text: str, kernel: str) -> Listing:
@@ -51,7 +52,8 @@ def parse_sass(text: str, kernel: str) -> Listing:
         elif match := _SASS_LABEL.match(line):
             labels[match[1]] = len(found)
         elif match := _SASS_LINE.match(line):
-            found.append(_sass(match[2], match[3], bool(match[1]), source))
+            op = "NOP" if (match[1] or "").strip() in _SASS_NEVER else match[2]
+            found.append(_sass(op, match[3], bool(match[1]), source))
     return Listing(tuple(found), labels)
 
 
@@ -80,8 +82,8 @@ def _sass(op: str, operands: str, guarded: bool, source: Source | None) -> Instr
 
 
 def _has_condition(operands: str) -> bool:
-    """Whether a jump names a predicate before its target: `BRA !P0, ...`, `BRA.U UP1, ...`, `BRA.DIV UR4, ...`."""
-    return re.match(r"!?(?:U?P\d|UR\d+)\s*,", operands) is not None
+    """Whether a jump names a predicate before its target: `BRA !P0, ...`, `BRA.U UP1, ...`, `BRA.DIV ~URZ, ...`."""
+    return re.match(r"[!~]?(?:U?P\d|UR(?:\d+|Z))\s*,", operands) is not None
 
 
 _AMD_LABEL = re.compile(r"(\.LBB\w+):")

@@ -116,5 +116,5 @@ def _without_back_edges(found: Flow, loop: NaturalLoop) -> nx.DiGraph[int]:
     body.remove_nodes_from([b for b in list(body) if b != loop.header and b not in dominator])
     body.remove_edges_from([(a, b) for a, b in list(body.edges) if _dominates(b, a, dominator)])
     while not nx.is_directed_acyclic_graph(body):  # an irreducible wait: cut one edge of each way round
-        body.remove_edge(*nx.find_cycle(body)[-1][:2])
+        body.remove_edge(*nx.find_cycle(body, loop.header)[-1][:2])
     return body

@@ -32,22 +32,22 @@ Kind = Literal[
 _SASS: tuple[tuple[Kind, str], ...] = (
     ("matrix", r"HGMMA|IGMMA|QGMMA|HMMA|IMMA|QMMA|DMMA|UTC[A-Z]*MMA"),
     ("convert", r"F2FP|F2IP|I2FP|I2IP"),
-    ("mufu", r"MUFU|F2F|F2I|I2F|FRND"),
+    ("mufu", r"MUFU|F2F|F2I|I2F|FRND|FLO|POPC"),
     ("fma", r"FFMA|FMUL|FADD|HFMA2|HMUL2|HADD2|IMAD|IDP"),
     ("shuffle", r"SHFL"),
     ("spill", r"LDL|STL"),
     ("shared", r"LDSM?\b|STSM?\b|ATOMS|UBLKCP"),
     ("tensor_memory", r"LDTM|STTM|UTCCP"),
     ("descriptor", r"UTMALDG|UTMASTG|UTMAREDG|UTMAPF"),
-    ("global", r"LDGSTS|LDG|STG|LD\b|ST\b|RED|ATOM"),
+    ("global", r"LDGSTS|LDG\b|STG|LD\b|ST\b|REDG?\b|ATOM"),
     (
         "barrier",
-        r"BAR|SYNCS|WARPGROUP|WARPSYNC|DEPBAR|LDGDEPBAR|MEMBAR|FENCE|UTCBAR|ARRIVES|B(?:SSY|SYNC)|UTMA",
+        r"BAR|SYNCS|WARPGROUP|WARPSYNC|DEPBAR|LDGDEPBAR|MEMBAR|FENCE|UTCBAR|ARRIVES|B(?:SSY|SYNC|REAK)|UTMA",
     ),
-    ("scalar", r"U[A-Z]|R2UR|S2UR|VOTEU|REDUX|CREDUX"),
+    ("scalar", r"U[A-Z]|R2UR|S2UR|LDCU|VOTEU|REDUX|CREDUX"),
     (
         "alu",
-        r"FMNMX|FSEL|FSETP?|FCHK|ISETP|IADD|IABS|IMNMX|LOP|PLOP|LEA|SEL|SH[FLR]|PRMT|MOV|VI|BMSK|SGXT|P2R|R2P|FLO|POPC|HSET|HMNMX|VHMNMX",
+        r"FMNMX|FSEL|FSETP?|FCHK|ISETP|IADD|IABS|IMNMX|LOP|PLOP|LEA|SEL|SH[FLR]|PRMT|MOV|VI|BMSK|SGXT|P2R|R2P|HSET|HMNMX|VHMNMX",
     ),
 )
 _AMD: tuple[tuple[Kind, str], ...] = (
@@ -55,7 +55,7 @@ _AMD: tuple[tuple[Kind, str], ...] = (
     ("mufu", r"v_(?:exp|log|rcp|rsq|sqrt|sin|cos)_"),
     ("convert", r"v_cvt_"),
     ("shuffle", r"ds_b?permute|ds_swizzle"),
-    ("fma", r"v_(?:pk_)?(?:fma|mul|add|sub|mad|fmac)_f"),
+    ("fma", r"v_(?:pk_)?(?:fma(?:c|[am]k)?|mul|add|sub(?:rev)?|mad)_f"),
     ("spill", r"scratch_"),
     ("shared", r"ds_"),
     ("global", r"global_|buffer_|flat_"),
@@ -85,7 +85,7 @@ def bytes_of(isa: Isa, op: str) -> int:
         return _amd_bytes(op)
     if "LDSM" in op or "STSM" in op:
         return {"4": 16, "2": 8}.get(op[-1], 4)
-    widths = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+    widths = {"256": 32, "128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
     return next((size for name, size in widths.items() if name in op.split(".")), 4)
 
 

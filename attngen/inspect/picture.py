@@ -61,13 +61,9 @@ def _roofline(axes: Axes, goal: Target, loops: Sequence[_Named]) -> None:
             [intensity] * 2, [rate.tflops_serial, rate.tflops_overlap], color=colour, linewidth=1, alpha=0.6
         )
         axes.plot(intensity, rate.tflops_turns, marker="o", markersize=3, color=colour)
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="useful FLOPs per byte loaded (from any cache)",
-        ylabel="TFLOP/s, predicted",
-    )
-    axes.set_title(f"{goal.name}, {goal.product}: serial to overlap, dot: turns (blue full, orange partial)")
+    axes.set(xscale="log", yscale="log", ylabel="predicted TFLOP/s: serial to overlap, dot turns")
+    axes.set_xlabel("useful FLOPs per byte loaded, from any cache (blue full, orange partial)")
+    axes.set_title(f"{goal.name}, {goal.product}")
     axes.grid(alpha=0.2, which="both")
 
 
@@ -77,8 +73,9 @@ def _pipes(axes: Axes, goal: Target, loops: Sequence[_Named]) -> None:
     left = [0.0] * len(loops)
     for pipe, colour in _COLOURS.items():
         widths = [_per_1000(loop, pipe) for _, loop in loops]
-        axes.barh(names, widths, left=left, color=colour, label=pipe, height=0.8)
+        axes.barh(range(len(names)), widths, left=left, color=colour, label=pipe, height=0.8)
         left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.set_yticks(range(len(names)), names)
     axes.axvline(1000, color="black", linewidth=0.5)
     axes.invert_yaxis()
     axes.set_xlabel("clocks of each pipe per 1000 tensor clocks of useful work (they overlap in part)")

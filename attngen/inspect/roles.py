@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,15 +79,13 @@ def _work(loop: dict[str, Any], sizes: Mapping[str, Any], element_bytes: int) ->
 
 
 def loop_of(sources: Mapping[Source, int], file: str, loops: Sequence[SourceLoop]) -> SourceLoop | None:
-    """The innermost source loop that most instructions come from; lines of other files (helpers) do not count."""
-    votes = [
-        (
-            sum(n for (name, line), n in sources.items() if name == file and x.first <= line <= x.last),
-            -(x.last - x.first),
-            x.first,
-            x,
-        )
-        for x in loops
-    ]
-    best = max(votes, default=None, key=lambda vote: vote[:3])
-    return best[-1] if best and best[0] else None
+    """The source loop that most instructions come from: each counts for the innermost loop around its line.
+
+    Lines of other files (helpers) do not count.
+    """
+    votes: Counter[SourceLoop] = Counter()
+    for (name, line), instructions in sources.items():
+        around = [x for x in loops if name == file and x.first <= line <= x.last]
+        if around:
+            votes[min(around, key=lambda x: x.last - x.first)] += instructions
+    return max(votes, key=lambda x: (votes[x], x.first), default=None)

@@ -22,7 +22,7 @@ _TO: dict[str, Callable[..., Any]] = {
     "where": lambda c, a, b: sp.Piecewise((a, c), (b, True)),
     "min": sp.Min, "max": sp.Max, "abs": sp.Abs, "exp": sp.exp, "log": sp.log, "sqrt": sp.sqrt, "tanh": sp.tanh,
     "exp2": lambda a: sp.Integer(2) ** a, "log2": lambda a: sp.log(a) / sp.log(2),
-    "tanh_exp2": lambda y: sp.tanh(y * sp.log(2) / 2), "sigmoid": lambda a: 1 / (1 + sp.exp(-a)),
+    "tanh_exp2": lambda y, c: c * sp.tanh(y * sp.log(2) / 2), "sigmoid": lambda a: 1 / (1 + sp.exp(-a)),
     "sin": sp.sin, "cos": sp.cos, "floor": sp.floor, "int": lambda a: sp.sign(a) * sp.floor(sp.Abs(a)), "float": lambda a: a,
 }  # fmt: skip
 _FROM: dict[Any, str] = {

@@ -47,7 +47,7 @@ _BLACKWELL: tuple[Row, ...] = (
 _CDNA: tuple[Row, ...] = (
     (320, (_config(128, 64, 4, 2), _config(128, 32, 4, 2))),
     (512, (_config(128, 32, 4, 2), _config(64, 32, 4, 2))),
-    (1088, (_config(16, 16, 4, 2),)),
+    (1088, (_config(64, 16, 4, 1), _config(16, 16, 4, 2))),  # fewer rows than 16 per warp would repeat Q K^T
 )
 # fp32 products without tensor cores: small tiles, or the accumulators spill
 _NVIDIA_FP32: tuple[Row, ...] = (

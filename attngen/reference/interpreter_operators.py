@@ -60,7 +60,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "abs": lambda a: as_tensor(a).abs(),
     "exp": _unary(torch.exp), "exp2": _unary(torch.exp2), "log": _unary(torch.log), "log2": _unary(torch.log2),
     "sqrt": _unary(torch.sqrt), "tanh": _unary(torch.tanh), "sigmoid": _unary(torch.sigmoid),
-    "tanh_exp2": _unary(lambda y: torch.tanh(y * (math.log(2.0) / 2))),
+    "tanh_exp2": lambda y, c: as_tensor(c) * torch.tanh(as_tensor(y) * (math.log(2.0) / 2)),
     "sin": _unary(torch.sin), "cos": _unary(torch.cos),
     "floor": lambda a: torch.floor(as_tensor(a)).long(),
     "int": lambda a: torch.trunc(as_tensor(a).double()).long(),
