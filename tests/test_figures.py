@@ -84,9 +84,11 @@ def assert_products_are_as_planned(target: str) -> None:
     known = [("mla_absorbed", role, twice) for role in ("full", "partial")] if target == "sm_90" else []
     assert wrong == known
     roles = {
-        r.module.stem: [loop.role for loop in r.loops] for r in reports if r.name == "_attention_forward"
+        r.module.stem: tuple(loop.role for loop in r.loops) for r in reports if r.name == "_attention_forward"
     }
-    assert set(map(tuple, roles.values())) <= {("full", "partial"), ("partial",)}
+    # a neighbourhood of 7 x 7 is at most two tiles of 128 keys, which sm_100's compiler runs without a loop
+    assert {name for name, found in roles.items() if not found} <= {"natten_2d"}
+    assert set(roles.values()) <= {("full", "partial"), ("partial",), ()}
     assert len(roles) == len(modules())
 
 

@@ -95,6 +95,7 @@ def as_data(report: KernelReport, spec: str) -> dict[str, object]:
         "ctas_per_sm": report.residency.programs,
         "ctas_limited_by": report.residency.limit,
         "code_bytes": report.code_bytes,
+        "matrix_instructions": report.matrix_instructions,
         "compile_seconds": compiled.compile_seconds,
         "warnings": list(compiled.resources.warnings),
         "loops": [_loop_data(loop) for loop in report.loops],
@@ -134,7 +135,12 @@ def as_text(report: KernelReport, spec: str, with_code: bool) -> str:
     lines.append(f"  {_resources(report)}")
     lines += [f"  warning: {text}" for text in compiled.resources.warnings]
     if not report.loops:
-        return "\n".join([*lines, "  no loop with matrix work"])
+        return "\n".join(
+            [
+                *lines,
+                f"  no loop with matrix work; matrix instructions that run once: {report.matrix_instructions}",
+            ]
+        )
     table = columns([_HEADINGS, *(_row(loop) for loop in report.loops)]).splitlines()
     counts = columns([_counts(loop) for loop in report.loops]).splitlines()
     lines += [f"  {line}" for line in (*table, *counts)]

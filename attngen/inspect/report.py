@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from attngen.inspect.assembly import Listing, parse_amd, parse_sass
+from attngen.inspect.instructions import Isa, kind_of
 from attngen.inspect.loops import CountedLoop, matrix_loops
 from attngen.inspect.model import Prediction, predict
 from attngen.inspect.residency import Residency, residency
@@ -50,6 +51,7 @@ class KernelReport:
     compiled: CompileReport
     residency: Residency
     code_bytes: int = 0
+    matrix_instructions: int = 0  # in all of the code: prologues and loops that the compiler unrolled too
     loops: tuple[LoopReport, ...] = ()
 
     @property
@@ -96,9 +98,10 @@ def _report(
         return basis
     listing, code_bytes = disassembled(compiled)
     described = source_loops(module, request.kernel, constants, ELEMENT_BYTES[dtype])
+    isa: Isa = "amd" if goal.backend == "hip" else "sass"
     counted = matrix_loops(
         listing,
-        "amd" if goal.backend == "hip" else "sass",
+        isa,
         num_warps=request.num_warps,
         lanes=goal.warp_size,
         wanted=lambda source: (
@@ -106,7 +109,8 @@ def _report(
         ),
     )
     loops = [_loop(x, loop_of(x.sources, module.name, described), goal, request.num_warps) for x in counted]
-    return replace(basis, code_bytes=code_bytes, loops=tuple(loops))
+    matrix = sum(kind_of(isa, i.op) == "matrix" for i in listing.instructions)
+    return replace(basis, code_bytes=code_bytes, matrix_instructions=matrix, loops=tuple(loops))
 
 
 def disassembled(compiled: CompileReport) -> tuple[Listing, int]:

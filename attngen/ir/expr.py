@@ -43,7 +43,11 @@ OPERATORS: dict[str, tuple[str | None, int, str]] = {
     "log2": (None, 1, "float"),
     "sqrt": (None, 1, "float"),
     "tanh": (None, 1, "float"),
-    "tanh_exp2": (None, 2, "float"),  # (y, c): c tanh(y / (2 log2 e)), computed from exp2, see passes.base_two
+    "tanh_exp2": (
+        None,
+        2,
+        "float",
+    ),  # (y, c): c tanh(y / (2 log2 e)), computed from exp2, see passes.base_two
     "sigmoid": (None, 1, "float"),
     "sin": (None, 1, "float"),
     "cos": (None, 1, "float"),

@@ -1,0 +1,156 @@
+"""Source loops by their `for`, and the work that a manifest describes."""
+
+import json
+
+import pytest
+
+from attngen.errors import InternalError
+from attngen.inspect.report import inspect_modules
+from attngen.inspect.roles import Work, loop_of, source_loops
+
+MODULE = """\
+import json
+import triton
+import triton.language as tl
+
+MANIFEST = json.loads(r\"\"\"
+{manifest}
+\"\"\")
+
+
+@triton.jit
+def helper(x):
+    for step in tl.static_range(2):
+        x += step
+    return x
+
+
+@triton.jit
+def _attention_forward(q, k, out, stride_qs, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    rows, keys = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, stride_qs, 4 * BLOCK_N):
+        scale = tl.load(out + start)
+        for n in range(start, start + 4 * BLOCK_N, BLOCK_N):
+            tile_q = tl.load(q + rows[:, None] * stride_qs + n + keys[None, :])
+            tile_k = tl.load(k + (n + keys[:, None]) * BLOCK_N + keys[None, :])
+            total = tl.dot(tile_q, tile_k, total) * scale
+    for row in range(0, stride_qs):
+        tl.store(out + row, helper(1.0))
+    tl.store(out + rows[:, None] * BLOCK_N + keys[None, :], total)
+"""
+OUTER, INNER, AFTER = (
+    21,
+    23,
+    27,
+)  # lines of `for` in the module below, which starts with a manifest of one line
+
+
+def described(role, products=(), loads=()):
+    return {"role": role, "node": role + "_node", "products": list(products), "loads": list(loads)}
+
+
+LOOPS = [
+    described("outer"),
+    described(
+        "full",
+        [
+            {"tile": ["BLOCK_M", "BLOCK_N"], "columns": 80, "padded": 128},
+            {"tile": ["BLOCK_M", "BLOCK_N"], "columns": 96, "padded": 128},
+        ],
+        [{"tile": ["BLOCK_N"], "columns": 80, "padded": 128}, {"tile": [], "columns": 1, "padded": 1}],
+    ),
+    described("after"),
+]
+
+
+def module(tmp_path, loops=LOOPS):
+    """A module with one kernel of three loops, two of them nested, and a manifest on one line."""
+    kernel = {
+        "arguments": {"q": "*io", "k": "*io", "out": "*fp32", "stride_qs": "i32"},
+        "constants": ["BLOCK_M", "BLOCK_N"],
+    }
+    if loops is not None:
+        kernel["loops"] = loops
+    config = {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
+    manifest = {"kernels": {"_attention_forward": kernel}, "configs": {"default": [config]}}
+    path = tmp_path / "module.py"
+    path.write_text(MODULE.format(manifest=json.dumps(manifest)))
+    return path
+
+
+def of(path, sizes=None):
+    return source_loops(path, "_attention_forward", sizes or {"BLOCK_M": 64, "BLOCK_N": 32}, 2)
+
+
+def test_loops_of_a_kernel_are_its_for_statements_in_order(tmp_path):
+    path = module(tmp_path)
+    found = of(path)
+    assert [(x.work.role, x.first, x.last) for x in found] == [
+        ("outer", OUTER, OUTER + 5),
+        ("full", INNER, INNER + 3),
+        ("after", AFTER, AFTER + 1),
+    ]
+    lines = path.read_text().splitlines()
+    assert [lines[x.first - 1].split()[:2] for x in found] == [["for", "start"], ["for", "n"], ["for", "row"]]
+
+
+def test_work_is_products_and_loads_of_a_tile(tmp_path):
+    _, full, after = (x.work for x in of(module(tmp_path)))
+    assert full == Work(
+        role="full",
+        node="full_node",
+        useful_flops=2 * 64 * 32 * (80 + 96),
+        padded_flops=2 * 64 * 32 * (128 + 128),
+        load_bytes=(32 * 128 + 1) * 2,
+    )
+    assert (after.useful_flops, after.load_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize(("loops", "count"), [(LOOPS[:2], 2), ([*LOOPS, LOOPS[0]], 4), (None, 0)])
+def test_a_manifest_of_other_loops_is_an_error_of_ours(tmp_path, loops, count):
+    with pytest.raises(InternalError, match=rf"describes {count} loops of _attention_forward, not 3"):
+        of(module(tmp_path, loops))
+
+
+def role_of(tmp_path, sources):
+    found = loop_of(sources, "module.py", of(module(tmp_path)))
+    return found and found.work.role
+
+
+def test_the_loop_of_instructions_is_the_one_around_their_lines(tmp_path):
+    def here(line):
+        return "module.py", line
+
+    assert role_of(tmp_path, {here(INNER + 1): 3, here(AFTER + 1): 2}) == "full"
+    assert role_of(tmp_path, {here(INNER + 1): 2, here(AFTER + 1): 3}) == "after"
+    # a few instructions of the outer loop's lines, as of its counter, do not make an inner loop the outer one
+    assert role_of(tmp_path, {here(OUTER): 1, here(INNER + 3): 20}) == "full"
+    assert role_of(tmp_path, {here(OUTER + 1): 20, here(INNER + 3): 1}) == "outer"
+
+
+def test_lines_of_other_files_and_outside_loops_do_not_count(tmp_path):
+    helpers = {("standard.py", AFTER + 1): 99, ("module.py", OUTER - 1): 50}
+    assert role_of(tmp_path, helpers | {("module.py", INNER + 1): 1}) == "full"
+    assert role_of(tmp_path, helpers) is None
+    assert role_of(tmp_path, {}) is None
+
+
+def test_compiled_loops_have_the_role_of_their_source(tmp_path, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("ATTNGEN_CACHE", str(tmp_path / "cache"))
+    modules = [(module(tmp_path), "bfloat16")]
+    (report,) = inspect_modules(modules, ["sm_80"])
+    assert report.compiled.ok
+    (loop,) = report.loops
+    assert (loop.role, loop.node, loop.line) == ("full", "full_node", INNER)
+    assert (loop.useful_flops, loop.planned_flops) == (2 * 64 * 64 * 176, 2 * 64 * 64 * 256)
+    assert loop.found_flops == 2 * 64 * 64 * 64
+    assert loop.bytes_per_flop == 2 * 64 * 64 * 2 / loop.useful_flops
+
+    # what does not fit is a row that says so
+    large = {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 16}
+    (report,) = inspect_modules(modules, ["sm_80"], config=large)
+    assert (report.compiled.ok, report.loops, report.code_bytes) == (False, (), 0)
+    assert report.compiled.error == "needs 245760 bytes of shared memory; sm_80 has 166912 per CTA"
+    assert report.config == large
