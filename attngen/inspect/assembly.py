@@ -38,10 +38,8 @@ _SASS_LINE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.
 _SASS_SOURCE = re.compile(r'//## File "([^"]+)", line (\d+)')
 _SASS_TARGET = re.compile(r"`\((\.L_[\w.]+)\)")
 _SASS_ENDS = {"EXIT", "RET", "BRX", "JMX", "KILL"}
-_SASS_NEVER = {
-    "@!PT",
-    "@!UPT",
-}  # ptxas pads with instructions that only take an issue slot, as `@!PT LDS RZ, [RZ]`
+# ptxas pads with instructions that only take an issue slot, as `@!PT LDS RZ, [RZ]`
+_SASS_NEVER = {"@!PT", "@!UPT"}
 
 
 def parse_sass(text: str, kernel: str) -> Listing:

@@ -33,7 +33,15 @@ class CountedLoop:
     code: tuple[Instruction, ...]
 
     @property
+    def fma_slots(self) -> int:
+        """Turns of the FMA pipe: an instruction on pairs (FFMA2, sm_100) takes two."""
+        return self.kinds.get("fma", 0) + sum(
+            n for op, n in self.ops.items() if op in ("FFMA2", "FMUL2", "FADD2")
+        )
+
+    @property
     def all_flops(self) -> int:
+        """FLOPs of one turn by matrix instructions."""
         return sum(self.flops.values())
 
 

@@ -21,7 +21,7 @@ Figures of `inspect` are predictions of a model, not measurements.
 - Not in the model: latency, occupancy, DRAM and L2, bank conflicts, clocks that drop under load, prologue and epilogue,
   the partial last wave of programs.
 - overlap: the busiest pipe decides. turns: matrix work and the busiest of the others alternate. serial: matrix work, MUFU
-  and issue add up.
+  and issue add up (or the busiest pipe decides, where that is slower).
 - Work is useful work: the products of the plan, without padding of head dimensions or products repeated for precision
   (tf32x3). Elements that a partial tile masks count as useful. "Instructions per 1000 tensor clocks" divides by the clocks
   that useful work takes at the full matrix rate (products by FMA: at the FMA rate).
@@ -61,7 +61,7 @@ def predict(loop: CountedLoop, useful_flops: float, target: Target, num_warps: i
         issue_per_1k_tensor=1000 * loop.instructions * num_warps / target.schedulers / best,
         tflops_overlap=tflops(max(tensor, others)),
         tflops_turns=tflops(tensor + others),
-        tflops_serial=tflops(tensor + clocks["mufu"] + clocks["issue"]),
+        tflops_serial=tflops(max(tensor + clocks["mufu"] + clocks["issue"], others)),
     )
 
 
@@ -79,13 +79,14 @@ def pipe_clocks(loop: CountedLoop, target: Target, num_warps: int) -> dict[str, 
     }
     vector = sum(loop.kinds.get(kind, 0) for kind in rates if kind != "shuffle")
     slots = loop.instructions + vector * (target.vector_issue_clocks - 1)
+    counts = {**loop.kinds, "fma": loop.fma_slots}
     tensor = sum(flops / target.matrix_flops[kind] for kind, flops in loop.flops.items())
     if loop.warp_wide:
         tensor /= target.mma_sync_share
     return {
         "tensor": tensor,
         "issue": slots * warps,
-        **{pipe: loop.kinds.get(pipe, 0) * threads / rate for pipe, rate in rates.items()},
+        **{pipe: counts.get(pipe, 0) * threads / rate for pipe, rate in rates.items()},
         "shared": loop.shared_bytes * num_warps / target.shared_bytes_per_clock,
     }
 

@@ -124,7 +124,7 @@ def disassembled(compiled: CompileReport) -> tuple[Listing, int]:
 
 
 def _loop(count: CountedLoop, place: SourceLoop | None, goal: Target, num_warps: int) -> LoopReport:
-    found = count.all_flops or 2 * count.kinds.get("fma", 0) * num_warps * goal.warp_size
+    found = count.all_flops or 2 * count.fma_slots * num_warps * goal.warp_size
     work = place.work if place and place.work.useful_flops else None
     useful = work.useful_flops if work else found
     by_descriptor = work.load_bytes if work and count.descriptor_loads else 0

@@ -271,6 +271,20 @@ k:
     assert loop.flops == {"16": 2 * 2 * 32 * 32 * 8}
 
 
+def test_loads_by_descriptor_count_though_the_turn_goes_around_them():
+    text = """\
+.section	.text.k,x
+.L_x_0:
+/*0000*/ HGMMA.64x64x16.F32.BF16 R24, gdesc[UR4], R24 ;
+/*0010*/ @P0 BRA `(.L_x_1) ;
+/*0020*/ UTMALDG.2D [UR8], [UR20] ;
+.L_x_1:
+/*0030*/ @P1 BRA `(.L_x_0) ;
+"""
+    (loop,) = matrix_loops(parse_sass(text, "k"), "sass", num_warps=4, lanes=32, wanted=lambda source: False)
+    assert (loop.instructions, loop.kinds["descriptor"], loop.descriptor_loads) == (3, 0, 1)
+
+
 def test_a_product_outside_all_loops_is_no_loop():
     text = ".section\t.text.k,x\n/*0000*/ HMMA.16816.F32 R0, R1, R2, R3 ;\n.L_x_0:\n/*0010*/ BRA `(.L_x_0);\n"
     assert matrix_loops(parse_sass(text, "k"), "sass", num_warps=4, lanes=32, wanted=lambda s: True) == []

@@ -32,7 +32,7 @@ def held(name, *, registers=32, shared=0, warps=4, columns=0):
         ("sm_90", 168, 4, 3),  # 5376: 3 warps a part
         ("sm_90", 168, 8, 1),  # 12 warps are one program of 8
         ("sm_90", 209, 8, 1),  # 6688 -> 6912: 2 warps a part
-        ("sm_90", 192, 8, 1),  # 6144: 2 warps a part, though 65536 / 6144 would be 10 warps
+        ("sm_90", 192, 2, 4),  # 6144: 2 warps a part, though 65536 / 6144 would be 10 warps
         # 512 registers a lane and SIMD, in units of 8
         ("gfx942", 256, 4, 2),
         ("gfx942", 257, 4, 1),
