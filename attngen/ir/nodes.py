@@ -14,7 +14,7 @@ from attngen.ir.expr import TRUE, Expr, Symbol, symbols, text, type_of
 from attngen.ir.tiles import Tiles
 
 Axes = tuple[str, ...]
-Monoid = Literal["softmax"]
+Monoid = Literal["softmax", "sum"]
 Address = Literal["strided", "packed"]
 
 
@@ -76,7 +76,7 @@ class Node:
         for name in self.OPERANDS:
             value = getattr(self, name)
             found.extend(value if isinstance(value, tuple) else (value,))
-        return tuple(found)
+        return tuple(name for name in found if name)
 
     def attributes(self) -> tuple[tuple[str, object], ...]:
         """Return all other fields, for the text form."""
@@ -97,17 +97,19 @@ class Input(Node):
 
     ``dtype`` is a torch name, or ``io`` for the one of ``dtypes`` that q, k, v and out share at run time. ``layout`` is the
     order in which the argument holds batch, sequence, head and dim (``bshd``, ``bhsd``; ``thd`` packs sequences into tokens).
-    ``default`` is the text of a scalar's default ('' when the caller must give it).
+    ``default`` is the text of a scalar's default ('' when the caller must give it). ``grad``: the backward returns a
+    gradient for it. The role ``gradient`` is that of a result's gradient, which autograd hands to the backward.
     """
 
     kind: ClassVar[str] = "input"
     axes: Axes
     dtype: str
-    role: Literal["tensor", "captured", "scalar"] = "tensor"
+    role: Literal["tensor", "captured", "scalar", "gradient"] = "tensor"
     dtypes: tuple[str, ...] = ()
     layout: str = ""
     sorted: bool = False
     default: str = ""
+    grad: bool = False
 
     def verify(self) -> None:
         """A scalar has no axes, and only captured integer tensors can be declared sorted."""
@@ -138,11 +140,15 @@ class Contract(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Map(Node):
-    """An element-wise formula of ``operand`` (symbol ``s``), positions, scalars and captured tensors."""
+    """An element-wise formula of ``operand`` (symbol ``s``), positions, scalars and captured tensors.
+
+    It may read ``others``, by their own names; those that lack an axis of the result are broadcast along it.
+    """
 
     kind: ClassVar[str] = "map"
-    OPERANDS: ClassVar[tuple[str, ...]] = ("operand", "captured")
+    OPERANDS: ClassVar[tuple[str, ...]] = ("operand", "others", "captured")
     operand: str
+    others: tuple[str, ...] = ()
     captured: tuple[str, ...] = ()
     expr: Expr
     axes: Axes
@@ -156,6 +162,10 @@ class Map(Node):
 class Fold(Node):
     """Fold of a monoid along ``axis`` over ``domain``; for softmax, of the pairs (element, value).
 
+    For sum, of the products element * value, or of the element alone where ``value`` is ''. Axes that the result lacks are
+    summed too (the query heads of a group, where the result has kv heads). With ``at``, the element at a place is added
+    where these indices point: the gradient of the captured tensor ``into``, whose shape the result has.
+
     Scheduling fills the lower half: ``base`` of the exponential and the positive ``factor`` that multiplies the element inside
     it, the mask's plan, and where the fold is cut.
     """
@@ -164,11 +174,13 @@ class Fold(Node):
     OPERANDS: ClassVar[tuple[str, ...]] = ("element", "value", "captured")
     monoid: Monoid
     element: str
-    value: str
+    value: str = ""
     captured: tuple[str, ...] = ()
     axis: str
     domain: Domain
     axes: Axes
+    at: tuple[Expr, ...] = ()
+    into: str = ""
     precision: Literal["ieee", "tf32x3", "tf32"] = "ieee"
     base: Literal["e", "2"] = "e"
     factor: Expr | None = None

@@ -12,7 +12,7 @@ from typing import Any
 import sympy as sp
 
 from attngen.errors import InternalError
-from attngen.ir.expr import Apply, Const, Element, Expr, Search, Symbol, apply
+from attngen.ir.expr import Apply, Const, Element, Expr, Search, Symbol, apply, children, rebuild
 
 _TO: dict[str, Callable[..., Any]] = {
     "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "div": lambda a, b: a / b,
@@ -115,12 +115,20 @@ def _piecewise(value: Any, symbols: dict[str, Expr]) -> Expr:
     return result
 
 
-def derivative(expr: Expr, symbol: str) -> Expr:
-    """Return the derivative of a real-valued expression with respect to one of its symbols."""
+def derivative(expr: Expr, variable: Symbol | Element) -> Expr:
+    """Return the derivative of a real-valued expression with respect to a symbol or an element of a captured tensor."""
+    own = Symbol("_variable", "float")
     table: dict[str, Expr] = {}
     _collect(expr, table)
-    name = next((s for s in to_sympy(expr).free_symbols if s.name == symbol), None)
-    return Const(0.0) if name is None else from_sympy(sp.diff(to_sympy(expr), name), table)
+    table[own.name] = variable
+    found = sp.diff(to_sympy(_replaced(expr, variable, own)), to_sympy(own))
+    return from_sympy(found, table)
+
+
+def _replaced(expr: Expr, old: Expr, new: Expr) -> Expr:
+    if expr == old:
+        return new
+    return rebuild(expr, tuple(_replaced(part, old, new) for part in children(expr)))
 
 
 def _collect(expr: Expr, table: dict[str, Expr]) -> None:

@@ -75,6 +75,17 @@ def tile_ranges(
     return builder.finished(full, partial)
 
 
+def ranges_along(axis: str, tiles: Tiles, known_least: Mapping[str, int] | None = None) -> Ranges:
+    """Return the ranges of tiles that a program walks along an axis: keys (Sk) for a tile of rows, or rows (Sq) for a
+    tile of keys, whose positions are ``j_lo`` to ``j_hi``."""
+    if axis == "Sk":
+        return tile_ranges(tiles, known_least=known_least)
+    known = {"j_lo": 0, "j_hi": 0, **(known_least or {})}
+    return tile_ranges(
+        tiles, block=Symbol("BLOCK_M"), tile="j", tile_end=Symbol("seqlen_k"), known_least=known
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Span:
     """A range of tiles, and positions that bound what it was rounded from, where they are known."""

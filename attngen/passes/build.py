@@ -38,16 +38,18 @@ _ROWS = ("B", "Hq", "Sq")
 
 def build(spec: Spec) -> Graph:
     """Return the semantic graph of a spec: what is computed, nothing of how."""
-    if spec.grad or any(c.grad for c in spec.captured):
-        raise _not_built(spec, "grad", "only the forward pass is generated; remove 'grad'")
+    if spec.grad and spec.head_dim.v_from_k is not None:
+        raise not_built(
+            spec, "grad", "values that are columns of K (head_dim: v_from_k) have no backward; remove 'grad'"
+        )
     if spec.precision != "ieee" and "float32" not in spec.dtypes:
-        raise _not_built(spec, "precision", "it is that of fp32 products; the spec has no float32 in 'dtype'")
+        raise not_built(spec, "precision", "it is that of fp32 products; the spec has no float32 in 'dtype'")
     if not spec.deterministic:
-        raise _not_built(spec, "deterministic", "the forward pass always is; remove 'deterministic: false'")
+        raise not_built(spec, "deterministic", "the forward pass always is; remove 'deterministic: false'")
     for captured in spec.captured:
         if captured.sorted and captured.axes[-1] in ("Tq", "Tk"):
             message = f"{captured.name} is sorted along packed tokens; sequences are apart already, declare it without 'sorted'"
-            raise _not_built(spec, "captured", message)
+            raise not_built(spec, "captured", message)
     nodes: dict[str, Node] = {}
     _inputs(spec, nodes)
     _scores(spec, nodes)
@@ -57,7 +59,8 @@ def build(spec: Spec) -> Graph:
     return graph
 
 
-def _not_built(spec: Spec, key: str, message: str) -> PlanError:
+def not_built(spec: Spec, key: str, message: str) -> PlanError:
+    """The error for a key of the spec that cannot be done, at its place in the file."""
     place = spec.position((key,))
     where = f"{place[0]}:{place[1]}:{place[2]}: " if place else f"{spec.name}: "
     return PlanError(f"{where}{key}: {message}")
@@ -123,7 +126,7 @@ def _axis_size(spec: Spec, axis: str | int) -> Expr:
 
 
 def _inputs(spec: Spec, nodes: dict[str, Node]) -> None:
-    shared: dict[str, Any] = {"dtype": "io", "dtypes": spec.dtypes, "layout": spec.layout}
+    shared: dict[str, Any] = {"dtype": "io", "dtypes": spec.dtypes, "layout": spec.layout, "grad": spec.grad}
     nodes["q"] = Input(axes=("B", "Hq", "Sq", "Dqk"), **shared)
     nodes["k"] = Input(axes=("B", "Hkv", "Sk", "Dqk"), **shared)
     if spec.head_dim.v_from_k is None:
@@ -133,13 +136,15 @@ def _inputs(spec: Spec, nodes: dict[str, Node]) -> None:
     scale = repr(spec.head_dim.qk**-0.5)
     nodes["softmax_scale"] = Input(axes=(), dtype="float32", role="scalar", default=scale)
     if spec.sinks:
-        nodes["sinks"] = Input(axes=("Hq",), dtype="float32", role="captured")
+        nodes["sinks"] = Input(axes=("Hq",), dtype="float32", role="captured", grad=spec.grad)
     for param in spec.params:
         if param.value is None:
             nodes[param.name] = Input(axes=(), dtype=_SCALAR_DTYPE[param.type], role="scalar")
     for captured in spec.captured:
         axes = tuple(_axis_name(captured, p) for p in range(len(captured.axes)))
-        nodes[captured.name] = Input(axes=axes, dtype=captured.dtype, role="captured", sorted=captured.sorted)
+        nodes[captured.name] = Input(
+            axes=axes, dtype=captured.dtype, role="captured", sorted=captured.sorted, grad=captured.grad
+        )
 
 
 def _scores(spec: Spec, nodes: dict[str, Node]) -> None:

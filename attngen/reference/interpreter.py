@@ -18,7 +18,7 @@ from attngen.ir import expr as ex
 from attngen.ir.expr import Expr
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Contract, Finish, Fold, Input, Launch, Lift, Load, Map, Merge, Node, Slice, Store
-from attngen.ir.tile_ranges import Ranges, tile_ranges
+from attngen.ir.tile_ranges import Ranges, ranges_along, tile_ranges
 from attngen.reference.interpreter_arguments import Problem, assemble, problems
 from attngen.reference.interpreter_operators import OPS, SCALAR_OPS, as_tensor, reader
 
@@ -38,17 +38,24 @@ class Softmax:
 def interpret(
     graph: Graph, inputs: Mapping[str, Any], *, block_m: int = 16, block_n: int = 16
 ) -> tuple[Tensor, Tensor]:
-    """Run a graph on the arguments of the generated function and return (out, lse) in float64.
+    """Run a graph on the arguments of the generated function and return (out, lse) in float64; arguments as below."""
+    found = interpret_all(graph, inputs, block_m=block_m, block_n=block_n)
+    return found["out"], found["lse"]
+
+
+def interpret_all(
+    graph: Graph, inputs: Mapping[str, Any], *, block_m: int = 16, block_n: int = 16
+) -> dict[str, Tensor]:
+    """Run a graph and return out, lse and, of a differentiated graph, ``d<input>`` for each input that asks for one.
 
     Args:
         graph: semantic or scheduled.
         inputs: q, k, v, run-time parameters and captured tensors by name; for packed graphs also cu_seqlens_q, cu_seqlens_k
-            and optionally seqused_k. Layouts as in the spec.
+            and optionally seqused_k. Layouts as in the spec. A differentiated graph also needs dout and dlse.
         block_m, block_n: the tile sizes of a scheduled fold; any positive numbers.
     """
     runs = [_Run(graph, problem, block_m, block_n) for problem in problems(graph, inputs)]
-    outs, lses = zip(*(run.results() for run in runs), strict=True) if runs else ((), ())
-    return assemble(graph, inputs, list(outs), list(lses))
+    return assemble(graph, inputs, [run.results() for run in runs])
 
 
 # ---- nodes
@@ -80,15 +87,17 @@ class _Run:
         places = {"b": b, "h": h, "hk": h // self.group, "row": row, "j": torch.arange(self.seqlen_k)}
         return {**self.scalars, **places, "i": row + self.seqlen_k - self.seqlen_q}
 
-    def results(self) -> tuple[Tensor, Tensor]:
-        """Evaluate all nodes and return out [B, Hq, Sq, Dv] and lse [B, Hq, Sq]."""
+    def results(self) -> dict[str, Tensor]:
+        """Evaluate all nodes and return out [B, Hq, Sq, Dv], lse [B, Hq, Sq], and gradients over their inputs' axes."""
         for name in self.graph.order():
             node = self.graph.nodes[name]
             self.values[name] = RULES[type(node)](self, name, node)
-        if self.graph.level == "scheduled":
-            return self.values[self.graph.only(Launch)[0]]
-        finished = {node.result: self.values[name] for name, node in self.graph.all(Finish)}
-        return finished["out"], finished["lse"]
+        found = {node.result: self.values[name] for name, node in self.graph.all(Finish)}
+        wanted = [f"d{name}" for name, node in self.graph.all(Input) if node.grad]
+        found |= {name: self.values[name] for name in wanted if name in self.values}
+        for name, _ in self.graph.all(Launch):
+            found |= self.values[name]
+        return found
 
     def program_env(self, span: tuple[slice, slice], first: int, stop: int) -> dict[str, Any]:
         """The scalars of one program: its place, its rows' positions, and the tensors it may look up."""
@@ -97,13 +106,25 @@ class _Run:
         place = {"b": b + self.problem.first_b, "h": h, "hk": h // self.group, "BLOCK_N": self.block[1]}
         return {**self.scalars, **place, "i_lo": first + shift, "i_hi": stop - 1 + shift}
 
+    def key_env(self, span: tuple[slice, slice], first: int, stop: int) -> dict[str, Any]:
+        """The scalars of a program that owns a tile of keys and walks over queries."""
+        b, h = span[0].start, span[1].start
+        place = {"b": b + self.problem.first_b, "h": h, "hk": h // self.group, "BLOCK_M": self.block[0]}
+        return {**self.scalars, **place, "j_lo": first, "j_hi": stop - 1}
+
+    def size(self, axis: str) -> int:
+        """The length of an axis in this problem."""
+        q, v = self.problem.tensors["q"], self.problem.tensors.get("v", self.problem.tensors["k"])
+        sizes = {"B": q.shape[0], "Hq": q.shape[1], "Sq": self.seqlen_q, "Sk": self.seqlen_k}
+        return {**sizes, "Hkv": v.shape[1]}[axis]
+
     def formula(self, expr: Expr, **more: Any) -> Tensor:
         """Evaluate an expression over the whole grid."""
         return as_tensor(ex.evaluate(expr, {**self.grid, **more}, OPS))
 
 
 def _input(run: _Run, name: str, node: Input) -> Any:
-    return run.problem.tensors.get(name)
+    return run.problem.tensors.get(name, run.problem.gradients.get(name))
 
 
 def _slice(run: _Run, name: str, node: Slice) -> Tensor:
@@ -119,16 +140,108 @@ def _load(run: _Run, name: str, node: Load) -> Tensor:
 
 
 def _contract(run: _Run, name: str, node: Contract) -> Tensor:
-    left, right = run.values[node.left], run.values[node.right]
-    return left @ right.repeat_interleave(run.group, 1).transpose(-1, -2)
+    return _einsum(run, (node.left, node.right), node.axes)
+
+
+def _einsum(run: _Run, operands: tuple[str, ...], axes: tuple[str, ...], **replaced: Tensor) -> Tensor:
+    """Sum of products over the axes that the result lacks; kv heads meet the query heads of their group."""
+    letters: dict[str, str] = {}
+    texts: list[str] = []
+    values: list[Tensor] = []
+    for name in operands:
+        own = _axes(run, name)
+        value: Tensor = replaced[name] if name in replaced else run.values[name]
+        values.append(value.repeat_interleave(run.group, own.index("Hkv")) if "Hkv" in own else value)
+        texts.append(
+            "".join(letters.setdefault("Hq" if a == "Hkv" else a, chr(97 + len(letters))) for a in own)
+        )
+    wanted = tuple("Hq" if a == "Hkv" else a for a in axes)
+    whole = torch.einsum(f"{','.join(texts)}->{''.join(letters[a] for a in wanted)}", *values)
+    if "Hkv" not in axes:
+        return whole
+    place = axes.index("Hkv")
+    return whole.unflatten(place, (whole.shape[place] // run.group, run.group)).sum(place + 1)
+
+
+def _axes(run: _Run, name: str) -> tuple[str, ...]:
+    return getattr(run.graph.nodes[name], "axes", ())
 
 
 def _map(run: _Run, name: str, node: Map) -> Tensor:
-    value = run.formula(node.expr, s=run.values[node.operand])
-    return value.double().expand_as(run.values[node.operand])
+    read = {other: _as_grid(run, other) for other in node.others}
+    value = run.formula(node.expr, s=_as_grid(run, node.operand), **read).double()
+    shape = [run.size(axis) for axis in node.axes]
+    return value.expand([*shape, *[1] * (4 - len(shape))]).reshape(shape)
 
 
-def _fold(run: _Run, name: str, node: Fold) -> Softmax:
+def _as_grid(run: _Run, name: str) -> Tensor:
+    """A value over (B, Hq, Sq) or (B, Hq, Sq, Sk) as one that goes with the grid's four axes."""
+    value = run.values[name]
+    return value[..., None] if value.ndim == 3 else value
+
+
+def _sum(run: _Run, node: Fold) -> Tensor:
+    """A fold of the Sum monoid. Cut into tiles, it visits the tiles of its plan and masks partial ones only."""
+    element = run.values[node.element]
+    operands = {node.element: element}
+    if "Sk" in _axes(run, node.element):
+        allowed = run.formula(node.domain.mask).expand(element.shape)
+        times = allowed.double() if node.tiles is None or node.level == "whole" else visits(run, node)
+        operands[node.element] = torch.where(times != 0, element, 0.0) * times
+        if node.axis == "Sk" and node.value:
+            keys = _unused_to_zero(run.values[node.value].repeat_interleave(run.group, 1), allowed)
+            operands[node.value] = keys[:, :: run.group] if run.group > 1 else keys
+    if node.factor is not None:
+        operands[node.element] = operands[node.element] * run.formula(node.factor)
+    if node.at:
+        return _added_at(run, node, operands[node.element])
+    return _einsum(run, tuple(n for n in (node.element, node.value) if n), node.axes, **operands)
+
+
+def _added_at(run: _Run, node: Fold, element: Tensor) -> Tensor:
+    """Each place of the grid added to the element of the captured tensor that it read."""
+    shape = run.problem.captured[node.into].shape
+    total = torch.zeros(shape, dtype=torch.float64)
+    places: list[Tensor] = []
+    for index, size in zip(node.at, shape, strict=True):
+        place = run.formula(index) * (size != 1)
+        place = place.expand([*element.shape, *[1] * (4 - element.ndim)]).reshape(element.shape)
+        places.append(torch.where(element != 0, place, 0).long())
+    total.index_put_(tuple(p.reshape(-1) for p in places), element.reshape(-1), accumulate=True)
+    return total
+
+
+def visits(run: _Run, node: Fold) -> Tensor:
+    """How often each place of the grid is added by a fold that is cut into tiles; the kernel's walk, place by place."""
+    assert node.tiles is not None
+    by_rows = node.axis == "Sk"
+    row = node.tiles.row
+    place = run.grid["j" if by_rows else "row"]
+    limit = (run.formula(row.lo) <= place) & (place < run.formula(row.hi)) & run.formula(node.tiles.residual)
+    shape = [run.size(axis) for axis in ("B", "Hq", "Sq", "Sk")]
+    limit = limit.expand(shape)
+    times = torch.zeros(shape, dtype=torch.float64)
+    plan = ranges_along(node.axis, node.tiles)
+    block, step = run.block if by_rows else run.block[::-1]
+    for span in _programs(plan, shape[0], shape[1]):
+        for first in range(0, shape[2] if by_rows else shape[3], block):
+            stop = min(first + block, shape[2] if by_rows else shape[3])
+            env = run.program_env(span, first, stop) if by_rows else run.key_env(span, first, stop)
+            for name, bound in plan.bindings:
+                env[name] = ex.evaluate(bound, env, SCALAR_OPS)
+            for masked, found in ((False, plan.full), (True, plan.partial)):
+                for lo, hi in (
+                    (ex.evaluate(r.lo, env, SCALAR_OPS), ex.evaluate(r.hi, env, SCALAR_OPS)) for r in found
+                ):
+                    along, across = slice(int(lo) * step, int(hi) * step), slice(first, stop)
+                    box = (*span, *((across, along) if by_rows else (along, across)))
+                    times[box] += limit[box].double() if masked else 1.0
+    return times
+
+
+def _fold(run: _Run, name: str, node: Fold) -> Softmax | Tensor:
+    if node.monoid == "sum":
+        return _sum(run, node)
     scores = run.values[node.element]
     if node.factor is not None:
         scores = scores * run.formula(node.factor)
@@ -263,9 +376,8 @@ def _store(run: _Run, name: str, node: Store) -> Tensor:
     return value[..., : int(size.value)] if isinstance(size, ex.Const) else value
 
 
-def _launch(run: _Run, name: str, node: Launch) -> tuple[Tensor, Tensor]:
-    stored = {s.name: run.values[n] for n in node.stores if isinstance(s := run.graph.nodes[n], Store)}
-    return stored["out"], stored["lse"]
+def _launch(run: _Run, name: str, node: Launch) -> dict[str, Tensor]:
+    return {s.name: run.values[n] for n in node.stores if isinstance(s := run.graph.nodes[n], Store)}
 
 
 RULES: dict[type[Node], Callable[[_Run, str, Any], Any]] = {

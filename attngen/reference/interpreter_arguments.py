@@ -18,6 +18,7 @@ Tensor = torch.Tensor
 @dataclass(frozen=True, slots=True)
 class Problem:
     tensors: Mapping[str, Tensor]  # q, k, v as [B, H, S, D]
+    gradients: Mapping[str, Tensor]  # dout as out, dlse as lse; none without a backward
     scalars: Mapping[str, Any]
     captured: Mapping[str, Tensor]
     first_b: int
@@ -32,6 +33,7 @@ def _layout(graph: Graph) -> str:
 def problems(graph: Graph, inputs: Mapping[str, Any]) -> list[Problem]:
     nodes = dict(graph.all(Input))
     names = [n for n, node in nodes.items() if node.role == "tensor"]
+    incoming = [n for n, node in nodes.items() if node.role == "gradient"]
     scalars: dict[str, Any] = {}
     for name, node in nodes.items():
         if node.role == "scalar":
@@ -42,15 +44,19 @@ def problems(graph: Graph, inputs: Mapping[str, Any]) -> list[Problem]:
     if layout != "thd":
         order = [layout.index(c) for c in "bhsd"]
         tensors = {n: inputs[n].double().permute(order) for n in names}
-        return [Problem(tensors, scalars, captured, 0)]
+        gradients = {
+            n: inputs[n].double().permute(order if inputs[n].ndim == 4 else [0, 1, 2]) for n in incoming
+        }
+        return [Problem(tensors, gradients, scalars, captured, 0)]
     axes = {n: [graph.axis(a) for a in nodes[n].axes] for n in captured}
     sequences = range(len(inputs["cu_seqlens_q"]) - 1)
-    return [_sequence(inputs, names, scalars, captured, axes, b) for b in sequences]
+    return [_sequence(inputs, names, incoming, scalars, captured, axes, b) for b in sequences]
 
 
 def _sequence(
     inputs: Mapping[str, Any],
     names: list[str],
+    incoming: list[str],
     scalars: dict[str, Any],
     captured: dict[str, Tensor],
     axes: Mapping[str, list[Axis]],
@@ -64,7 +70,10 @@ def _sequence(
         begin, end = spans["q" if name == "q" else "k"]
         tensors[name] = inputs[name][begin:end].double().permute(1, 0, 2)[None]
     own = {name: _own_tokens(tensor, axes[name], spans) for name, tensor in captured.items()}
-    return Problem(tensors, scalars, own, b)
+    rows = slice(*spans["q"])
+    gradients = {n: inputs[n][rows].double().permute(1, 0, 2)[None] for n in incoming if n == "dout"}
+    gradients |= {n: inputs[n][:, rows].double()[None] for n in incoming if n == "dlse"}
+    return Problem(tensors, gradients, scalars, own, b)
 
 
 def _own_tokens(tensor: Tensor, axes: list[Axis], spans: Mapping[str, tuple[int, int]]) -> Tensor:
@@ -76,19 +85,56 @@ def _own_tokens(tensor: Tensor, axes: list[Axis], spans: Mapping[str, tuple[int,
     return tensor
 
 
-def assemble(
-    graph: Graph, inputs: Mapping[str, Any], outs: list[Tensor], lses: list[Tensor]
-) -> tuple[Tensor, Tensor]:
+def assemble(graph: Graph, inputs: Mapping[str, Any], parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Put the results of all problems together, laid out as the generated function returns them."""
     layout = _layout(graph)
+    nodes = dict(graph.all(Input))
+    captured = {f"d{n}" for n, node in nodes.items() if node.role == "captured"}
     if layout != "thd":
-        return outs[0].permute(["bhsd".index(c) for c in layout]), lses[0]
+        order = ["bhsd".index(c) for c in layout]
+        [whole] = parts
+        return {
+            n: value.permute(order) if n not in captured and n != "lse" else value
+            for n, value in whole.items()
+        }
+    names = [f"d{n}" for n, node in nodes.items() if node.grad and f"d{n}" in graph.nodes]
+    return {n: _packed(graph, inputs, n, [part[n] for part in parts]) for n in ("out", "lse", *names)}
+
+
+def _packed(graph: Graph, inputs: Mapping[str, Any], name: str, parts: list[Tensor]) -> Tensor:
+    """One result of packed sequences: tokens of no sequence have out 0, lse -inf and gradients 0."""
+    source = graph.nodes.get(name.removeprefix("d"))
+    if isinstance(source, Input) and source.role == "captured":
+        return _packed_captured(graph, inputs, name, source, parts)
     q = inputs["q"]
-    size = graph.axis("Dv").size
-    assert isinstance(size, ex.Const)
-    out = torch.zeros(q.shape[0], q.shape[1], int(size.value), dtype=torch.float64)
-    lse = torch.full((q.shape[1], q.shape[0]), float("-inf"), dtype=torch.float64)
-    for b, (part, part_lse) in enumerate(zip(outs, lses, strict=True)):
-        begin, end = int(inputs["cu_seqlens_q"][b]), int(inputs["cu_seqlens_q"][b + 1])
-        out[begin:end] = part[0].permute(1, 0, 2)
-        lse[:, begin:end] = part_lse[0]
-    return out, lse
+    if name == "lse":
+        whole = torch.full((q.shape[1], q.shape[0]), float("-inf"), dtype=torch.float64)
+    elif name == "out":
+        size = graph.axis("Dv").size
+        assert isinstance(size, ex.Const)
+        whole = torch.zeros(q.shape[0], q.shape[1], int(size.value), dtype=torch.float64)
+    else:
+        whole = torch.zeros(inputs[name.removeprefix("d")].shape, dtype=torch.float64)
+    side = "k" if name in ("dk", "dv") else "q"
+    for b, part in enumerate(parts):
+        begin = int(inputs[f"cu_seqlens_{side}"][b])
+        if name == "lse":
+            whole[:, begin : begin + part.shape[-1]] = part[0]
+        else:
+            whole[begin : begin + part.shape[2]] = part[0].permute(1, 0, 2)
+    return whole
+
+
+def _packed_captured(
+    graph: Graph, inputs: Mapping[str, Any], name: str, node: Input, parts: list[Tensor]
+) -> Tensor:
+    """Gradients of a captured tensor add up over sequences, each on its own tokens."""
+    whole = torch.zeros(inputs[name.removeprefix("d")].shape, dtype=torch.float64)
+    for b, part in enumerate(parts):
+        view = whole
+        for position, axis in enumerate(map(graph.axis, node.axes)):
+            if axis.origin and whole.shape[position] != 1:
+                begin = int(inputs[f"cu_seqlens_{axis.origin[0]}"][b])
+                view = view.narrow(position, begin, part.shape[position])
+        view += part
+    return whole

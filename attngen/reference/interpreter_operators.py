@@ -43,6 +43,13 @@ def _search(read: Callable[..., Tensor], at: tuple[Any, ...], value: Any, side: 
     return (element < value if side == "left" else element <= value).sum(0)
 
 
+def _weight(s: Any, lse: Any, base: float) -> Tensor:
+    """exp((s - lse) base), and 0 in a row without keys."""
+    s, lse = torch.broadcast_tensors(as_tensor(s).double(), as_tensor(lse).double())
+    empty = lse == float("-inf")
+    return torch.where(empty, 0.0, torch.exp(base * (s - torch.where(empty, 0.0, lse))))
+
+
 OPS: dict[str, Callable[..., Any]] = {
     "add": _exact(operator.add), "sub": _exact(operator.sub), "mul": _exact(operator.mul), "neg": operator.neg,
     "lt": _exact(operator.lt), "le": _exact(operator.le), "gt": _exact(operator.gt), "ge": _exact(operator.ge),
@@ -61,6 +68,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "exp": _unary(torch.exp), "exp2": _unary(torch.exp2), "log": _unary(torch.log), "log2": _unary(torch.log2),
     "sqrt": _unary(torch.sqrt), "tanh": _unary(torch.tanh), "sigmoid": _unary(torch.sigmoid),
     "tanh_exp2": lambda y, c: as_tensor(c) * torch.tanh(as_tensor(y) * (math.log(2.0) / 2)),
+    "weight": lambda s, lse: _weight(s, lse, 1.0), "weight_exp2": lambda s, lse: _weight(s, lse, math.log(2.0)),
     "sin": _unary(torch.sin), "cos": _unary(torch.cos),
     "floor": lambda a: torch.floor(as_tensor(a)).long(),
     "int": lambda a: torch.trunc(as_tensor(a).double()).long(),
