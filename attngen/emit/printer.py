@@ -16,7 +16,12 @@ from attngen.ir.nodes import Axis
 Place = Literal["scalar", "rows", "keys", "tile"]
 ROW_SYMBOLS = frozenset({"i", "row"})
 KEY_SYMBOLS = frozenset({"j"})
-BROADCAST = {"scalar": "{}", "rows": "{}[:, None]", "keys": "{}[None, :]", "tile": "{}"}
+Walked = Literal["keys", "rows"]
+# a tile's first axis is the one that the program owns, its second the one that its loop walks
+BROADCAST: dict[Walked, dict[Place, str]] = {
+    "keys": {"scalar": "{}", "rows": "{}[:, None]", "keys": "{}[None, :]", "tile": "{}"},
+    "rows": {"scalar": "{}", "rows": "{}[None, :]", "keys": "{}[:, None]", "tile": "{}"},
+}
 
 _INFIX = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "neg": "-", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
@@ -33,6 +38,7 @@ _CALLS = {
     "exp": "tl.exp", "log": "tl.log", "log2": "tl.log2", "sqrt": "tl.sqrt", "sin": "tl.sin", "cos": "tl.cos",
     "sigmoid": "tl.sigmoid", "tanh_exp2": "_tanh_exp2",
 }  # fmt: skip
+_HOISTED: dict[Place, str] = {"rows": "per_row", "keys": "per_key", "scalar": "term", "tile": "tile"}
 _LENGTHS = ("b", "h", "hk", "row", "j", "seqlen_q", "seqlen_k", "q_start", "k_start")
 
 
@@ -73,17 +79,20 @@ class Captured:
 class Printer:
     """Prints expressions and collects the statements that must come before them.
 
-    ``prologue`` runs once per program and holds what varies with scalars and rows. Names are reused for equal
-    expressions, so a term that a mask and a score share is computed once.
+    ``prologue`` runs once per program and holds what varies with scalars and the axis that the program owns: rows, unless its
+    loop ``walks`` over rows. Names are reused for equal expressions, so a term that a mask and a score share is computed once.
     """
 
     captured: Mapping[str, Captured]
+    walks: Walked = "keys"
     prologue: list[str] = field(default_factory=list[str])
     helpers: set[str] = field(default_factory=set[str])
     named: dict[Expr, str] = field(default_factory=dict[Expr, str])
     assigned: dict[Expr, str] = field(default_factory=dict[Expr, str])
     wide: set[str] = field(default_factory=set[str])
-    least: dict[str, int] = field(default_factory=lambda: {**dict.fromkeys(_LENGTHS, 0), "BLOCK_N": 1})
+    least: dict[str, int] = field(
+        default_factory=lambda: {**dict.fromkeys(_LENGTHS, 0), "BLOCK_M": 1, "BLOCK_N": 1}
+    )
 
     def is_wide(self, expr: Expr) -> bool:
         """Whether an expression is computed in 64 bits, because a captured tensor holds 64-bit integers."""
@@ -106,7 +115,12 @@ class Printer:
         if self.nonnegative(expr):
             self.least[name] = 0
         self.prologue.append(f"{name} = {Body(self, place).text(expr)}")
-        return BROADCAST[place].format(name)
+        return BROADCAST[self.walks][place].format(name)
+
+    def edge(self, expr: Expr) -> list[str]:
+        """The test that the places of the axis that the program owns exist, where an expression varies along it."""
+        own, test = (ROW_SYMBOLS, "row_valid") if self.walks == "keys" else (KEY_SYMBOLS, "key_valid")
+        return [f"{test}[:, None]"] if ex.symbols(expr) & own else []
 
 
 @dataclass(slots=True)
@@ -131,7 +145,8 @@ class Body:
     def _print(self, expr: Expr) -> tuple[str, int]:
         own = place_of(expr)
         if own != self.place and not isinstance(expr, Const):
-            return BROADCAST[own if self.place == "tile" else "scalar"].format(self._hoist(expr, own)), _ATOM
+            shown = BROADCAST[self.printer.walks][own if self.place == "tile" else "scalar"]
+            return shown.format(self._hoist(expr, own)), _ATOM
         match expr:
             case Const(value):
                 return _literal(value)
@@ -148,12 +163,12 @@ class Body:
         """Return the name that holds an expression computed where it varies (a symbol is its own name)."""
         if isinstance(expr, Symbol):
             return _variable(expr.name)
-        if own == "keys":
+        if own == self.printer.walks:
             return self._in_loop(expr)
         key = expr
         if key not in self.printer.named:
             value = Body(self.printer, own).text(expr)
-            name = f"{'per_row' if own == 'rows' else 'term'}_{len(self.printer.named)}"
+            name = f"{_HOISTED[own]}_{len(self.printer.named)}"
             self.printer.named[key] = name
             self.printer.prologue.append(f"{name} = {value}")
         return self.printer.named[key]
@@ -161,9 +176,9 @@ class Body:
     def _in_loop(self, expr: Expr) -> str:
         key = expr
         if key not in self.named:
-            inner = Body(self.printer, "keys", "", self.ragged, self.lines, self.named)
+            inner = Body(self.printer, self.printer.walks, "", self.ragged, self.lines, self.named)
             value = inner.text(expr)
-            self.named[key] = f"per_key_{len(self.named)}"
+            self.named[key] = f"{_HOISTED[self.printer.walks]}_{len(self.named)}"
             self.lines.append(f"{self.named[key]} = {value}")
         return self.named[key]
 
@@ -248,8 +263,7 @@ class Body:
         """Return the masks of a read, so that nothing out of range is touched."""
         guarded = bool(self.guard) and place_of(expr) == "tile"
         checks = [self.guard] if guarded and self.guard != "full" else []
-        if guarded and ex.symbols(expr) & ROW_SYMBOLS:
-            checks.append("row_valid[:, None]")
+        checks += self.printer.edge(expr) if guarded else []
         for index, axis in zip(expr.indices, tensor.axes, strict=True):
             checks += [] if guarded else self._bounds(index, axis)
         return checks
@@ -262,7 +276,8 @@ class Body:
         )  # refused when the graph was built, if outside
         if fixed or (axis.name in ("B", "Hq", "Hkv") and index == Symbol(axis.symbol)):
             return []
-        if index == Symbol("j") and size == Symbol("seqlen_k") and not self.ragged:
+        walked = ("j", "seqlen_k") if self.printer.walks == "keys" else ("row", "seqlen_q")
+        if (index, size) == tuple(map(Symbol, walked)) and not self.ragged:
             return []
         lower = [] if self.printer.nonnegative(index) else [f"({self.text(Apply('ge', (index, Const(0))))})"]
         return [*lower, f"({self.text(Apply('lt', (index, size)))})"]

@@ -60,6 +60,8 @@ class Config:
     num_warps: int
     num_stages: int
     use_descriptors: bool = False
+    merged: bool = False  # one loop over full and partial tiles, the mask under a branch
+    apart: bool = False  # dk and dv by programs of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,9 +187,9 @@ class Fold(Node):
     base: Literal["e", "2"] = "e"
     factor: Expr | None = None
     tiles: Tiles | None = None
-    level: Literal["whole", "tile"] = "whole"
-    order: Literal["free", "full-then-partial"] = "free"
-    carrier: Literal["none", "register"] = "none"
+    level: Literal["whole", "tile", "split"] = "whole"
+    order: Literal["free", "full-then-partial", "sequential"] = "free"
+    carrier: Literal["none", "register", "buffer"] = "none"
 
     def verify(self) -> None:
         """A mask is a truth value; a cut fold has a plan, an order and a carrier."""
@@ -198,7 +200,7 @@ class Fold(Node):
             "fold: level, order and carrier go together",
         )
         _require(
-            not cut or self.tiles is not None,
+            self.level != "tile" or self.tiles is not None,
             "fold: cut into tiles without a plan of its mask (run plan-masks)",
         )
         if self.factor is not None:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from attngen.ir import expr as ex
 from attngen.ir.expr import Apply, Const, Element, Expr, Symbol
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Fold, Map
+from attngen.ir.nodes import Fold, Map, Node
 
 LOG2E = math.log2(math.e)
-POSITIONS = frozenset({"s", "i", "j", "row"})
+S = Symbol("s", "float")
+POSITIONS = frozenset({"s", "i", "j", "row", "qk", "lse", "lse2"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +29,102 @@ class BaseTwo:
     def apply(self, graph: Graph) -> Graph:
         """Rewrite every softmax fold to base 2."""
         for name, fold in graph.all(Fold):
-            if fold.base == "e":
-                graph = _rewrite(graph, name, fold)
+            if fold.monoid == "softmax" and fold.base == "e":
+                graph = _rewrite(_adjoints(graph, fold), name, fold)
         return graph
 
 
+def _chain(graph: Graph, top: str) -> tuple[str, dict[str, Expr]]:
+    """The node below a chain of maps, and what each map of the chain computes of it (symbol s), the top one first."""
+    chain: list[tuple[str, Map]] = []
+    while isinstance(node := graph.nodes[top], Map):
+        chain.append((top, node))
+        top = node.operand
+    formulas: dict[str, Expr] = {}
+    below: Expr = S
+    for name, node in reversed(chain):
+        below = ex.substitute(node.expr, {"s": below})
+        formulas[name] = below
+    return top, dict(reversed(formulas.items()))
+
+
+def _adjoints(graph: Graph, fold: Fold) -> Graph:
+    """The backward of a fold: weights by exp2 of raw scores and of lse in base two, slopes as functions of raw scores, and
+    the loop-invariant factor of what a Sum fold adds after its sum."""
+    if "p" not in graph.nodes:
+        return graph
+    source, formulas = _chain(graph, fold.element)
+    raw = {name: ex.substitute(formula, {"s": Symbol(source, "float")}) for name, formula in formulas.items()}
+    lse2 = Map(operand="lse", expr=Apply("mul", (S, Const(LOG2E))), axes=graph_axes(graph, "lse"))
+    changed: dict[str, Node] = {"lse2": lse2}
+    for name, node in graph.all(Map):
+        if name in formulas or name == "delta":
+            continue
+        read = tuple(dict.fromkeys(source if other in raw else other for other in node.others))
+        expr = ex.substitute(node.expr, raw)
+        if "lse" in node.others:
+            read = tuple("lse2" if other == "lse" else other for other in read)
+            changed[name] = replace(node, operand=node.operand, others=read, expr=_weights(expr))
+            if node.operand == fold.element:
+                changed[name] = replace(
+                    node, operand=source, others=read, expr=_weight(formulas[fold.element])
+                )
+        else:
+            changed[name] = replace(node, others=read, expr=_slope(expr))
+        changed[name] = replace(changed[name], captured=ex.tensors(changed[name].expr))
+    graph = graph.with_nodes(changed)
+    folds = {name: _after_sum(graph, node) for name, node in graph.all(Fold) if node.monoid == "sum"}
+    graph = graph.with_nodes(folds)
+    read = {operand for node in graph.nodes.values() for operand in node.operands()}
+    return graph.without({n for n in changed if n not in read and isinstance(graph.nodes[n], Map)})
+
+
+def graph_axes(graph: Graph, name: str) -> tuple[str, ...]:
+    """The axes of a node's value."""
+    return getattr(graph.nodes[name], "axes", ())
+
+
+def _weight(formula: Expr) -> Expr:
+    """A probability from a raw score: in base two, with one factor where the score is a positive multiple."""
+    factors = _factors(formula, LOG2E)
+    scaled = factors.whole() if _is_positive_multiple(factors) else _scaled(formula, LOG2E)
+    return Apply("weight_exp2", (scaled, Symbol("lse2", "float")))
+
+
+def _weights(expr: Expr) -> Expr:
+    if isinstance(expr, Apply) and expr.op == "weight":
+        return Apply("weight_exp2", (_scaled(expr.args[0], LOG2E), Symbol("lse2", "float")))
+    return ex.rebuild(expr, tuple(_weights(part) for part in ex.children(expr)))
+
+
+def _slope(expr: Expr) -> Expr:
+    """A gradient times a slope: s stays the first factor."""
+    match expr:
+        case Apply("mul", (Symbol("s"), slope)):
+            return Apply("mul", (S, _scaled(slope, 1.0)))
+        case _:
+            return expr
+
+
+def _after_sum(graph: Graph, fold: Fold) -> Fold:
+    """Take loop-invariant factors of the element out of the sum."""
+    element, factors = fold.element, list[Expr]()
+    while isinstance(node := graph.nodes[element], Map):
+        match node.expr:
+            case Apply("mul", (Symbol("s"), slope)) if (
+                _steady(slope) and not node.others and not node.captured
+            ):
+                factors.append(slope)
+                element = node.operand
+            case _:
+                break
+    return replace(fold, element=element, factor=ex.product(factors) if factors else None)
+
+
 def _rewrite(graph: Graph, name: str, fold: Fold) -> Graph:
-    chain: list[str] = []
-    source = fold.element
-    formula: Expr = Symbol("s", "float")
-    while isinstance(node := graph.nodes[source], Map):
-        formula = ex.substitute(formula, {"s": node.expr})
-        chain.append(source)
-        source = node.operand
+    source, formulas = _chain(graph, fold.element)
+    chain = list(formulas)
+    formula = formulas.get(fold.element, S)
     factors = _factors(formula, LOG2E)
     if _is_positive_multiple(factors):
         changed = {name: replace(fold, base="2", element=source, factor=factors.steady())}
@@ -94,7 +178,9 @@ def _factors(expr: Expr, number: float = 1.0) -> _Factors:
                 left.number * right.number, left.scalars + right.scalars, left.varying + right.varying
             )
         case Apply("div", (a, Const(value))) if float(value) != 0.0:
-            return _factors(a, number / float(value))
+            return _factors(
+                a, number * (1.0 / float(value))
+            )  # as a derivative has it: equal terms stay equal
         case Apply("div", (a, b)) if _steady(b):
             top = _factors(a, number)
             return _Factors(top.number, [*top.scalars, Apply("div", (Const(1.0), b))], top.varying)

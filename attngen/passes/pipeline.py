@@ -7,6 +7,7 @@ from typing import Protocol
 from attngen.ir.graph import Graph, verify
 from attngen.passes.base_two import BaseTwo
 from attngen.passes.build import build, not_built
+from attngen.passes.differentiate import Differentiate
 from attngen.passes.plan_masks import PlanMasks
 from attngen.passes.schedules import Wanted
 from attngen.passes.tile import Tile
@@ -26,7 +27,7 @@ class Pass(Protocol):
         ...
 
 
-PIPELINE: tuple[Pass, ...] = (PlanMasks(), BaseTwo(), Tile())
+PIPELINE: tuple[Pass, ...] = (Differentiate(), PlanMasks(), BaseTwo(), Tile())
 
 
 def run(graph: Graph, passes: tuple[Pass, ...] = PIPELINE) -> Graph:

@@ -12,6 +12,7 @@ from attngen.passes.intervals import plan
 
 SHIFT = ex.apply("sub", symbol("seqlen_k"), symbol("seqlen_q"))
 ROW_FROM_I = ex.apply("sub", symbol("i"), SHIFT)
+I_FROM_ROW = ex.apply("add", symbol("row"), SHIFT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,16 @@ class PlanMasks:
 
 
 def _tiles(graph: Graph, fold: Fold) -> Tiles:
-    predicate = ex.substitute(fold.domain.mask, {"row": ROW_FROM_I})
+    """The plan along the fold's axis: the keys of a tile of rows, or, transposed, the rows of a tile of keys."""
     sizes = {name: _last_size(graph, node) for name, node in graph.all(Input) if node.sorted}
-    return plan(predicate, key_size=fold.domain.size, sorted_tensors=sizes)
+    if fold.axis == "Sk":
+        predicate = ex.substitute(fold.domain.mask, {"row": ROW_FROM_I})
+        return plan(predicate, key_size=fold.domain.size, sorted_tensors=sizes)
+    predicate = ex.substitute(fold.domain.mask, {"i": I_FROM_ROW})
+    known = {"j_lo": 0, "j_hi": 0}
+    return plan(
+        predicate, key="row", tile="j", key_size=fold.domain.size, sorted_tensors=sizes, known_least=known
+    )
 
 
 def _last_size(graph: Graph, node: Input) -> ex.Expr:

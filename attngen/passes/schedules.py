@@ -87,6 +87,81 @@ def configurations(qk_dim: int, v_dim: int, *, reads_per_element: bool = False) 
     return (("default", _choices(_ANY, columns)), ("cpu", _CPU), *listed)
 
 
+_ROWS_KERNEL = (_config(64, 16, 4, 2),)
+
+
+def _b(m: int, n: int, warps: int, stages: int, **more: bool) -> Config:
+    return replace(_config(m, n, warps, stages), **more)
+
+
+_D = {"use_descriptors": True}
+_DM = {"use_descriptors": True, "merged": True}
+# Found as the forward's were; the columns are those of a K and a V row together.
+_BACKWARD: dict[str, dict[str, tuple[Row, ...]]] = {
+    "dq": {
+        "sm_80/16": (
+            (128, (_b(128, 32, 4, 2),)),
+            (192, (_b(128, 32, 4, 2),)),
+            (256, (_b(128, 64, 8, 2),)),
+            (320, (_b(128, 32, 8, 1),)),
+            (512, (_b(64, 64, 8, 2),)),
+        ),
+        "sm_90/16": (
+            (192, (_b(64, 128, 4, 2, **_DM),)),
+            (256, (_b(128, 128, 8, 2, **_DM),)),
+            (512, (_b(64, 64, 4, 2, **_DM),)),
+        ),
+        "sm_100/16": ((320, (_b(128, 64, 4, 2, **_D),)), (512, (_b(128, 32, 4, 2, **_D),))),
+        "gfx942/16": ((192, (_b(128, 64, 4, 1),)), (320, (_b(128, 32, 4, 1),)), (512, (_b(64, 32, 4, 1),))),
+        "nvidia/32": ((128, (_b(32, 32, 4, 2),)), (320, (_b(32, 16, 4, 2),)), (512, (_b(16, 16, 4, 2),))),
+        "amd/32": ((128, (_b(64, 16, 4, 1),)), (512, (_b(32, 16, 4, 1),))),
+    },
+    "dkdv": {
+        "sm_80/16": (
+            (128, (_b(32, 128, 4, 2),)),
+            (160, (_b(32, 128, 8, 2),)),
+            (192, (_b(64, 128, 8, 2),)),
+            (256, (_b(32, 64, 4, 2),)),
+            (320, (_b(16, 64, 4, 2),)),
+            (512, (_b(64, 64, 8, 2, apart=True),)),
+        ),
+        "sm_90/16": (
+            (128, (_b(128, 64, 4, 2, **_DM), _b(64, 64, 4, 2, **_DM))),
+            (192, (_b(64, 64, 4, 2, **_DM),)),
+            (256, (_b(64, 64, 4, 2, **_DM), _b(64, 128, 8, 2, **_DM))),
+            (320, (_b(32, 64, 4, 2, **_DM),)),
+            (512, (_b(64, 64, 4, 2, **_DM, apart=True),)),
+        ),
+        "sm_100/16": ((320, (_b(64, 128, 4, 2, **_D),)), (512, (_b(32, 64, 4, 2, **_D),))),
+        "gfx942/16": ((192, (_b(64, 128, 4, 1),)), (320, (_b(32, 128, 4, 1),)), (512, (_b(32, 64, 4, 1),))),
+        "nvidia/32": (
+            (128, (_b(32, 16, 4, 2),)),
+            (320, (_b(16, 16, 4, 2),)),
+            (512, (_b(16, 16, 4, 2, apart=True),)),
+        ),
+        "amd/32": ((320, (_b(16, 16, 4, 1),)), (512, (_b(16, 16, 4, 1),))),
+    },
+}
+_SMALLEST = _b(16, 16, 4, 1)
+_BACKWARD_CPU = (_b(32, 64, 4, 1), _b(64, 32, 4, 1, **_DM), _b(32, 32, 4, 1, apart=True))
+
+
+def backward_configurations(kernel: str, qk_dim: int, v_dim: int) -> Choices:
+    """Return schedules of a backward kernel (rows, dq, dkdv) keyed as those of the forward."""
+    if kernel == "rows":
+        return (("default", _ROWS_KERNEL), ("cpu", _ROWS_KERNEL))
+    tables = _BACKWARD[kernel]
+    found: list[tuple[str, tuple[Config, ...]]] = []
+    for name in _TARGETS:
+        target, bits = name.split("/")
+        family = "amd" if target.startswith("gfx") else "nvidia"
+        near = {"gfx950": "gfx942", "sm_86": "sm_80", "sm_89": "sm_80", "sm_120": "sm_80"}.get(target, target)
+        rows = tables[f"{family}/32"] if bits == "32" else tables[f"{near}/16"]
+        found.append((name, _choices(rows, qk_dim + v_dim) or (_SMALLEST,)))
+    small = (_b(32, 32, 4, 1),) if qk_dim + v_dim <= 256 else (_SMALLEST,)
+    return (("default", small), ("cpu", _BACKWARD_CPU), *found)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """What a spec's `schedule` asks for; an empty tuple leaves the planner's choice."""

@@ -9,6 +9,7 @@ from attngen.ir.expr import Const, Element, symbols, walk
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Address, Contract, Finish, Fold, Input, Launch, Load, Map, Node, Slice, Store
 from attngen.passes.schedules import ANYTHING, Wanted, configurations, restricted
+from attngen.passes.tile_backward import tile_backward
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class Tile:
 
     def apply(self, graph: Graph) -> Graph:
         """Return the scheduled graph."""
-        name, fold = graph.only(Fold)
+        [(name, fold)] = [(n, f) for n, f in graph.all(Fold) if f.monoid == "softmax"]
         if fold.tiles is None or fold.base != "2":
             raise InternalError("tile: run plan-masks and base-two first")
         address: Address = "packed" if _layout(graph) == "thd" else "strided"
@@ -33,12 +34,16 @@ class Tile:
             carrier="register",
         )
         for contract_name, contract in graph.all(Contract):
+            if contract_name == "out_dout":  # a sum along rows, of what is in memory
+                continue
             left, right = _loaded(graph, contract.left), _loaded(graph, contract.right)
             changed[contract_name] = replace(contract, left=left, right=right)
         changed |= _stores(graph, address)
         changed["kernel"] = _launch(
             graph, tuple(n for n in changed if n.startswith("store_")), address, self.wanted
         )
+        if "dq" in graph.nodes:
+            changed |= tile_backward(graph, changed, address)
         return graph.with_nodes(changed, level="scheduled")
 
 
@@ -68,7 +73,7 @@ def _tensors(graph: Graph) -> list[str]:
     return [
         name
         for name, node in graph.nodes.items()
-        if isinstance(node, Slice) or (isinstance(node, Input) and node.role == "tensor")
+        if isinstance(node, Slice) or name == "dout" or (isinstance(node, Input) and node.role == "tensor")
     ]
 
 
@@ -87,7 +92,9 @@ def _loads(graph: Graph, address: Address) -> dict[str, Node]:
             axes=node.axes,
             tile_axis=node.axes[-2],
             columns=columns,
-            chunks=_cover_with_view(columns, _viewed_columns(graph)) if name in "qk" else cover(columns),
+            chunks=_cover_with_view(columns, _viewed_columns(graph))
+            if name in ("q", "k")
+            else cover(columns),
             address=address,
         )
     return loads

@@ -90,15 +90,12 @@ def assemble(graph: Graph, inputs: Mapping[str, Any], parts: list[dict[str, Tens
     layout = _layout(graph)
     nodes = dict(graph.all(Input))
     captured = {f"d{n}" for n, node in nodes.items() if node.role == "captured"}
+    names = ["out", "lse", *(f"d{n}" for n, node in nodes.items() if node.grad and f"d{n}" in graph.nodes)]
     if layout != "thd":
         order = ["bhsd".index(c) for c in layout]
         [whole] = parts
-        return {
-            n: value.permute(order) if n not in captured and n != "lse" else value
-            for n, value in whole.items()
-        }
-    names = [f"d{n}" for n, node in nodes.items() if node.grad and f"d{n}" in graph.nodes]
-    return {n: _packed(graph, inputs, n, [part[n] for part in parts]) for n in ("out", "lse", *names)}
+        return {n: whole[n] if n in captured or n == "lse" else whole[n].permute(order) for n in names}
+    return {n: _packed(graph, inputs, n, [part[n] for part in parts]) for n in names}
 
 
 def _packed(graph: Graph, inputs: Mapping[str, Any], name: str, parts: list[Tensor]) -> Tensor:
