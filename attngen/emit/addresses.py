@@ -9,25 +9,36 @@ from attngen.emit.records import Chunk
 from attngen.ir.nodes import Load
 
 
-def chunks(load: Load, vector: str, valid: str, value: str = "v") -> tuple[Chunk, ...]:
+def chunks(
+    load: Load, vector: str, valid: str, value: str = "v", *, owner: str = "row_valid", walked: bool = False
+) -> tuple[Chunk, ...]:
+    """The chunks of a tensor's rows. `valid` guards walked keys, `owner` the tile that the program owns, `walked`
+    says that walked rows of queries may reach past the last one."""
     chunks: list[Chunk] = []
     for index, (start, width) in enumerate(load.chunks):
         inside = "" if start + width <= load.columns else f"({vector}_{index} < {load.columns})[None, :]"
         masks = [m for m in (valid, inside) if m]
-        rows = [m for m in ("row_valid[:, None]", inside) if m]
+        rows = [m for m in (f"{owner}[:, None]", inside) if m]
         chunks.append(
             Chunk(
                 index=index,
                 start=start,
                 width=width,
                 columns=f"{vector}_{index}",
-                mask=f", mask={' & '.join(masks)}, other=0.0" if masks else "",
+                mask=_masked(masks),
                 stored=" & ".join(rows),
                 plus=", qk" if index else "",
+                plus_dp=", dp" if index else "",
+                walked=_masked([*(["row_valid[:, None]"] if walked else []), *([inside] if inside else [])]),
                 value=f"{value}_{index}",
             )
         )
     return tuple(chunks)
+
+
+def _masked(tests: list[str]) -> str:
+    """What a load adds after its pointer."""
+    return f", mask={' & '.join(tests)}, other=0.0" if tests else ""
 
 
 def columns(parts: Parts) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from attngen.emit.addresses import bases, chunks, columns, descriptors, offsets
+from attngen.emit.backward import backward
 from attngen.emit.interface import interface
 from attngen.emit.loops import range_loops, table_kernel, table_loops, with_positions
 from attngen.emit.manifest import description, manifest
@@ -25,6 +26,7 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
     table = table_kernel(parts, face, printer) if listed else Table((), (), (), "", "", "")
     loops, hull = table_loops(parts, printer) if listed else range_loops(parts, printer)
     provenance = graph.provenance
+    reverse = backward(graph, parts, printer.captured, printer.helpers) if face.backward else None
     return Context(
         name=provenance.name,
         version=version,
@@ -34,7 +36,9 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
         digest=graph.digest(),
         spec_json=json.dumps(json.loads(provenance.spec), indent=2, sort_keys=True, ensure_ascii=True),
         manifest_json=json.dumps(
-            manifest(graph, parts, face, loops, (*table.full, *table.partial)), indent=2, ensure_ascii=True
+            manifest(graph, parts, face, loops, (*table.full, *table.partial), reverse),
+            indent=2,
+            ensure_ascii=True,
         ),
         interface=face,
         group=graph.axis("Hkv").group,
@@ -44,7 +48,7 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
         mask_text=ex.text(parts.fold.domain.mask),
         batch_word="sequence" if parts.launch.rows == "packed" else "batch entry",
         is_packed=parts.launch.rows == "packed",
-        prologue=with_positions(printer.prologue, loops),
+        prologue=with_positions(printer.prologue, [line for loop in loops for line in loop.scores]),
         columns=columns(parts),
         bases=bases(parts)[:-2],
         out_bases=bases(parts)[-2:],
@@ -65,6 +69,8 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
         has_search="search" in printer.helpers,
         has_floordiv="floordiv" in printer.helpers,
         has_tanh="tanh" in printer.helpers,
+        has_backward=reverse is not None,
+        backward=reverse,
     )
 
 

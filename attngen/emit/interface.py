@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from attngen.emit.parts import launch_of
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const, Expr, Symbol
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Axis, Fold, Input, Launch, Map
+from attngen.ir.nodes import Axis, Config, Fold, Input, Map, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,44 @@ class ScalarArgument:
     kind: str
     is_int: bool
     is_axis: bool  # the size of a captured tensor's axis
+
+
+@dataclass(frozen=True, slots=True)
+class KernelFace:
+    """The argument list of one backward kernel, and what the launcher passes."""
+
+    name: str
+    arguments: tuple[str, ...]
+    types: tuple[tuple[str, str], ...]
+    constants: tuple[str, ...]
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BackwardFace:
+    """The argument lists of the backward: its kernels, its launcher, its custom op."""
+
+    rows: KernelFace
+    dq: KernelFace
+    dkdv: KernelFace
+    op_arguments: tuple[str, ...]
+    op_call: str
+    returns: str
+    saved: str  # tensors that autograd keeps
+    kept: str  # and plain values
+    named: str  # the gradients of the backward op
+    results: str  # a gradient, or None, per argument of the forward op
+    fake: str
+    grads: str  # of q, k and v
+    gradient_arguments: tuple[str, ...]
+    gradient_call: str
+    index_types: tuple[str, ...]
+    keys_length: str
+    keys_heads: str
+    row_strides: str
+    descriptor_tensors: str
+    grads_empty: tuple[str, ...]
+    sums: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +109,10 @@ class Interface:
     launch_keys: str
     launch_heads: str
     launch_batch: str
+    heads: int  # the axis of heads in q's layout
+    group_axis: int  # the one after it, when heads are split into groups
+    keys_grid_length: str
+    backward: BackwardFace | None
 
 
 def interface(graph: Graph) -> Interface:
@@ -85,8 +128,8 @@ class _Builder:
         self.captured = tuple(n for n, i in self.inputs.items() if i.role == "captured")
         self.params = tuple(n for n, i in self.inputs.items() if i.role == "scalar" and not i.default)
         self.layout = self.inputs["q"].layout
-        self.packed = graph.only(Launch)[1].rows == "packed"
-        self.has_table = graph.only(Fold)[1].domain.table
+        self.packed = launch_of(graph, "out")[1].rows == "packed"
+        self.has_table = any(fold.domain.table for _, fold in graph.all(Fold))
         self.heads = self.layout.index("h")
         self.v_dim = _number(graph.axis("Dv").size)
 
@@ -140,7 +183,143 @@ class _Builder:
             launch_length="max_seqlen_q" if self.packed else f"q.shape[{self._dim('s')}]",
             launch_heads=f"q.shape[{self.heads}]",
             launch_batch="(cu_seqlens_q.shape[0] - 1)" if self.packed else "q.shape[0]",
+            heads=self.heads,
+            group_axis=self.heads + 1,
+            keys_grid_length="max_seqlen_k" if self.packed else "seqlen_k",
+            backward=self._backward() if "dq" in self.graph.nodes else None,
         )
+
+    def _backward(self) -> BackwardFace:
+        stored = {name: self._stored(name) for name in ("lse2", "dq", "dk")}
+        sums = [*stored["lse2"][2:], *stored["dq"][1:]]
+        graded = [n for n, i in self.inputs.items() if i.grad]
+        forward = [n for n, _ in self._op_arguments()]
+        tensors = [n for n, t in self._op_arguments() if t.startswith("torch.Tensor")]
+        plain = [n for n in forward if n not in tensors]
+        op = [
+            ("dout", "torch.Tensor"),
+            ("dlse", "torch.Tensor | None"),
+            ("out", "torch.Tensor"),
+            ("lse", "torch.Tensor"),
+        ]
+        op += self._op_arguments()
+        per_head = self.per_head()
+        heads = "num_q_heads" if per_head else "num_kv_heads"
+        sinks = ["sinks"] if "sinks" in self.inputs else []
+        return BackwardFace(
+            rows=self._face(
+                "_backward_rows", ["out", "dout"], ["lse", "dlse", *stored["lse2"]], sinks, ["HAS_DLSE"]
+            ),
+            dq=self._face(
+                "_backward_dq", [*self.tensors, "dout", "dq"], ["lse2", "delta", *stored["dq"][1:]], None, []
+            ),
+            dkdv=self._face(
+                "_backward_dkdv",
+                [*self.tensors, "dout", "dk", "dv"],
+                ["lse2", "delta"],
+                None,
+                ["WANT_DK", "WANT_DV"],
+                heads,
+            ),
+            op_arguments=tuple(f"{n}: {t}" for n, t in op),
+            op_call=", ".join(n for n, _ in op),
+            returns=f"tuple[{', '.join(['torch.Tensor'] * len(graded))}]",
+            saved=", ".join([*tensors, "out", "lse"]),
+            kept=", ".join(plain) + ",",
+            named=", ".join(f"d{n}" for n in graded),
+            fake=", ".join(f"torch.empty({n}.shape, dtype={n}.dtype, device={n}.device)" for n in graded),
+            grads=", ".join(f"d{t}" for t in self.tensors),
+            gradient_arguments=tuple(f"{t}: torch.Tensor" for t in self.tensors),
+            gradient_call=", ".join(self.tensors),
+            results=", ".join(f"d{n}" if n in graded else "None" for n in forward),
+            index_types=tuple(_index_type(n) for n in self.captured),
+            keys_length=self._lengths_of_keys(),
+            keys_heads=f"q.shape[{self.heads}]" if per_head else f"k.shape[{self.heads}]",
+            row_strides=", ".join(f"{t}.stride({self._dim('s')})" for t in (*self.tensors, "dout")),
+            descriptor_tensors=", ".join([*self.tensors, "dout"]),
+            grads_empty=tuple(self._gradient(n, per_head) for n in self.tensors),
+            sums=tuple(sums),
+        )
+
+    def per_head(self) -> bool:
+        """Whether dk and dv are summed per query head first, since formulas vary with the head."""
+        return "dk_heads" in self.graph.nodes
+
+    def _stored(self, result: str) -> list[str]:
+        _, launch = launch_of(self.graph, result)
+        return [s.name for n in launch.stores if isinstance(s := self.graph.nodes[n], Store)]
+
+    def _lengths_of_keys(self) -> str:
+        return "max_seqlen_k" if self.packed else f"k.shape[{self._dim('s')}]"
+
+    def _gradient(self, name: str, per_head: bool) -> str:
+        """Allocate a gradient: of packed tokens zeros, since some may belong to no sequence."""
+        kind = "zeros" if self.packed else "empty"
+        if name == "q" or not per_head:
+            return f"d{name} = torch.{kind}({name}.shape, dtype={name}.dtype, device={name}.device)"
+        shape = f"[*{name}.shape[:{self.heads}], q.shape[{self.heads}], *{name}.shape[{self.heads + 1}:]]"
+        return f"d{name} = torch.{kind}({shape}, dtype=torch.float32, device={name}.device)"
+
+    def _face(
+        self,
+        name: str,
+        tensors: list[str],
+        statistics: list[str],
+        captured: list[str] | None,
+        constants: list[str],
+        heads: str = "num_q_heads",
+    ) -> KernelFace:
+        """The argument list of a backward kernel over some tensors and per-row statistics."""
+        used = [c for c in self.captured if c != "sinks"] if captured is None else captured
+        rows = [(t, "*fp32" if t in ("dk", "dv") and self.per_head() else "*io", t) for t in tensors]
+        rows += [(n, "*fp32", n) for n in statistics]
+        rows += [(c, f"*{_TRITON[self.inputs[c].dtype]}", c) for c in used]
+        if self.packed:
+            rows += [(n, "*i32", n) for n in ("cu_seqlens_q", "cu_seqlens_k", "seqused_k")]
+        if captured is None:
+            rows.append(("softmax_scale", "fp32", "softmax_scale"))
+            rows += [(p, _TRITON[self.inputs[p].dtype], p) for p in self.params]
+        shorts = {"out": "o", "dout": "g"}
+        rows += [
+            (f"stride_{shorts.get(t, t)}{letter}", "i32", f"{t}.stride({self._dim(letter)})")
+            for t in tensors
+            for letter in self.layout.replace("t", "s")[:-1]
+        ]
+        rows += [("stride_lh", "i32", "lse.stride(-2)")]
+        rows += [] if self.packed else [("stride_lb", "i32", "lse.stride(0)")]
+        rows += [(f"stride_{c}_{p}", "i32", f"{c}.stride({p})") for c in used for p in range(self._rank(c))]
+        number = {"num_q_heads": f"q.shape[{self.heads}]", "num_kv_heads": f"k.shape[{self.heads}]"}
+        rows.append((heads, "i32", number[heads]))
+        if self.packed:
+            longest = "max_seqlen_k" if "dk" in tensors else "max_seqlen_q"
+            rows.append((longest, "i32", longest))
+        else:
+            rows += self._lengths()
+        fixed = self._backward_constants(used, captured is None) + [(n, "") for n in constants]
+        merged = any(config.merged for config in self._configs(tensors))
+        fixed += [("BLOCK_M", ""), ("BLOCK_N", "")]
+        fixed += [("USE_DESCRIPTORS", "")] if captured is None else []
+        fixed += [("MERGED", "")] if merged else []
+        values = [*(f"{n}={v}" for n, _, v in rows), *(f"{n}={v}" for n, v in fixed if v)]
+        return KernelFace(
+            name=name,
+            arguments=tuple(n for n, _, _ in rows),
+            types=tuple((n, t) for n, t, _ in rows),
+            constants=tuple(n for n, _ in fixed),
+            values=tuple(values),
+        )
+
+    def _configs(self, tensors: list[str]) -> list[Config]:
+        result = "dk" if "dk" in tensors else "dq" if "dq" in tensors else "lse2"
+        _, launch = launch_of(self.graph, result)
+        return [config for _, choices in launch.configs for config in choices]
+
+    def _backward_constants(self, used: list[str], formulas_too: bool) -> list[tuple[str, str]]:
+        rows = [(f"{c.upper()}_INDEX", f"{c}_index") for c in used if formulas_too]
+        rows += [("HAS_SEQUSED_K", "seqused_k is not None")] if self.packed else []
+        if formulas_too and any(_uses_tanh(e) for e in formulas(self.graph)):
+            rows.append(("PRECISE", "q.dtype == torch.float32"))
+        return [*rows, ("LARGE_STRIDES", "large")] if formulas_too else rows
 
     def _dim(self, letter: str) -> int:
         return self.layout.replace("t", "s").index(letter)

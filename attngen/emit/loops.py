@@ -12,12 +12,13 @@ from attngen.emit.records import Loop, Table
 from attngen.ir import expr as ex
 from attngen.ir.expr import Apply, Const, Expr, Symbol
 from attngen.ir.tile_ranges import Range, Ranges, tile_ranges
+from attngen.ir.tiles import Tiles
 
 
 def range_loops(parts: Parts, printer: Printer) -> tuple[tuple[Loop, ...], Hull]:
     """Return the loops over the planned ranges, all full tiles, then all partial ones; and the hull of their keys."""
     plan = _planned(parts, printer)
-    hull = _hull(parts, printer)
+    hull = hull_of(parts, printer)
     _factor(parts, printer)
     loops: list[Loop] = []
     if plan.full:
@@ -27,7 +28,7 @@ def range_loops(parts: Parts, printer: Printer) -> tuple[tuple[Loop, ...], Hull]
     return tuple(loops), hull
 
 
-def _hull(parts: Parts, printer: Printer) -> Hull:
+def hull_of(parts: Parts, printer: Printer) -> Hull:
     """Name the hull of the keys that a program may see."""
     assert parts.fold.tiles is not None
     may = parts.fold.tiles.may
@@ -36,19 +37,19 @@ def _hull(parts: Parts, printer: Printer) -> Hull:
     begin, end = may[0].lo, may[0].hi
     for interval in may[1:]:
         begin, end = ex.apply("min", begin, interval.lo), ex.apply("max", end, interval.hi)
-    _tile_positions(printer, ex.symbols(begin) | ex.symbols(end))
+    tile_positions(printer, ex.symbols(begin) | ex.symbols(end))
     names = [
-        (_named(printer, f"may_lo_{n}", x.lo), _named(printer, f"may_hi_{n}", x.hi))
+        (named(printer, f"may_lo_{n}", x.lo), named(printer, f"may_hi_{n}", x.hi))
         for n, x in enumerate(may if len(may) > 1 else ())
     ]
-    first = "" if begin == Const(0) else _named(printer, "hull_begin", begin)
-    end_name = _named(printer, "hull_end", end)
+    first = "" if begin == Const(0) else named(printer, "hull_begin", begin)
+    end_name = named(printer, "hull_end", end)
     return Hull(first, end_name, tuple(names), _usable(parts, printer))
 
 
-def _conjuncts(expr: Expr) -> list[Expr]:
+def conjuncts(expr: Expr) -> list[Expr]:
     return (
-        [p for a in expr.args for p in _conjuncts(a)]
+        [p for a in expr.args for p in conjuncts(a)]
         if isinstance(expr, Apply) and expr.op == "and"
         else [expr]
     )
@@ -57,7 +58,7 @@ def _conjuncts(expr: Expr) -> list[Expr]:
 def _usable(parts: Parts, printer: Printer) -> tuple[str, ...]:
     """Statements for the conditions of the residual that vary with the key alone (padding): such keys are not loaded."""
     assert parts.fold.tiles is not None
-    conditions = [c for c in _conjuncts(parts.fold.tiles.residual) if place_of(c) == "keys"]
+    conditions = [c for c in conjuncts(parts.fold.tiles.residual) if place_of(c) == "keys"]
     if not conditions:
         return ()
     body = Body(printer, "keys")
@@ -65,11 +66,13 @@ def _usable(parts: Parts, printer: Printer) -> tuple[str, ...]:
     return ("j = start_n + rows_n", *body.lines, f"usable = {tests}")
 
 
-def _tile_positions(printer: Printer, used: Iterable[str]) -> None:
-    """Name the positions of the tile's first and last row, once, where something uses them."""
+def tile_positions(printer: Printer, used: Iterable[str]) -> None:
+    """Name the positions of the program's first and last row or key, once, where something uses them."""
     lines = {
         "i_lo": "i_lo = tile_m * BLOCK_M + shift",
         "i_hi": "i_hi = tl.minimum(tile_m * BLOCK_M + BLOCK_M, seqlen_q) - 1 + shift",
+        "j_lo": "j_lo = tile_n * BLOCK_N",
+        "j_hi": "j_hi = tl.minimum(tile_n * BLOCK_N + BLOCK_N, seqlen_k) - 1",
     }
     printer.prologue += [
         line for name, line in lines.items() if name in used and line not in printer.prologue
@@ -87,7 +90,7 @@ def _planned(parts: Parts, printer: Printer) -> Ranges:
     plan = tile_ranges(parts.fold.tiles, known_least={"BLOCK_N": 16})  # a product needs 16 keys
     used = {name for _, e in plan.bindings for name in ex.symbols(e)}
     used |= {name for r in (*plan.full, *plan.partial) for name in ex.symbols(r.lo) | ex.symbols(r.hi)}
-    _tile_positions(printer, used)
+    tile_positions(printer, used)
     for name, bound in plan.bindings:
         printer.assign(name, bound)
     return plan
@@ -109,7 +112,7 @@ def table_kernel(parts: Parts, face: Interface, main: Printer) -> Table:
     rows = {(True, True): "program", (True, False): "b * num_tiles_m + tile_m"}
     rows |= {(False, True): "h * num_tiles_m + tile_m", (False, False): "tile_m"}
     return Table(
-        with_positions(printer.prologue, (*full, *partial)),
+        with_positions(printer.prologue, _statements((*full, *partial))),
         full,
         partial,
         rows[by_batch, by_head],
@@ -120,7 +123,7 @@ def table_kernel(parts: Parts, face: Interface, main: Printer) -> Table:
 
 def table_loops(parts: Parts, printer: Printer) -> tuple[tuple[Loop, ...], Hull]:
     """Loops over listed tiles: full ones from the front of a row of the table, partial ones from its back."""
-    hull = _hull(parts, printer)
+    hull = hull_of(parts, printer)
     _factor(parts, printer)
     loops: list[Loop] = []
     for kind, scores, count, place in (
@@ -136,7 +139,7 @@ def _loop(
     kind: str, found: tuple[Range, ...], scores: tuple[str, ...], parts: Parts, printer: Printer, hull: Hull
 ) -> Loop:
     bounds = [
-        (_named(printer, f"{kind}_lo_{n}", r.lo), _named(printer, f"{kind}_hi_{n}", r.hi))
+        (named(printer, f"{kind}_lo_{n}", r.lo), named(printer, f"{kind}_hi_{n}", r.hi))
         for n, r in enumerate(found)
     ]
     if len(bounds) == 1:
@@ -190,7 +193,7 @@ def _walk(
     )
 
 
-def _named(printer: Printer, name: str, bound: Expr) -> str:
+def named(printer: Printer, name: str, bound: Expr) -> str:
     """Name a bound of tiles or keys; it fits 32 bits, which loops and descriptors need, whatever it is computed from."""
     if isinstance(bound, Const):
         return repr(bound.value)
@@ -211,69 +214,80 @@ def _full_scores(parts: Parts, printer: Printer) -> tuple[str, ...]:
     if parts.score is None:
         return ()
     body = Body(printer, "tile", guard="full", ragged=False)
-    value = _whole_tile(body, parts.score.expr)
-    return (*_needs_j(body, value), *body.lines, f"qk = {value}")
+    value = whole_tile(body, parts.score.expr)
+    lines = [*body.lines, f"qk = {value}"]
+    return (*walked_positions(lines, printer), *lines)
 
 
-def _whole_tile(body: Body, score: Expr) -> str:
+def whole_tile(body: Body, score: Expr) -> str:
     """Print a score as a tile, also where its formula varies along one axis or none."""
     text = body.text(score)
-    return text if place_of(score) == "tile" else f"tl.zeros([BLOCK_M, BLOCK_N], tl.float32) + ({text})"
+    shape = "BLOCK_M, BLOCK_N" if body.printer.walks == "keys" else "BLOCK_N, BLOCK_M"
+    return text if place_of(score) == "tile" else f"tl.zeros([{shape}], tl.float32) + ({text})"
 
 
 def _mask_lines(parts: Parts, printer: Printer) -> tuple[tuple[str, ...], Body]:
-    lines, masks = _mask_body(parts, printer)
-    return (*(["j = start_n + rows_n"] if _mentions_j(lines) else []), *lines), masks
+    lines, masks = mask_body(_tiles(parts), printer)
+    return (*walked_positions(lines, printer), *lines), masks
 
 
-def _mask_body(parts: Parts, printer: Printer) -> tuple[list[str], Body]:
+def _tiles(parts: Parts) -> Tiles:
+    assert parts.fold.tiles is not None
+    return parts.fold.tiles
+
+
+def mask_body(tiles: Tiles, printer: Printer) -> tuple[list[str], Body]:
     """Statements that leave `allowed`, the mask of a partial tile, and the body that named its parts."""
-    tiles = parts.fold.tiles
-    assert tiles is not None
     tests = _row_limits(tiles.row.lo, tiles.row.hi, printer)
     masks = Body(printer, "tile")
-    for condition in _conjuncts(tiles.residual) if tiles.residual != ex.TRUE else []:
+    for condition in conjuncts(tiles.residual) if tiles.residual != ex.TRUE else []:
         tests.append(f"({masks.text(condition)})")
     return [*masks.lines, f"allowed = {' & '.join(tests)}"], masks
 
 
 def _partial_scores(parts: Parts, printer: Printer) -> tuple[str, ...]:
     """Mask first (it guards what the score reads), then the score, then -inf where nothing is allowed."""
-    lines, masks = _mask_body(parts, printer)
+    lines, masks = mask_body(_tiles(parts), printer)
     if parts.score is not None:
         body = Body(printer, "tile", guard="allowed", named=masks.named)
-        value = _whole_tile(body, parts.score.expr)
+        value = whole_tile(body, parts.score.expr)
         lines += [*body.lines, f"qk = {value}"]
     lines.append('qk = tl.where(allowed, qk, float("-inf"))')
-    return (*(["j = start_n + rows_n"] if _mentions_j(lines) else []), *lines)
+    return (*walked_positions(lines, printer), *lines)
 
 
-def _needs_j(body: Body, value: str) -> list[str]:
-    return ["j = start_n + rows_n"] if _mentions_j([*body.lines, value]) else []
+def _statements(loops: Iterable[Loop]) -> list[str]:
+    return [line for loop in loops for line in loop.scores]
 
 
-def _words(lines: Iterable[str]) -> set[str]:
+def words(lines: Iterable[str]) -> set[str]:
     return set("".join(c if c.isalnum() or c == "_" else " " for c in " ".join(lines)).split())
 
 
-def _mentions_j(lines: list[str]) -> bool:
-    return "j" in _words(lines)
+def walked_positions(lines: Iterable[str], printer: Printer) -> list[str]:
+    """Name the positions along the axis that a loop walks, where a tile's statements use them."""
+    used = words(lines)
+    if printer.walks == "keys":
+        return ["j = start_n + rows_n"] if "j" in used else []
+    own = ["row = start_m + rows_m"] if used & {"row", "i"} else []
+    return [*own, *(["i = row + shift"] if "i" in used else [])]
 
 
-def with_positions(prologue: list[str], loops: tuple[Loop, ...]) -> tuple[str, ...]:
+def with_positions(prologue: list[str], statements: Iterable[str], walks: str = "keys") -> tuple[str, ...]:
     """Put the rows' positions on the key axis in front, where anything uses them."""
-    used = _words([*prologue, *(line for loop in loops for line in loop.scores)])
+    used = words([*prologue, *statements])
     lines = ["shift = seqlen_k - seqlen_q"] if used & {"i", "shift"} else []
-    return (*lines, *(["i = row + shift"] if "i" in used else []), *prologue)
+    return (*lines, *(["i = row + shift"] if "i" in used and walks == "keys" else []), *prologue)
 
 
 def _row_limits(lo: Expr, hi: Expr, printer: Printer) -> list[str]:
-    """Bounds of each row's keys, hoisted: a compare per element remains."""
+    """Bounds of what each row (or key, where rows are walked) may meet, hoisted: a compare per element remains."""
     tests: list[str] = []
-    for name, bound, sign in (("key_end", hi, "<"), ("key_begin", lo, ">=")):
+    name, letter = ("key", "n") if printer.walks == "keys" else ("row", "m")
+    for end, bound, sign in ((f"{name}_end", hi, "<"), (f"{name}_begin", lo, ">=")):
         if bound == Const(0):
             continue
-        limit = printer.assign(name, bound)
+        limit = printer.assign(end, bound)
         column = "[:, None]" if limit.endswith("[:, None]") else ""
-        tests.append(f"(rows_n[None, :] {sign} ({name} - start_n){column})")
+        tests.append(f"(rows_{letter}[None, :] {sign} ({end} - start_{letter}){column})")
     return tests

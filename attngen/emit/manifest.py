@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from attngen.emit.interface import Interface
-from attngen.emit.parts import Parts
-from attngen.emit.records import Loop
+from attngen.emit.interface import BackwardFace, Interface
+from attngen.emit.parts import Parts, launch_of
+from attngen.emit.records import Backward, Loop
 from attngen.ir import expr as ex
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Config, Contract, Fold, Input, Load
@@ -23,7 +23,12 @@ def description(graph: Graph, parts: Parts) -> str:
 
 
 def manifest(
-    graph: Graph, parts: Parts, face: Interface, loops: tuple[Loop, ...], table_loops: tuple[Loop, ...]
+    graph: Graph,
+    parts: Parts,
+    face: Interface,
+    loops: tuple[Loop, ...],
+    table_loops: tuple[Loop, ...],
+    reverse: Backward | None,
 ) -> dict[str, object]:
     tiles = parts.fold.tiles
     assert tiles is not None
@@ -40,9 +45,56 @@ def manifest(
             "exact": tiles.exact,
             "notes": list(tiles.notes),
         },
-        "configs": {target: [_config(c) for c in choices] for target, choices in parts.launch.configs},
-        "kernels": _kernels(graph, parts, face, loops, table_loops),
+        "configs": {target: [_forward(c) for c in choices] for target, choices in parts.launch.configs},
+        "kernels": {
+            **_kernels(graph, parts, face, loops, table_loops),
+            **(_backward(graph, parts, face.backward, reverse) if face.backward and reverse else {}),
+        },
     }
+
+
+def _backward(graph: Graph, parts: Parts, face: BackwardFace, reverse: Backward) -> dict[str, object]:
+    """The backward kernels, with schedules of their own."""
+    qk, dp = {"node": "qk", **_columns(parts.k)}, {"node": "dp", **_columns(parts.v)}
+    tile = {"tile": ["BLOCK_M", "BLOCK_N"]}
+    products = {
+        "dq": [{**x, **tile} for x in (qk, dp, {"node": "dq", **_columns(parts.k)})],
+        "dk": [
+            {**x, **tile}
+            for x in (qk, dp, {"node": "dk", **_columns(parts.k)}, {"node": "dv", **_columns(parts.v)})
+        ],
+    }
+    loads = {
+        "dq": [
+            {"tensor": n, "tile": ["BLOCK_N"], **_columns(x)} for n, x in (("k", parts.k), ("v", parts.v))
+        ],
+        "dk": [
+            {"tensor": n, "tile": ["BLOCK_M"], **_columns(x)} for n, x in (("q", parts.k), ("dout", parts.v))
+        ],
+    }
+    found: dict[str, object] = {}
+    for kernel, result in ((face.rows, "lse2"), (face.dq, "dq"), (face.dkdv, "dk")):
+        _, launch = launch_of(graph, result)
+        keys = {*kernel.constants, "num_warps", "num_stages", *(["APART"] if result == "dk" else [])}
+        body = {"dq": reverse.dq, "dk": reverse.dkdv}.get(result)
+        found[kernel.name] = {
+            "arguments": dict(kernel.types),
+            "constants": list(kernel.constants),
+            "loops": [
+                {
+                    "role": f"{'dq' if result == 'dq' else 'dkdv'} {walk.kind}",
+                    "node": result,
+                    "products": products[result],
+                    "loads": loads[result],
+                }
+                for walk in ((*body.merged, *body.loops) if body else ())
+            ],
+            "configs": {
+                target: [{k: v for k, v in _config(c).items() if k in keys} for c in choices]
+                for target, choices in launch.configs
+            },
+        }
+    return found
 
 
 def _kernels(
@@ -67,14 +119,18 @@ def _kernels(
 
 def _loop(graph: Graph, loop: Loop, products: list[object], loads: list[object]) -> dict[str, object]:
     """A `for` of a kernel, in the order of its text: the fold it runs, and what one tile of it multiplies and loads."""
-    name, _ = graph.only(Fold)
+    name = _softmax(graph)
     return {"role": "partial" if loop.masked else "full", "node": name, "products": products, "loads": loads}
+
+
+def _softmax(graph: Graph) -> str:
+    """The node of the forward's fold."""
+    return next(name for name, fold in graph.all(Fold) if fold.monoid == "softmax")
 
 
 def _products(graph: Graph, parts: Parts) -> list[object]:
     """Products of one tile: 2 x tile x columns FLOPs, of which `padded` columns are computed."""
-    fold, _ = graph.only(Fold)
-    contract, _ = graph.only(Contract)
+    fold, contract = _softmax(graph), next(name for name, _ in graph.all(Contract))
     return [
         {"node": name, "tile": ["BLOCK_M", "BLOCK_N"], **_columns(load)}
         for name, load in ((contract, parts.k), (fold, parts.v))
@@ -107,6 +163,10 @@ def _compiled_in(graph: Graph, parts: Parts) -> dict[str, object]:
     }
 
 
+def _forward(config: Config) -> dict[str, object]:
+    return {key: value for key, value in _config(config).items() if key not in ("MERGED", "APART")}
+
+
 def _config(config: Config) -> dict[str, object]:
     return {
         "BLOCK_M": config.block_m,
@@ -114,4 +174,6 @@ def _config(config: Config) -> dict[str, object]:
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
         "USE_DESCRIPTORS": config.use_descriptors,
+        "MERGED": config.merged,
+        "APART": config.apart,
     }

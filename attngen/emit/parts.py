@@ -23,10 +23,20 @@ class Parts:
     v: Load
     v_in_k: bool
     sink: Lift | None
+    group: int
+
+
+def launch_of(graph: Graph, result: str) -> tuple[str, Launch]:
+    """The kernel that stores a result."""
+    for name, launch in graph.all(Launch):
+        stored = [s for n in launch.stores if isinstance(s := graph.nodes[n], Store)]
+        if any(s.name == result for s in stored):
+            return name, launch
+    raise InternalError(f"{graph.provenance.name}: no kernel stores {result}")
 
 
 def find_parts(graph: Graph) -> Parts:
-    _, launch = graph.only(Launch)
+    _, launch = launch_of(graph, "out")
     stores = [graph.nodes[s] for s in launch.stores]
     finishes = [graph.nodes[s.operand] for s in stores if isinstance(s, Store)]
     results = {f.operand for f in finishes if isinstance(f, Finish)}
@@ -50,7 +60,18 @@ def find_parts(graph: Graph) -> Parts:
         )
     loads = [graph.nodes[n] for n in (contract.left, contract.right, node.value)]
     q, k, v = (load for load in loads if isinstance(load, Load))
-    parts = Parts(launch, node, score, contract, q, k, v, isinstance(graph.nodes[v.operand], Slice), sink)
+    parts = Parts(
+        launch,
+        node,
+        score,
+        contract,
+        q,
+        k,
+        v,
+        isinstance(graph.nodes[v.operand], Slice),
+        sink,
+        graph.axis("Hkv").group,
+    )
     _refuse_unsupported(graph, parts)
     return parts
 

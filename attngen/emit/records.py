@@ -15,9 +15,11 @@ class Chunk:
     start: int
     width: int
     columns: str  # name of the vector of column indices
+    walked: str  # what a pointer load of this chunk adds in a loop over rows
     mask: str  # what a pointer load of this chunk adds after the pointer
     stored: str  # mask of a whole row of queries
     plus: str  # the accumulator argument of the product: nothing for the first chunk
+    plus_dp: str
     value: str  # name of the V tile
 
 
@@ -54,6 +56,78 @@ class Table:
     row: str
     heads: str
     batch: str
+
+
+@dataclass(frozen=True, slots=True)
+class BackwardLoop:
+    """One loop of a backward kernel, over tiles of the axis that its programs do not own."""
+
+    kind: str
+    comment: str
+    before: tuple[str, ...]
+    single: bool
+    begin: str
+    end: str
+    steps: str  # how many tiles
+    find_tile: tuple[str, ...]  # the tile of step `local`
+    masked: bool
+    by_pointer: bool
+    before_loads: tuple[str, ...]
+    tile_row: str
+    valid: str
+    lse_mask: str  # of the statistics of a tile of rows that may reach past the last
+    delta_mask: str
+    k_chunks: tuple[Chunk, ...]
+    v_chunks: tuple[Chunk, ...]
+    formula: tuple[str, ...]  # on the raw scores: mask, slope, exponent
+    mask: tuple[str, ...]  # what a partial tile of a merged loop adds
+    partial: str  # the test of such a tile
+
+
+@dataclass(frozen=True, slots=True)
+class BackwardKernel:
+    """A kernel that adds up over tiles: dq, or dk and dv."""
+
+    prologue: tuple[str, ...]
+    descriptors: tuple[str, ...]
+    offsets: tuple[str, ...]
+    seen: tuple[str, ...]
+    merged: tuple[BackwardLoop, ...]  # one, or none
+    loops: tuple[BackwardLoop, ...]
+    weight: str  # what lse is taken from
+
+
+@dataclass(frozen=True, slots=True)
+class RowSum:
+    """A sum of ds times a factor ('' is 1) per row: part of the gradient of a captured tensor."""
+
+    name: str
+    factor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Backward:
+    """The backward part of a module."""
+
+    dq: BackwardKernel
+    dkdv: BackwardKernel
+    row_bases: tuple[str, ...]
+    dq_bases: tuple[str, ...]
+    dkdv_bases: tuple[str, ...]
+    v_columns: tuple[str, ...]
+    own_k_chunks: tuple[Chunk, ...]
+    own_v_chunks: tuple[Chunk, ...]
+    scale: str
+    has_slope: bool
+    keeps_ds: bool  # sums per row need ds before the slope of the score is in it
+    slope_later: bool
+    sums: tuple[RowSum, ...]
+    sinks: str
+    sinks_rows: str
+    per_head: bool
+    walk_group: str
+    reduces: bool
+    results: str  # what the launcher returns
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +171,5 @@ class Context:
     has_search: bool
     has_floordiv: bool
     has_tanh: bool
+    has_backward: bool
+    backward: Backward | None

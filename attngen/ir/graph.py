@@ -9,9 +9,9 @@ from typing import Literal, TypeVar
 
 import networkx as nx
 
-from attngen.errors import InternalError
+from attngen.errors import InternalError, PlanError
 from attngen.ir.expr import Apply, Const, Element, Expr, Search, Symbol, tensors, text
-from attngen.ir.nodes import Axis, Fold, Map, Node
+from attngen.ir.nodes import Axis, Fold, Input, Map, Node
 from attngen.ir.tiles import Interval
 
 Level = Literal["semantic", "scheduled"]
@@ -75,7 +75,10 @@ class Graph:
         raise InternalError(f"no axis {name!r}; axes: {', '.join(a.name for a in self.axes)}")
 
     def with_nodes(self, changed: Mapping[str, Node], *, level: Level | None = None) -> Graph:
-        """Return a graph with some nodes replaced or added."""
+        """Return a graph with some nodes replaced or added; an input stays one."""
+        for name, node in changed.items():
+            if isinstance(self.nodes.get(name), Input) and not isinstance(node, Input):
+                raise name_taken(self.provenance.name, name)
         return replace(self, nodes={**self.nodes, **changed}, level=level or self.level)
 
     def without(self, names: set[str]) -> Graph:
@@ -85,6 +88,12 @@ class Graph:
     def digest(self) -> str:
         """Return the SHA-256 of the text form."""
         return hashlib.sha256(graph_text(self).encode()).hexdigest()
+
+
+def name_taken(spec: str, name: str, wanted: str = "") -> PlanError:
+    """The error for a param or captured tensor whose name is needed for a node (``wanted``, if not the same name)."""
+    reason = f"'{name}' would be taken for the kernel's own '{wanted or name}'"
+    return PlanError(f"{spec}: {reason}; rename the param or captured tensor")
 
 
 def verify(graph: Graph) -> None:

@@ -96,7 +96,7 @@ class _Conversion:
             value = _FUNCTIONS[op](*parts)
         else:
             raise InternalError(f"{op} has no derivative")
-        if not value.is_number:
+        if not value.is_Number:
             self.known.setdefault(value, expr)
         return value
 
@@ -122,7 +122,7 @@ class _Conversion:
             return self.known[value]
         if value.is_Integer:
             return Const(int(value))
-        if value.is_number:
+        if value.is_Number:
             return Const(float(value))
         if value.is_Add:
             return self._sum(value)
@@ -150,7 +150,8 @@ class _Conversion:
         above: list[Expr] = []
         below: list[Expr] = []
         sign = 1
-        for factor in sorted(sp.Mul.make_args(value), key=sp.default_sort_key):
+        factors: list[Any] = sorted(sp.Mul.make_args(value), key=sp.default_sort_key)
+        for factor in factors:
             if factor == -1:
                 sign = -1
             elif factor.is_Rational and factor.p in (1, -1) and factor.q != 1:

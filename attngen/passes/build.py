@@ -12,7 +12,7 @@ from typing import Any
 from attngen.errors import PlanError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const, Element, Expr, Symbol
-from attngen.ir.graph import Graph, Provenance, verify
+from attngen.ir.graph import Graph, Provenance, name_taken, verify
 from attngen.ir.nodes import (
     Axis,
     Contract,
@@ -52,8 +52,12 @@ def build(spec: Spec) -> Graph:
             raise not_built(spec, "captured", message)
     nodes: dict[str, Node] = {}
     _inputs(spec, nodes)
+    inputs = dict(nodes)
     _scores(spec, nodes)
     _fold(spec, nodes)
+    for name, node in inputs.items():
+        if nodes[name] is not node:
+            raise name_taken(spec.name, name)
     graph = Graph(level="semantic", axes=_axes(spec), nodes=nodes, provenance=_provenance(spec))
     verify(graph)
     return graph

@@ -14,12 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from attngen.errors import InternalError
+from attngen.errors import InternalError, PlanError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Apply, Const, Element, Expr, Symbol
-from attngen.ir.graph import Graph
+from attngen.ir.graph import Graph, name_taken
 from attngen.ir.nodes import Contract, Domain, Finish, Fold, Input, Lift, Map, Merge, Node, Slice
-from attngen.ir.symbolic import derivative
 
 S = Symbol("s", "float")
 ROWS = ("B", "Hq", "Sq")
@@ -42,9 +41,9 @@ class Differentiate:
             node = graph.nodes[name]
             if isinstance(node, Finish) or name in reverse.adjoint:
                 RULES[type(node)](reverse, name, node)
-        missing = [name for name in wanted if f"d{name}" not in reverse.nodes]
-        if missing:
-            raise InternalError(f"differentiate: no gradient reaches {', '.join(missing)}")
+        for name in wanted:
+            if f"d{name}" not in reverse.nodes:
+                raise _no_gradient(graph, name, f"only the mask reads {name}, so that its gradient is 0")
         return graph.with_nodes(reverse.nodes)
 
 
@@ -57,8 +56,12 @@ class _Reverse:
     adjoint: dict[str, str] = field(default_factory=dict[str, str])
 
     def add(self, name: str, node: Node) -> str:
-        """Add a node under a name of its own."""
+        """Add a node under a name of its own; where there is none, the name of a param or captured tensor is in the way."""
         if name in self.nodes or name in self.graph.nodes:
+            given = {n for n, node in self.graph.all(Input) if node.role in ("captured", "scalar")}
+            for other in (name, name.removeprefix("d"), name.removeprefix("ds_")):
+                if other in given:
+                    raise name_taken(self.graph.provenance.name, other, name)
             raise InternalError(f"differentiate: two nodes called {name}")
         self.nodes[name] = node
         return name
@@ -84,6 +87,17 @@ class _Reverse:
             axes=axes,
             **more,
         )
+
+
+def _no_gradient(graph: Graph, tensor: str, reason: str) -> PlanError:
+    return PlanError(f"{graph.provenance.name}: captured.{tensor}.grad: {reason}; declare it without 'grad'")
+
+
+def _slope(node: Map, variable: Symbol | Element) -> Expr:
+    """The derivative of a map's formula, over the map's operand by its own name. sympy is imported where it is needed."""
+    from attngen.ir.symbolic import derivative
+
+    return ex.substitute(derivative(node.expr, variable), {"s": Symbol(node.operand, "float")})
 
 
 def _finish(reverse: _Reverse, name: str, node: Finish) -> None:
@@ -160,7 +174,7 @@ def _lift(reverse: _Reverse, name: str, node: Lift) -> None:
 def _map(reverse: _Reverse, name: str, node: Map) -> None:
     """Chain rule of a formula: for its operand, and for each captured element that asks for a gradient."""
     given = reverse.adjoint[name]
-    slope = ex.substitute(derivative(node.expr, S), {"s": Symbol(node.operand, "float")})
+    slope = _slope(node, S)
     reverse.adjoint[node.operand] = _times(reverse, f"d_{node.operand}", given, slope, node)
     elements = [e for e in dict.fromkeys(ex.walk(node.expr)) if isinstance(e, Element)]
     for tensor in dict.fromkeys(e.tensor for e in elements):
@@ -174,11 +188,14 @@ def _captured(
     reverse: _Reverse, given: str, node: Map, source: Input, tensor: str, elements: list[Element]
 ) -> None:
     if len(elements) > 1:
-        raise InternalError(
-            f"differentiate: {tensor} is read in {len(elements)} ways; its gradient needs one"
+        ways = " and ".join(ex.text(e) for e in elements)
+        raise _no_gradient(
+            reverse.graph, tensor, f"the score reads {ways}; a gradient needs one way to read it"
         )
     [element] = elements
-    slope = ex.substitute(derivative(node.expr, element), {"s": Symbol(node.operand, "float")})
+    if any("s" in ex.symbols(index) for index in element.indices):
+        raise _no_gradient(reverse.graph, tensor, f"where {ex.text(element)} reads depends on the score")
+    slope = _slope(node, element)
     change = _times(reverse, f"ds_{tensor}", given, slope, node)
     reverse.add(f"d{tensor}", reverse.sum(change, "", "Sk", source.axes, at=element.indices, into=tensor))
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from attngen.ir.graph import Graph, verify
 from attngen.passes.base_two import BaseTwo
-from attngen.passes.build import build, not_built
+from attngen.passes.build import build
 from attngen.passes.differentiate import Differentiate
 from attngen.passes.plan_masks import PlanMasks
 from attngen.passes.schedules import Wanted
@@ -40,8 +40,6 @@ def run(graph: Graph, passes: tuple[Pass, ...] = PIPELINE) -> Graph:
 
 def schedule(spec: Spec) -> Graph:
     """Return the scheduled graph of a spec; its `schedule` restricts what the tile pass chooses."""
-    if spec.grad:
-        raise not_built(spec, "grad", "only the forward pass is generated; remove 'grad'")
     if spec.schedule is None:
         return run(build(spec))
     asked = spec.schedule

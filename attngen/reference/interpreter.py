@@ -189,8 +189,8 @@ def _sum(run: _Run, node: Fold) -> Tensor:
         times = allowed.double() if node.tiles is None or node.level == "whole" else visits(run, node)
         operands[node.element] = torch.where(times != 0, element, 0.0) * times
         if node.axis == "Sk" and node.value:
-            keys = _unused_to_zero(run.values[node.value].repeat_interleave(run.group, 1), allowed)
-            operands[node.value] = keys[:, :: run.group] if run.group > 1 else keys
+            of_group = allowed.unflatten(1, (-1, run.group)).any(2)
+            operands[node.value] = _unused_to_zero(run.values[node.value], of_group)
     if node.factor is not None:
         operands[node.element] = operands[node.element] * run.formula(node.factor)
     if node.at:

@@ -1,0 +1,408 @@
+"""The backward kernels of a scheduled graph, as finished records: rows, dq, dk and dv."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from attngen.emit.addresses import Hull, chunks, columns, descriptors
+from attngen.emit.loops import (
+    conjuncts,
+    hull_of,
+    mask_body,
+    named,
+    tile_positions,
+    walked_positions,
+    whole_tile,
+    with_positions,
+)
+from attngen.emit.parts import Parts, launch_of
+from attngen.emit.printer import Body, Captured, Printer, place_of
+from attngen.emit.records import Backward, BackwardKernel, BackwardLoop, Chunk, RowSum
+from attngen.errors import InternalError
+from attngen.ir import expr as ex
+from attngen.ir.expr import Apply, Expr, Symbol
+from attngen.ir.graph import Graph
+from attngen.ir.nodes import Contract, Fold, Input, Map, Store
+from attngen.ir.tile_ranges import Range, Ranges, ranges_along
+
+S = Symbol("s", "float")
+DS = ex.apply("mul", Symbol("p", "float"), ex.apply("sub", S, Symbol("delta", "float")))
+
+
+@dataclass(frozen=True, slots=True)
+class Adjoint:
+    """The nodes of the backward: the weight's raw score, the slope of the score, the folds, sums per row."""
+
+    weight: Expr  # what exp2 is taken of, without lse2; of the raw score s
+    slope: Expr | None
+    dq: Fold
+    dk: Fold
+    dv: Fold
+    dk_heads: Fold | None  # per query head, where formulas vary with it
+    sums: tuple[tuple[str, Expr], ...]  # per row: name, and the factor of ds that is added
+    sinks: str
+
+
+def find_adjoint(graph: Graph) -> Adjoint:
+    """Walk from the stores of the backward kernels to what they add up; refuse what the templates cannot print."""
+    p, ds = graph.nodes["p"], graph.nodes["ds"]
+    dq, dk, dv = (graph.nodes[name] for name in ("dq", "dk", "dv"))
+    assert isinstance(p, Map)
+    assert isinstance(ds, Map)
+    assert isinstance(dq, Fold)
+    assert isinstance(dk, Fold)
+    assert isinstance(dv, Fold)
+    slope = None
+    if dq.element != "ds":
+        scaled = graph.nodes[dq.element]
+        assert isinstance(scaled, Map)
+        slope = ex.substitute(_slope(scaled.expr), {"qk": S})
+    weight, lse = p.expr.args if isinstance(p.expr, Apply) and p.expr.op == "weight_exp2" else (S, S)
+    dp = graph.nodes["dp"]
+    rules = {
+        "p is exp2 of a score less lse2": lse == Symbol("lse2", "float") and p.operand == "qk",
+        "ds is p times dp less delta": ds.expr == DS and ds.operand == "dp",
+        "dp is dout times v": isinstance(dp, Contract) and (dp.left, dp.right) == ("dout_tile", "v_tile"),
+        "dq and dk add the same ds": dq.element == dk.element and dv.element == "p",
+        "dq adds k, dk q and dv dout": (dq.value, dk.value, dv.value) == ("k_tile", "q_tile", "dout_tile"),
+        "dq and dk have one factor": dq.factor == dk.factor and dv.factor is None,
+        "dk and dv are of kv heads": dk.axes[1] == dv.axes[1] == "Hkv",
+    }
+    broken = [rule for rule, holds in rules.items() if not holds]
+    if broken:
+        raise InternalError(f"{graph.provenance.name}: the backward templates need: {'; '.join(broken)}")
+    return Adjoint(weight, slope, dq, dk, dv, None, _sums(graph), _sinks(graph))
+
+
+def _slope(expr: Expr) -> Expr:
+    match expr:
+        case Apply("mul", (Symbol("s"), slope)):
+            return slope
+        case _:
+            raise InternalError(f"a gradient of scores is ds times a slope, not {ex.text(expr)}")
+
+
+def _stored(graph: Graph, result: str) -> list[str]:
+    _, launch = launch_of(graph, result)
+    return [s.operand for n in launch.stores if isinstance(s := graph.nodes[n], Store)]
+
+
+def _sums(graph: Graph) -> tuple[tuple[str, Expr], ...]:
+    found: list[tuple[str, Expr]] = []
+    for name in _stored(graph, "dq")[1:]:
+        fold = graph.nodes[name]
+        assert isinstance(fold, Fold)
+        element = graph.nodes[fold.element]
+        assert isinstance(element, Map)
+        factor = ex.Const(1.0) if fold.element == "ds" else ex.substitute(_slope(element.expr), {"qk": S})
+        found.append((name, factor))
+    return tuple(found)
+
+
+def _sinks(graph: Graph) -> str:
+    """The node of the sinks' gradient per row; '' where there are none."""
+    more = _stored(graph, "lse2")[2:]
+    return more[0] if more else ""
+
+
+def backward(graph: Graph, parts: Parts, captured: Mapping[str, Captured], helpers: set[str]) -> Backward:
+    """Return everything that the backward part of a module prints."""
+    adjoint = find_adjoint(graph)
+    by_rows = Printer(captured, helpers=helpers)
+    by_keys = Printer(captured, helpers=helpers, walks="rows")
+    per_head = adjoint.dk_heads is not None
+    dq, dkdv = _kernel(graph, "dq", adjoint, parts, by_rows), _kernel(graph, "dk", adjoint, parts, by_keys)
+    return Backward(
+        dq=dq,
+        dkdv=dkdv,
+        row_bases=_bases(parts, ("out", "dout")),
+        dq_bases=_bases(parts, ("q", "k", "v", "dout", "dq")),
+        dkdv_bases=_bases(parts, ("q", "k", "v", "dout", "dk", "dv"), "hk" if not per_head else "h"),
+        v_columns=tuple(line for line in columns(parts) if line.startswith("e_")),
+        own_k_chunks=chunks(parts.k, "d", "", owner="key_valid"),
+        own_v_chunks=chunks(parts.v, "e", "", owner="key_valid"),
+        scale=ex.text(adjoint.dq.factor) if adjoint.dq.factor is not None else "1.0",
+        has_slope=adjoint.slope is not None,
+        keeps_ds=bool(adjoint.sums),
+        slope_later=adjoint.slope is not None and bool(adjoint.sums),
+        sums=tuple(RowSum(name, factor and f" * {factor}") for name, factor in _sum_factors(adjoint)),
+        sinks=parts.sink.operand if parts.sink and adjoint.sinks else "",
+        sinks_rows=adjoint.sinks,
+        per_head=per_head,
+        walk_group="1" if per_head else str(graph.axis("Hkv").group),
+        reduces=any("_reduced(" in value for value in _gradients(graph)),
+        results=", ".join(_gradients(graph)),
+    )
+
+
+def _sum_factors(adjoint: Adjoint) -> list[tuple[str, str]]:
+    return [(name, "" if factor == ex.Const(1.0) else f"factor_{name}") for name, factor in adjoint.sums]
+
+
+def _gradients(graph: Graph) -> list[str]:
+    """Per differentiable input, in the order of the graph: the launcher's expression for its gradient."""
+    found: list[str] = []
+    for name, node in graph.all(Input):
+        if not node.grad:
+            continue
+        fold = graph.nodes[f"d{name}"]
+        assert isinstance(fold, Fold)
+        if not fold.into:
+            found.append(f"d{name}")
+            continue
+        kept = {
+            axis: ex.Symbol(symbol, "int") in fold.at
+            for axis, symbol in (("b", "b"), ("h", "h"), ("s", "row"))
+        }
+        summed = [n for n, axis in enumerate("bhs") if not kept[axis]]
+        order = [x for x in ("b", "h", "row") if ex.Symbol(x, "int") in fold.at]
+        places = [order.index(index.name) for index in fold.at if isinstance(index, ex.Symbol)]
+        found.append(f"_reduced({fold.element}, {summed}, {places}, {name})")
+    return found
+
+
+def _kernel(graph: Graph, result: str, adjoint: Adjoint, parts: Parts, printer: Printer) -> BackwardKernel:
+    """The statements of a kernel whose programs own rows (dq) or keys (dk and dv)."""
+    fold = adjoint.dq if result == "dq" else adjoint.dk
+    assert fold.tiles is not None
+    plan = ranges_along(fold.axis, fold.tiles, {"BLOCK_M": 16, "BLOCK_N": 16})
+    used = {n for _, e in plan.bindings for n in ex.symbols(e)}
+    used |= {n for r in (*plan.full, *plan.partial) for n in ex.symbols(r.lo) | ex.symbols(r.hi)}
+    tile_positions(printer, used)
+    for name, bound in plan.bindings:
+        printer.assign(name, bound)
+    hull = hull_of(parts, printer) if result == "dq" else Hull("", "seqlen_q")
+    if _is_plain(adjoint.weight):
+        printer.assign("factor", _plain_factor(adjoint.weight))
+    _, launch = launch_of(graph, result)
+    loops: list[BackwardLoop] = []
+    merged: tuple[BackwardLoop, ...] = ()
+    if any(config.merged for _, choices in launch.configs for config in choices):
+        merged = (_merged(plan, fold, adjoint, parts, printer, hull),)
+    if plan.full:
+        loops.append(_separate("full", plan.full, fold, adjoint, parts, printer, hull))
+    if plan.partial:
+        loops.append(_separate("partial", plan.partial, fold, adjoint, parts, printer, hull))
+    seen = _seen(fold, printer) if result == "dk" else ()
+    lines = [*(x for loop in (*merged, *loops) for x in (*loop.formula, *loop.mask)), *seen]
+    return BackwardKernel(
+        prologue=with_positions(printer.prologue, lines, walks=printer.walks),
+        descriptors=descriptors(parts, hull) if result == "dq" else _row_descriptors(parts, adjoint),
+        offsets=() if result == "dq" else _row_offsets(parts),
+        seen=seen,
+        merged=merged,
+        loops=tuple(loops),
+        weight="qk * factor" if _is_plain(adjoint.weight) else "qk",
+    )
+
+
+def _is_plain(weight: Expr) -> bool:
+    """Whether a weight is the raw score times a factor of the program: its product meets lse in one multiply-add."""
+    return (
+        isinstance(weight, Apply)
+        and weight.op == "mul"
+        and weight.args[0] == S
+        and not (ex.symbols(weight.args[1]) & {"s", "i", "j", "row"})
+    )
+
+
+def _plain_factor(weight: Expr) -> Expr:
+    assert isinstance(weight, Apply)
+    return weight.args[1]
+
+
+def _formula(adjoint: Adjoint, printer: Printer, body: Body) -> list[str]:
+    """Statements that need the raw score, which the last of them replaces: slope, factors of sums, the exponent."""
+    lines: list[str] = []
+    if adjoint.slope is not None:
+        lines.append(f"slope = {whole_tile(body, adjoint.slope)}")
+    if printer.walks == "keys":
+        for (_, factor), (_, text) in zip(adjoint.sums, _sum_factors(adjoint), strict=True):
+            lines += [f"{text} = {whole_tile(body, factor)}"] if text else []
+    if not _is_plain(adjoint.weight):
+        lines.append(f"qk = {whole_tile(body, adjoint.weight)}")
+    return [*body.lines, *lines]
+
+
+WHERE = 'qk = tl.where(allowed, qk, float("-inf"))'
+
+
+def _separate(
+    kind: str,
+    found: tuple[Range, ...],
+    fold: Fold,
+    adjoint: Adjoint,
+    parts: Parts,
+    printer: Printer,
+    hull: Hull,
+) -> BackwardLoop:
+    assert fold.tiles is not None
+    masked = kind == "partial"
+    mask: list[str] = []
+    body = Body(printer, "tile", guard="full", ragged=False)
+    if masked:
+        mask, masks = mask_body(fold.tiles, printer)
+        body = Body(printer, "tile", guard="allowed", named=masks.named)
+    formula = [*mask, *_formula(adjoint, printer, body), *([WHERE] if masked else [])]
+    comment = (
+        "tiles that the mask cuts, or that reach past the end" if masked else "full tiles: no mask arithmetic"
+    )
+    return _loop(
+        kind, comment, found, (*walked_positions(formula, printer), *formula), (), "", parts, printer, hull
+    )
+
+
+def _merged(
+    plan: Ranges, fold: Fold, adjoint: Adjoint, parts: Parts, printer: Printer, hull: Hull
+) -> BackwardLoop:
+    """One loop over all tiles, the mask under a branch: fewer registers than two loops where descriptors load."""
+    assert fold.tiles is not None
+    tile = "tile_n" if printer.walks == "keys" else "tile_m"
+    span, tests = _span(plan, tile, printer)
+    formula = _formula(adjoint, printer, Body(printer, "tile", guard="", ragged=True))
+    mask, _ = mask_body(fold.tiles, printer)
+    mask = [*mask, WHERE]
+    positions = walked_positions([*formula, *mask], printer)
+    comment = "all tiles: those that the mask cuts, or that reach past the end, take the branch"
+    test = " | ".join(tests) or f"{tile} >= 0"
+    return _loop("merged", comment, (span,), (*positions, *formula), tuple(mask), test, parts, printer, hull)
+
+
+def _span(plan: Ranges, tile: str, printer: Printer) -> tuple[Range, list[str]]:
+    """The tiles that one interval visits, and the tests of those outside its full tiles."""
+    if not plan.full:
+        [whole] = plan.partial
+        return whole, []
+    [full] = plan.full
+    lo, hi, tests = full.lo, full.hi, list[str]()
+    for part in plan.partial:
+        if part.hi == full.lo:
+            lo = part.lo
+            tests.append(f"({tile} < {named(printer, 'full_lo_0', full.lo)})")
+        elif part.lo == full.hi:
+            hi = part.hi
+            tests.append(f"({tile} >= {named(printer, 'full_hi_0', full.hi)})")
+        else:
+            raise InternalError("a merged loop needs the tiles of one interval")
+    return Range(lo, hi), tests or [f"({tile} < 0)"]
+
+
+def _loop(
+    kind: str,
+    comment: str,
+    found: tuple[Range, ...],
+    formula: tuple[str, ...],
+    mask: tuple[str, ...],
+    test: str,
+    parts: Parts,
+    printer: Printer,
+    hull: Hull,
+) -> BackwardLoop:
+    tile = "tile_n" if printer.walks == "keys" else "tile_m"
+    bounds = [
+        (named(printer, f"{kind}_lo_{n}", r.lo), named(printer, f"{kind}_hi_{n}", r.hi))
+        for n, r in enumerate(found)
+    ]
+    before: list[str] = []
+    steps = f"{bounds[0][1]} - {bounds[0][0]}" if bounds[0][0] != "0" else bounds[0][1]
+    find = [f"{tile} = {bounds[0][0]} + local" if bounds[0][0] != "0" else f"{tile} = local"]
+    if len(bounds) > 1:
+        before.append(f"{kind}_steps_0 = tl.maximum({bounds[0][1]} - {bounds[0][0]}, 0)")
+        for n, (begin, end) in list(enumerate(bounds))[1:]:
+            before.append(f"{kind}_steps_{n} = {kind}_steps_{n - 1} + tl.maximum({end} - {begin}, 0)")
+            find.append(
+                f"{tile} = tl.where(local < {kind}_steps_{n - 1}, {tile}, {begin} + local - {kind}_steps_{n - 1})"
+            )
+        steps = f"{kind}_steps_{len(bounds) - 1}"
+    single = len(bounds) == 1
+    masked = kind != "full"
+    return BackwardLoop(
+        kind=kind,
+        comment=comment,
+        before=tuple(before),
+        single=single,
+        begin=bounds[0][0] if single else "0",
+        end=bounds[0][1] if single else steps,
+        steps=steps,
+        find_tile=tuple(find),
+        masked=masked,
+        by_pointer=masked and not hull.exact(),
+        before_loads=hull.usable if masked else (),
+        tile_row=hull.tile_row() if printer.walks == "keys" else "start_m",
+        valid=hull.valid() if printer.walks == "keys" else "rows_m < seqlen_q - start_m",
+        lse_mask=', mask=row_valid, other=float("inf")' if masked else "",
+        delta_mask=", mask=row_valid, other=0.0" if masked else "",
+        k_chunks=_walked_chunks(parts, printer, masked)[0],
+        v_chunks=_walked_chunks(parts, printer, masked)[1],
+        formula=formula,
+        mask=mask,
+        partial=test,
+    )
+
+
+def _walked_chunks(
+    parts: Parts, printer: Printer, masked: bool
+) -> tuple[tuple[Chunk, ...], tuple[Chunk, ...]]:
+    """The chunks of what a loop walks: k and v, or q and dout, which have as many columns."""
+    if printer.walks == "keys":
+        valid = "key_valid" if masked else ""
+        return chunks(parts.k, "d", valid), chunks(parts.v, "e", valid)
+    return chunks(parts.k, "d", "", walked=masked), chunks(parts.v, "e", "", walked=masked)
+
+
+def _row_descriptors(parts: Parts, adjoint: Adjoint) -> tuple[str, ...]:
+    """Descriptors of the heads of a group together: a loop over heads and tiles needs no descriptor of its own per head."""
+    heads = "1" if adjoint.dk_heads is not None else str(parts.group)
+    return tuple(
+        f"{name}_descriptor_{n} = tl.make_tensor_descriptor({name}_base, [{heads}, seqlen_q, {load.columns}],"
+        f" [stride_{short}h, stride_{short}s, 1], [1, BLOCK_M, {width}])"
+        for name, short, load in (("q", "q", parts.k), ("dout", "g", parts.v))
+        for n, (_, width) in enumerate(load.chunks)
+    )
+
+
+def _row_offsets(parts: Parts) -> tuple[str, ...]:
+    return tuple(
+        f"{name}_offsets_{n} = rows_m[:, None] * stride_{short}s + {vector}_{n}[None, :]"
+        for name, short, vector, load in (("q", "q", "d", parts.k), ("dout", "g", "e", parts.v))
+        for n in range(len(load.chunks))
+    )
+
+
+def _bases(parts: Parts, tensors: tuple[str, ...], keys_head: str = "hk") -> tuple[str, ...]:
+    """Where a program's rows of some tensors begin, and its per-row statistics."""
+    packed = parts.launch.rows == "packed"
+    shorts = {"out": "o", "dout": "g"}
+    heads = {"k": "hk", "v": "hk", "dk": keys_head, "dv": keys_head}
+    lines: list[str] = []
+    for name in tensors:
+        head, short = heads.get(name, "h"), shorts.get(name, name)
+        start = "k_start" if name in heads else "q_start"
+        first = (
+            f"tl.cast({start}, tl.int64) * stride_{short}s"
+            if packed
+            else f"tl.cast(b, tl.int64) * stride_{short}b"
+        )
+        lines.append(f"{name}_base = {name} + {first} + tl.cast({head}, tl.int64) * stride_{short}h")
+    where = "q_start" if packed else "tl.cast(b, tl.int64) * stride_lb"
+    if "dk" in tensors:
+        return (
+            *lines,
+            *(f"{n}_base = {n} + {where} + tl.cast(h, tl.int64) * stride_lh" for n in ("lse2", "delta")),
+        )
+    return (*lines, f"per_row = {where} + tl.cast(h, tl.int64) * stride_lh + row")
+
+
+def _seen(fold: Fold, printer: Printer) -> tuple[str, ...]:
+    """The keys that any query may see: others may hold NaN, which no gradient may take up."""
+    assert fold.tiles is not None
+    row = fold.tiles.row
+    usual = row.hi == Symbol("seqlen_q") and fold.tiles.residual == ex.TRUE
+    tests: list[str] = (
+        [] if usual else ["(row_begin < row_end)" if row.lo != ex.Const(0) else "(row_end > 0)"]
+    )
+    body = Body(printer, "keys")
+    conditions = [c for c in conjuncts(fold.tiles.residual) if place_of(c) == "keys"]
+    tests += [f"({body.text(c)})" for c in conditions]
+    return (*body.lines, f"seen = ({' & '.join(tests)})[:, None]") if tests else ()
