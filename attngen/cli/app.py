@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from attngen.cli.failures import CHECK_FAILED, Commands
+from attngen.target.facts import TARGETS
 from attngen.version import VERSION
 
 app = typer.Typer(
@@ -145,7 +146,7 @@ def inspect_command(
         list[str] | None,
         typer.Option(
             metavar="GPU",
-            help="sm_80, sm_89, sm_90, sm_100, sm_120, gfx942, gfx950; may be repeated. [sm_90]",
+            help=f"{', '.join(TARGETS)}; may be repeated. [sm_90]",
         ),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="A dtype of the spec; its first if not given.")] = None,
@@ -162,12 +163,13 @@ def inspect_command(
     ] = False,
 ) -> None:
     """Compile kernels for GPUs that need not be there, count their loops, and predict their rate."""
-    from attngen.cli.inspecting import inspect_and_show, show_assumptions
+    from attngen.cli.inspecting import inspect_and_show, refuse_targets, show_assumptions
     from attngen.cli.lookup import load_all
 
     if assumptions:
         show_assumptions()
         return
+    refuse_targets(specs or [])
     loaded = load_all(specs or [])
     if not inspect_and_show(loaded, target or ["sm_90"], dtype=dtype, as_json=json, with_code=sass, svg=svg):
         raise typer.Exit(CHECK_FAILED)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from attngen.cache import write_atomic
+from attngen.cli.lookup import FOLDER
 from attngen.cli.output import columns, print_json
-from attngen.errors import UserError
+from attngen.errors import InternalError, UserError
 from attngen.generate import generate_to_cache
 from attngen.inspect.assembly import Instruction
 from attngen.inspect.model import ASSUMPTIONS
 from attngen.inspect.report import KernelReport, LoopReport, inspect_modules
 from attngen.spec import Spec
-from attngen.target.facts import target
+from attngen.spec.model import Precision
+from attngen.target.compile import CompileReport
+from attngen.target.facts import TARGETS, target
 
 
 def inspect_and_show(
@@ -29,9 +35,11 @@ def inspect_and_show(
 ) -> bool:
     """Inspect specs, print what was found, and return whether the compiler took all kernels."""
     for name in targets:
-        target(name)  # refuse a wrong name before long work
-    if svg is not None and importlib.util.find_spec("matplotlib") is None:
-        raise UserError("--svg: a picture needs matplotlib; pip install 'attngen[plot]'")
+        target(name)  # refuse what cannot end well before long work
+    if as_json and with_code:
+        raise UserError("--json prints JSON and nothing else; leave out --sass, or --json")
+    if svg is not None:
+        _refuse_picture(svg)
     asked = [(generate_to_cache(spec), _dtype(path, spec, dtype)) for path, spec in loaded]
     reports = _with_progress(asked, targets)
     names = {module: spec.name for (module, _), (_, spec) in zip(asked, loaded, strict=True)}
@@ -42,7 +50,19 @@ def inspect_and_show(
         print("\npredicted, not measured; `attngen inspect --assumptions` says how")
     if svg is not None:
         _write_picture(svg, reports, names)
+    for report in reports:
+        if report.failure is not None:
+            raise InternalError(
+                f"inspect: {names[report.module]}: {report.name} for {report.compiled.target}: {_failure(report)}"
+            ) from report.failure
     return all(report.compiled.ok for report in reports)
+
+
+def refuse_targets(specs: Sequence[str]) -> None:
+    """Refuse names of GPUs where specs belong: `--target` takes one name at a time."""
+    for name in specs:
+        if name in TARGETS and not (Path(name).is_file() or (FOLDER / f"{name}.yaml").is_file()):
+            raise UserError(f"{name} is a target, not a spec; repeat the option: --target {name}")
 
 
 def show_assumptions() -> None:
@@ -69,6 +89,16 @@ def _with_progress(asked: Sequence[tuple[Path, str]], targets: Sequence[str]) ->
         )
 
 
+def _refuse_picture(path: Path) -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("--svg: a picture needs matplotlib; pip install 'attngen[plot]'")
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir():
+        raise UserError(f"--svg {path}: {'is a folder' if path.is_dir() else f'there is no folder {folder}'}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--svg {path}: the folder {folder} cannot be written to")
+
+
 def _write_picture(path: Path, reports: Sequence[KernelReport], names: dict[Path, str]) -> None:
     from attngen.inspect.picture import picture
 
@@ -87,10 +117,11 @@ def as_data(report: KernelReport, spec: str) -> dict[str, object]:
         "target": compiled.target,
         "dtype": report.dtype,
         "config": dict(report.config),
-        "error": compiled.error,
+        "error": _error(compiled) or _failure(report),
         "registers": compiled.registers,
         "accumulator_registers": compiled.resources.accumulators,
         "spill_bytes": compiled.spill_bytes,
+        "scalar_spill_registers": compiled.resources.scalar_spills,
         "shared_bytes": compiled.shared_bytes,
         "ctas_per_sm": report.residency.programs,
         "ctas_limited_by": report.residency.limit,
@@ -124,6 +155,20 @@ def _loop_data(loop: LoopReport) -> dict[str, object]:
     }
 
 
+def _error(compiled: CompileReport) -> str:
+    """Why the compiler refused; a precision that it lacks for a target is named as specs do."""
+    pattern = r"input_precision must be one of \(([^)]*)\)\. Got (\w+)"
+    match = re.search(pattern, compiled.error)
+    if match is None:
+        return compiled.error
+    known = [name for name in get_args(Precision) if f"'{name}'" in match[1]]
+    return f"precision: {compiled.target} has no {match[2]} products; 'precision' may be {' or '.join(known)}"
+
+
+def _failure(report: KernelReport) -> str:
+    return f"{type(report.failure).__name__}: {report.failure}" if report.failure is not None else ""
+
+
 def as_text(report: KernelReport, spec: str, with_code: bool) -> str:
     """A report for people."""
     compiled = report.compiled
@@ -131,9 +176,11 @@ def as_text(report: KernelReport, spec: str, with_code: bool) -> str:
     head = f"{spec}: {report.name} for {compiled.target} ({target(compiled.target).product}), {report.dtype}"
     lines = [head, f"  {config}"]
     if not compiled.ok:
-        return "\n".join([*lines, *(f"  {line}" for line in f"REFUSED: {compiled.error}".splitlines())])
+        return "\n".join([*lines, *(f"  {line}" for line in f"REFUSED: {_error(compiled)}".splitlines())])
     lines.append(f"  {_resources(report)}")
     lines += [f"  warning: {text}" for text in compiled.resources.warnings]
+    if report.failure is not None:
+        return "\n".join([*lines, f"  NOT READ (a bug of attngen): {_failure(report)}"])
     if not report.loops:
         return "\n".join(
             [
@@ -152,11 +199,14 @@ def as_text(report: KernelReport, spec: str, with_code: bool) -> str:
 def _resources(report: KernelReport) -> str:
     compiled = report.compiled
     accumulators = f" ({compiled.resources.accumulators} AGPR)" if compiled.resources.accumulators else ""
+    scalars = compiled.resources.scalar_spills
+    spills = [f"{compiled.spill_bytes} bytes spilled"] if compiled.spill_bytes else []
+    spills += [f"{scalars} scalar register{'s' if scalars != 1 else ''} spilled"] if scalars else []
     programs = report.residency.programs
     return ", ".join(
         [
             f"{compiled.registers} registers{accumulators}",
-            f"{compiled.spill_bytes} bytes spilled" if compiled.spill_bytes else "no spills",
+            *(spills or ["no spills"]),
             f"{compiled.shared_bytes / 1024:.1f} KiB shared",
             f"{programs} program{'s' if programs != 1 else ''} per SM (by {report.residency.limit})",
             f"{report.code_bytes / 1024:.1f} KiB code",
@@ -186,9 +236,11 @@ def _title(loop: LoopReport) -> str:
 
 def _row(loop: LoopReport) -> list[str]:
     predicted = loop.prediction
-    planned = loop.planned_flops or loop.found_flops
-    repeated = f", {loop.found_flops / planned:.2f} x what is planned" if loop.found_flops != planned else ""
     matrix = ", ".join(f"{n} {shape}" for shape, n in loop.count.matrix.items()) or "by FMA"
+    planned = loop.planned_flops or loop.found_flops
+    # of FMAs some are not of the products, which no count can tell apart
+    repeats = loop.count.matrix and loop.found_flops != planned
+    repeated = f", {loop.found_flops / planned:.2f} x what is planned" if repeats else ""
     return [
         _title(loop),
         str(loop.line),

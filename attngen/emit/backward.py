@@ -27,6 +27,7 @@ from attngen.ir.nodes import Contract, Fold, Input, Map, Store
 from attngen.ir.tile_ranges import Range, Ranges, ranges_along
 
 S = Symbol("s", "float")
+PADDING = 128  # of a sequence's rows in the buffers of statistics: no tile is larger
 DS = ex.apply("mul", Symbol("p", "float"), ex.apply("sub", S, Symbol("delta", "float")))
 
 
@@ -39,7 +40,7 @@ class Adjoint:
     dq: Fold
     dk: Fold
     dv: Fold
-    dk_heads: Fold | None  # per query head, where formulas vary with it
+    per_head: bool  # dk and dv are summed per query head, since formulas vary with it
     sums: tuple[tuple[str, Expr], ...]  # per row: name, and the factor of ds that is added
     sinks: str
 
@@ -47,7 +48,8 @@ class Adjoint:
 def find_adjoint(graph: Graph) -> Adjoint:
     """Walk from the stores of the backward kernels to what they add up; refuse what the templates cannot print."""
     p, ds = graph.nodes["p"], graph.nodes["ds"]
-    dq, dk, dv = (graph.nodes[name] for name in ("dq", "dk", "dv"))
+    heads = "_heads" if "dk_heads" in graph.nodes else ""
+    dq, dk, dv = (graph.nodes[name] for name in ("dq", f"dk{heads}", f"dv{heads}"))
     assert isinstance(p, Map)
     assert isinstance(ds, Map)
     assert isinstance(dq, Fold)
@@ -67,12 +69,14 @@ def find_adjoint(graph: Graph) -> Adjoint:
         "dq and dk add the same ds": dq.element == dk.element and dv.element == "p",
         "dq adds k, dk q and dv dout": (dq.value, dk.value, dv.value) == ("k_tile", "q_tile", "dout_tile"),
         "dq and dk have one factor": dq.factor == dk.factor and dv.factor is None,
-        "dk and dv are of kv heads": dk.axes[1] == dv.axes[1] == "Hkv",
+        "dk and dv are of the heads that programs own": dk.axes[1]
+        == dv.axes[1]
+        == ("Hq" if heads else "Hkv"),
     }
     broken = [rule for rule, holds in rules.items() if not holds]
     if broken:
         raise InternalError(f"{graph.provenance.name}: the backward templates need: {'; '.join(broken)}")
-    return Adjoint(weight, slope, dq, dk, dv, None, _sums(graph), _sinks(graph))
+    return Adjoint(weight, slope, dq, dk, dv, bool(heads), _sums(graph), _sinks(graph))
 
 
 def _slope(expr: Expr) -> Expr:
@@ -111,7 +115,7 @@ def backward(graph: Graph, parts: Parts, captured: Mapping[str, Captured], helpe
     adjoint = find_adjoint(graph)
     by_rows = Printer(captured, helpers=helpers)
     by_keys = Printer(captured, helpers=helpers, walks="rows")
-    per_head = adjoint.dk_heads is not None
+    per_head = adjoint.per_head
     dq, dkdv = _kernel(graph, "dq", adjoint, parts, by_rows), _kernel(graph, "dk", adjoint, parts, by_keys)
     return Backward(
         dq=dq,
@@ -175,7 +179,7 @@ def _kernel(graph: Graph, result: str, adjoint: Adjoint, parts: Parts, printer: 
     hull = hull_of(parts, printer) if result == "dq" else Hull("", "seqlen_q")
     if _is_plain(adjoint.weight):
         printer.assign("factor", _plain_factor(adjoint.weight))
-    _, launch = launch_of(graph, result)
+    _, launch = launch_of(graph, result + ("_heads" if result == "dk" and adjoint.per_head else ""))
     loops: list[BackwardLoop] = []
     merged: tuple[BackwardLoop, ...] = ()
     if any(config.merged for _, choices in launch.configs for config in choices):
@@ -242,15 +246,23 @@ def _separate(
     mask: list[str] = []
     body = Body(printer, "tile", guard="full", ragged=False)
     if masked:
-        mask, masks = mask_body(fold.tiles, printer)
+        mask, masks = mask_body(fold.tiles, printer, ends=_needs_ends(adjoint, fold, printer))
         body = Body(printer, "tile", guard="allowed", named=masks.named)
-    formula = [*mask, *_formula(adjoint, printer, body), *([WHERE] if masked else [])]
+    formula = [*mask, *_formula(adjoint, printer, body), *([WHERE] if mask else [])]
     comment = (
         "tiles that the mask cuts, or that reach past the end" if masked else "full tiles: no mask arithmetic"
     )
     return _loop(
         kind, comment, found, (*walked_positions(formula, printer), *formula), (), "", parts, printer, hull
     )
+
+
+def _needs_ends(adjoint: Adjoint, fold: Fold, printer: Printer) -> bool:
+    """Whether rows past the last need a test. Their weights are 0 already; but captured elements must not be read there."""
+    assert fold.tiles is not None
+    formulas = [adjoint.weight, fold.tiles.residual, *([] if adjoint.slope is None else [adjoint.slope])]
+    elements = [e for f in formulas for e in ex.walk(f) if isinstance(e, ex.Element)]
+    return printer.walks == "keys" or any(place_of(e) == "tile" for e in elements)
 
 
 def _merged(
@@ -261,8 +273,8 @@ def _merged(
     tile = "tile_n" if printer.walks == "keys" else "tile_m"
     span, tests = _span(plan, tile, printer)
     formula = _formula(adjoint, printer, Body(printer, "tile", guard="", ragged=True))
-    mask, _ = mask_body(fold.tiles, printer)
-    mask = [*mask, WHERE]
+    mask, _ = mask_body(fold.tiles, printer, ends=_needs_ends(adjoint, fold, printer))
+    mask = [*mask, WHERE] if mask else []
     positions = walked_positions([*formula, *mask], printer)
     comment = "all tiles: those that the mask cuts, or that reach past the end, take the branch"
     test = " | ".join(tests) or f"{tile} >= 0"
@@ -331,8 +343,6 @@ def _loop(
         before_loads=hull.usable if masked else (),
         tile_row=hull.tile_row() if printer.walks == "keys" else "start_m",
         valid=hull.valid() if printer.walks == "keys" else "rows_m < seqlen_q - start_m",
-        lse_mask=', mask=row_valid, other=float("inf")' if masked else "",
-        delta_mask=", mask=row_valid, other=0.0" if masked else "",
         k_chunks=_walked_chunks(parts, printer, masked)[0],
         v_chunks=_walked_chunks(parts, printer, masked)[1],
         formula=formula,
@@ -353,7 +363,7 @@ def _walked_chunks(
 
 def _row_descriptors(parts: Parts, adjoint: Adjoint) -> tuple[str, ...]:
     """Descriptors of the heads of a group together: a loop over heads and tiles needs no descriptor of its own per head."""
-    heads = "1" if adjoint.dk_heads is not None else str(parts.group)
+    heads = "1" if adjoint.per_head else str(parts.group)
     return tuple(
         f"{name}_descriptor_{n} = tl.make_tensor_descriptor({name}_base, [{heads}, seqlen_q, {load.columns}],"
         f" [stride_{short}h, stride_{short}s, 1], [1, BLOCK_M, {width}])"
@@ -386,12 +396,12 @@ def _bases(parts: Parts, tensors: tuple[str, ...], keys_head: str = "hk") -> tup
         )
         lines.append(f"{name}_base = {name} + {first} + tl.cast({head}, tl.int64) * stride_{short}h")
     where = "q_start" if packed else "tl.cast(b, tl.int64) * stride_lb"
+    padded = f"{PADDING} * b + q_start" if packed else "tl.cast(b, tl.int64) * stride_rb"
+    statistics = f"{padded} + tl.cast(h, tl.int64) * stride_rh"
     if "dk" in tensors:
-        return (
-            *lines,
-            *(f"{n}_base = {n} + {where} + tl.cast(h, tl.int64) * stride_lh" for n in ("lse2", "delta")),
-        )
-    return (*lines, f"per_row = {where} + tl.cast(h, tl.int64) * stride_lh + row")
+        return (*lines, *(f"{n}_base = {n} + {statistics}" for n in ("lse2", "delta")))
+    own = f"per_row = {where} + tl.cast(h, tl.int64) * stride_lh + row"
+    return (*lines, own, f"padded_row = {statistics} + row")
 
 
 def _seen(fold: Fold, printer: Printer) -> tuple[str, ...]:

@@ -62,6 +62,7 @@ class BackwardFace:
     gradient_arguments: tuple[str, ...]
     gradient_call: str
     index_types: tuple[str, ...]
+    padded: str  # the shape of statistics per row
     keys_length: str
     keys_heads: str
     row_strides: str
@@ -190,7 +191,7 @@ class _Builder:
         )
 
     def _backward(self) -> BackwardFace:
-        stored = {name: self._stored(name) for name in ("lse2", "dq", "dk")}
+        stored = {name: self._stored(name) for name in ("lse2", "dq")}
         sums = [*stored["lse2"][2:], *stored["dq"][1:]]
         graded = [n for n, i in self.inputs.items() if i.grad]
         forward = [n for n, _ in self._op_arguments()]
@@ -233,6 +234,7 @@ class _Builder:
             gradient_call=", ".join(self.tensors),
             results=", ".join(f"d{n}" if n in graded else "None" for n in forward),
             index_types=tuple(_index_type(n) for n in self.captured),
+            padded=self._padded(),
             keys_length=self._lengths_of_keys(),
             keys_heads=f"q.shape[{self.heads}]" if per_head else f"k.shape[{self.heads}]",
             row_strides=", ".join(f"{t}.stride({self._dim('s')})" for t in (*self.tensors, "dout")),
@@ -240,6 +242,12 @@ class _Builder:
             grads_empty=tuple(self._gradient(n, per_head) for n in self.tensors),
             sums=tuple(sums),
         )
+
+    def _padded(self) -> str:
+        heads = f"q.shape[{self.heads}]"
+        if self.packed:
+            return f"{heads}, q.shape[0] + 128 * (cu_seqlens_q.shape[0] - 1)"
+        return f"q.shape[0], {heads}, triton.cdiv(q.shape[{self._dim('s')}], 128) * 128"
 
     def per_head(self) -> bool:
         """Whether dk and dv are summed per query head first, since formulas vary with the head."""
@@ -285,8 +293,12 @@ class _Builder:
             for t in tensors
             for letter in self.layout.replace("t", "s")[:-1]
         ]
-        rows += [("stride_lh", "i32", "lse.stride(-2)")]
-        rows += [] if self.packed else [("stride_lb", "i32", "lse.stride(0)")]
+        rows += [("stride_lh", "i32", "lse.stride(-2)"), ("stride_rh", "i32", "lse2.stride(-2)")]
+        rows += (
+            []
+            if self.packed
+            else [("stride_lb", "i32", "lse.stride(0)"), ("stride_rb", "i32", "lse2.stride(0)")]
+        )
         rows += [(f"stride_{c}_{p}", "i32", f"{c}.stride({p})") for c in used for p in range(self._rank(c))]
         number = {"num_q_heads": f"q.shape[{self.heads}]", "num_kv_heads": f"k.shape[{self.heads}]"}
         rows.append((heads, "i32", number[heads]))
@@ -310,7 +322,8 @@ class _Builder:
         )
 
     def _configs(self, tensors: list[str]) -> list[Config]:
-        result = "dk" if "dk" in tensors else "dq" if "dq" in tensors else "lse2"
+        keys = "dk_heads" if self.per_head() else "dk"
+        result = keys if "dk" in tensors else "dq" if "dq" in tensors else "lse2"
         _, launch = launch_of(self.graph, result)
         return [config for _, choices in launch.configs for config in choices]
 

@@ -236,13 +236,18 @@ def _tiles(parts: Parts) -> Tiles:
     return parts.fold.tiles
 
 
-def mask_body(tiles: Tiles, printer: Printer) -> tuple[list[str], Body]:
-    """Statements that leave `allowed`, the mask of a partial tile, and the body that named its parts."""
-    tests = _row_limits(tiles.row.lo, tiles.row.hi, printer)
+def mask_body(tiles: Tiles, printer: Printer, *, ends: bool = True) -> tuple[list[str], Body]:
+    """Statements that leave `allowed`, the mask of a partial tile, and the body that named its parts.
+
+    Without `ends`, places past the end of the walked axis need no test of their own.
+    """
+    last = Symbol("seqlen_k" if printer.walks == "keys" else "seqlen_q")
+    hi = None if not ends and tiles.row.hi == last else tiles.row.hi
+    tests = _row_limits(tiles.row.lo, hi, printer)
     masks = Body(printer, "tile")
     for condition in conjuncts(tiles.residual) if tiles.residual != ex.TRUE else []:
         tests.append(f"({masks.text(condition)})")
-    return [*masks.lines, f"allowed = {' & '.join(tests)}"], masks
+    return [*masks.lines, *([f"allowed = {' & '.join(tests)}"] if tests else [])], masks
 
 
 def _partial_scores(parts: Parts, printer: Printer) -> tuple[str, ...]:
@@ -280,12 +285,12 @@ def with_positions(prologue: list[str], statements: Iterable[str], walks: str = 
     return (*lines, *(["i = row + shift"] if "i" in used and walks == "keys" else []), *prologue)
 
 
-def _row_limits(lo: Expr, hi: Expr, printer: Printer) -> list[str]:
+def _row_limits(lo: Expr, hi: Expr | None, printer: Printer) -> list[str]:
     """Bounds of what each row (or key, where rows are walked) may meet, hoisted: a compare per element remains."""
     tests: list[str] = []
     name, letter = ("key", "n") if printer.walks == "keys" else ("row", "m")
     for end, bound, sign in ((f"{name}_end", hi, "<"), (f"{name}_begin", lo, ">=")):
-        if bound == Const(0):
+        if bound is None or bound == Const(0):
             continue
         limit = printer.assign(end, bound)
         column = "[:, None]" if limit.endswith("[:, None]") else ""

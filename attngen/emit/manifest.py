@@ -74,7 +74,7 @@ def _backward(graph: Graph, parts: Parts, face: BackwardFace, reverse: Backward)
     }
     found: dict[str, object] = {}
     for kernel, result in ((face.rows, "lse2"), (face.dq, "dq"), (face.dkdv, "dk")):
-        _, launch = launch_of(graph, result)
+        _, launch = launch_of(graph, f"{result}_heads" if f"{result}_heads" in graph.nodes else result)
         keys = {*kernel.constants, "num_warps", "num_stages", *(["APART"] if result == "dk" else [])}
         body = {"dq": reverse.dq, "dk": reverse.dkdv}.get(result)
         found[kernel.name] = {

@@ -109,6 +109,8 @@ class Printer:
     def assign(self, name: str, expr: Expr) -> str:
         """Name an expression of scalars or rows in the prologue."""
         place = place_of(expr)
+        if self.assigned.get(expr) == name:
+            return BROADCAST[self.walks][place].format(name)
         self.assigned[expr] = name
         if self.is_wide(expr):
             self.wide.add(name)

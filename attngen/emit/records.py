@@ -75,8 +75,6 @@ class BackwardLoop:
     before_loads: tuple[str, ...]
     tile_row: str
     valid: str
-    lse_mask: str  # of the statistics of a tile of rows that may reach past the last
-    delta_mask: str
     k_chunks: tuple[Chunk, ...]
     v_chunks: tuple[Chunk, ...]
     formula: tuple[str, ...]  # on the raw scores: mask, slope, exponent

@@ -13,6 +13,7 @@ Source = tuple[str, int]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instruction:
     """One instruction. `goes_to` is the label it may jump to; `ends` says that control does not pass it by itself.
+    `calls` is the label of a subroutine after which control comes back.
 
     `source` is the line it was made from, as (file name, line).
     """
@@ -21,6 +22,7 @@ class Instruction:
     operands: str = ""
     guarded: bool = False  # runs only under a predicate or condition
     goes_to: str | None = None
+    calls: str | None = None
     ends: bool = False
     source: Source | None = None
 
@@ -33,17 +35,20 @@ class Listing:
     labels: Mapping[str, int]
 
 
-_SASS_LABEL = re.compile(r"(\.L_[\w.]+):")
+_SASS_LABEL = re.compile(r"(\.L_[\w.]+|\$[\w.$]+):")
 _SASS_LINE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 _SASS_SOURCE = re.compile(r'//## File "([^"]+)", line (\d+)')
-_SASS_TARGET = re.compile(r"`\((\.L_[\w.]+)\)")
+_SASS_TARGET = re.compile(r"`\((\.L_[\w.]+|\$[\w.$]+)\)")
 _SASS_ENDS = {"EXIT", "RET", "BRX", "JMX", "KILL"}
 # ptxas pads with instructions that only take an issue slot, as `@!PT LDS RZ, [RZ]`
 _SASS_NEVER = {"@!PT", "@!UPT"}
 
 
 def parse_sass(text: str, kernel: str) -> Listing:
-    """Read one kernel of a disassembly. A call of a label is a jump: ptxas closes long loops with one."""
+    """Read one kernel of a disassembly, with its subroutines (`$__internal_0_$__cuda_sm20_div_s64`).
+
+    A call of a `.L_` label is a jump: ptxas closes long loops with one.
+    """
     found: list[Instruction] = []
     labels: dict[str, int] = {}
     source: Source | None = None
@@ -71,13 +76,16 @@ def _section(text: str, name: str) -> Iterable[str]:
 
 def _sass(op: str, operands: str, guarded: bool, source: Source | None) -> Instruction:
     base = op.split(".")[0]
-    target = _SASS_TARGET.search(operands) if base in ("BRA", "CALL", "JMP") else None
+    match = _SASS_TARGET.search(operands) if base in ("BRA", "CALL", "JMP") else None
+    target = match[1] if match else None
+    called = target is not None and base == "CALL" and target.startswith("$")
     return Instruction(
         op=op,
         operands=operands,
         guarded=guarded or (target is not None and _has_condition(operands)),
-        goes_to=target[1] if target else None,
-        ends=target is not None or base in _SASS_ENDS,
+        goes_to=None if called else target,
+        calls=target if called else None,
+        ends=(target is not None and not called) or base in _SASS_ENDS,
         source=source,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,10 +13,22 @@ from attngen.inspect.assembly import Instruction, Listing
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Basic blocks in the order of the listing, and which may follow which (a graph of their numbers)."""
+    """Basic blocks in the order of the listing, and which may follow which (a graph of their numbers).
+
+    `subroutines` gives, for each label that is called, the blocks of its shortest way to a return.
+    """
 
     blocks: tuple[tuple[Instruction, ...], ...]
     graph: nx.DiGraph[int]
+    subroutines: Mapping[str, tuple[int, ...]]
+
+    def issued(self, block: int) -> list[Instruction]:
+        """What a block issues at least: its instructions, after each call without condition those of the subroutine."""
+        found: list[Instruction] = []
+        for instruction in self.blocks[block]:
+            called = () if instruction.guarded else self.subroutines.get(instruction.calls or "", ())
+            found += [instruction, *(i for b in called for i in self.issued(b))]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +57,21 @@ def flow(listing: Listing) -> Flow:
                 graph.add_edge(n, number[place])
         if (not last.ends or last.guarded) and n + 1 < len(blocks):
             graph.add_edge(n, n + 1)
-    return Flow(blocks, graph)
+    called = {i.calls for i in code if i.calls in listing.labels}
+    entries = {name: number.get(listing.labels[name]) for name in called if name}
+    ways = {
+        name: _way_to_return(blocks, graph, entry) for name, entry in entries.items() if entry is not None
+    }
+    return Flow(blocks, graph, ways)
+
+
+def _way_to_return(
+    blocks: Sequence[Sequence[Instruction]], graph: nx.DiGraph[int], entry: int
+) -> tuple[int, ...]:
+    """The blocks of fewest instructions from an entry to a return; none if there is no return (a trap)."""
+    ways = nx.single_source_dijkstra_path(graph, entry, weight=lambda a, b, edge: len(blocks[b]))
+    returning = [way for b, way in ways.items() if blocks[b][-1].op.startswith("RET")]
+    return tuple(min(returning, key=lambda way: sum(len(blocks[b]) for b in way), default=()))
 
 
 def natural_loops(found: Flow) -> list[NaturalLoop]:
@@ -91,7 +117,7 @@ def innermost(loops: Sequence[NaturalLoop], weights: Sequence[int]) -> list[Natu
 def busiest_path(found: Flow, loop: NaturalLoop, weights: Sequence[tuple[int, ...]]) -> list[int]:
     """One turn of a loop: of the paths from its header back to it, the one of most weight, then of fewest instructions."""
     body = _without_back_edges(found, loop)
-    cost = {b: (*(-w for w in weights[b]), len(found.blocks[b])) for b in body}
+    cost = {b: (*(-w for w in weights[b]), len(found.issued(b))) for b in body}
     best: dict[int, tuple[tuple[int, ...], int | None]] = {loop.header: (cost[loop.header], None)}
     for block in nx.topological_sort(body):
         if block not in best:

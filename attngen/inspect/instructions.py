@@ -23,6 +23,7 @@ Kind = Literal[
     "global",
     "descriptor",
     "barrier",
+    "wait",  # for loads, copies or products that were started before
     "spill",
     "scalar",  # one value per warp: its own datapath
     "other",
@@ -38,11 +39,12 @@ _SASS: tuple[tuple[Kind, str], ...] = (
     ("spill", r"LDL|STL"),
     ("shared", r"LDSM?\b|STSM?\b|ATOMS|UBLKCP"),
     ("tensor_memory", r"LDTM|STTM|UTCCP"),
+    ("wait", r"DEPBAR|LDGDEPBAR|WARPGROUP\.DEPBAR"),
     ("descriptor", r"UTMALDG|UTMASTG|UTMAREDG|UTMAPF"),
     ("global", r"LDGSTS|LDG\b|STG|LD\b|ST\b|REDG?\b|ATOM"),
     (
         "barrier",
-        r"BAR|SYNCS|WARPGROUP|WARPSYNC|DEPBAR|LDGDEPBAR|MEMBAR|FENCE|UTCBAR|ARRIVES|B(?:SSY|SYNC|REAK)|UTMA",
+        r"BAR|SYNCS|WARPGROUP|WARPSYNC|MEMBAR|FENCE|UTCBAR|ARRIVES|B(?:SSY|SYNC|REAK)|UTMA",
     ),
     ("scalar", r"U[A-Z]|R2UR|S2UR|LDCU|VOTEU|REDUX|CREDUX"),
     (
@@ -56,10 +58,13 @@ _AMD: tuple[tuple[Kind, str], ...] = (
     ("convert", r"v_cvt_"),
     ("shuffle", r"ds_b?permute|ds_swizzle"),
     ("fma", r"v_(?:pk_)?(?:fma(?:c|[am]k)?|mul|add|sub(?:rev)?|mad)_f"),
-    ("spill", r"scratch_"),
+    # scalar registers are spilled to lanes of vector registers
+    ("spill", r"scratch_|v_(?:read|write)lane_"),
     ("shared", r"ds_"),
     ("global", r"global_|buffer_|flat_"),
-    ("barrier", r"s_barrier|s_waitcnt|s_wait_"),
+    ("barrier", r"s_barrier"),
+    ("wait", r"s_wait"),
+    ("other", r"s_branch|s_cbranch|s_setpc|s_endpgm|s_nop"),
     ("scalar", r"s_"),
     ("alu", r"v_"),
 )

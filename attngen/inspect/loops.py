@@ -16,8 +16,9 @@ from attngen.inspect.instructions import Isa, Kind, Operands, Product, bytes_of,
 class CountedLoop:
     """One turn of a loop, as a warp that does all of its matrix work issues it.
 
-    FLOPs are those of the whole program (CTA), by operand type; bytes are those of one warp. Loads by descriptor are
-    counted in all of the loop, since one thread issues them, apart from the others.
+    Calls of subroutines count with the shortest way through them. FLOPs are those of the whole program (CTA), by operand
+    type; bytes are those of one warp. Loads by descriptor are counted in all of the loop, since one thread issues them,
+    apart from the others.
     """
 
     instructions: int
@@ -49,7 +50,7 @@ def matrix_loops(
     listing: Listing, isa: Isa, *, num_warps: int, lanes: int, wanted: Callable[[Source], bool]
 ) -> list[CountedLoop]:
     """Count the innermost loops with matrix instructions; of a kernel without any (fp32 products by FMA),
-    the innermost loops with instructions from a `wanted` source line."""
+    the innermost loops with instructions from a `wanted` source line, which says that there are products."""
     code = listing.instructions
     found = flow(listing)
     starts = [0]
@@ -71,10 +72,10 @@ def matrix_loops(
     counted: list[CountedLoop] = []
     for loop in innermost(natural_loops(found), works):
         path = busiest_path(found, loop, list(zip(works, loads, strict=True)))
-        turn = [n for block in path for n in blocks[block]]
-        computed = [products[n] for n in turn if n in products]
+        turn = [i for block in path for i in found.issued(block)]
+        computed = [products[n] for block in path for n in blocks[block] if n in products]
         everywhere = [i for block in loop.blocks for i in found.blocks[block]]
-        counted.append(_count([code[n] for n in turn], computed, everywhere, isa, lanes))
+        counted.append(_count(turn, computed, everywhere, isa, lanes))
     return counted
 
 

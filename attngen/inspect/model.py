@@ -20,8 +20,10 @@ Figures of `inspect` are predictions of a model, not measurements.
 - mma.sync reaches the share of the matrix rate that the target's facts name.
 - Not in the model: latency, occupancy, DRAM and L2, bank conflicts, clocks that drop under load, prologue and epilogue,
   the partial last wave of programs.
-- overlap: the busiest pipe decides. turns: matrix work and the busiest of the others alternate. serial: matrix work, MUFU
-  and issue add up (or the busiest pipe decides, where that is slower).
+- In no pipe: the writes of cp.async (LDGSTS) to shared memory, and traffic of tensor memory. LDSM counts 512 bytes for
+  its widest form: "shared" of sm_80 does not compare with models that leave it out.
+- overlap: the busiest pipe decides. turns: matrix work and the busiest of the others alternate. serial: as turns, and what
+  alternates with matrix work is at least MUFU and issue together.
 - Work is useful work: the products of the plan, without padding of head dimensions or products repeated for precision
   (tf32x3). Elements that a partial tile masks count as useful. "Instructions per 1000 tensor clocks" divides by the clocks
   that useful work takes at the full matrix rate (products by FMA: at the FMA rate).
@@ -61,7 +63,7 @@ def predict(loop: CountedLoop, useful_flops: float, target: Target, num_warps: i
         issue_per_1k_tensor=1000 * loop.instructions * num_warps / target.schedulers / best,
         tflops_overlap=tflops(max(tensor, others)),
         tflops_turns=tflops(tensor + others),
-        tflops_serial=tflops(max(tensor + clocks["mufu"] + clocks["issue"], others)),
+        tflops_serial=tflops(tensor + max(clocks["mufu"] + clocks["issue"], others)),
     )
 
 

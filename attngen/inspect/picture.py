@@ -25,6 +25,7 @@ _COLOURS = {
     "shared": "#F0E442",
 }
 _Named = tuple[str, LoopReport]
+_OF_ROLES = {"full": _COLOURS["tensor"], "partial": _COLOURS["alu"]}
 
 
 def picture(reports: Sequence[KernelReport], names: Mapping[Path, str]) -> str:
@@ -32,7 +33,8 @@ def picture(reports: Sequence[KernelReport], names: Mapping[Path, str]) -> str:
     by_target: dict[str, list[_Named]] = {}
     for report in reports:
         loops = by_target.setdefault(report.compiled.target, [])
-        loops += [(f"{names[report.module]} {loop.role or loop.line}", loop) for loop in report.loops]
+        kernel = f"{names[report.module]} {report.name.removeprefix('_')}"
+        loops += [(f"{kernel} {loop.role or f'line {loop.line}'}", loop) for loop in report.loops]
     tallest = max([len(loops) for loops in by_target.values()], default=0)
     with mpl.rc_context({"svg.hashsalt": "attngen", "svg.fonttype": "none", "font.size": 8}):
         figure = Figure(figsize=(13, max(4.0, 1.5 + 0.22 * tallest) * len(by_target)), layout="constrained")
@@ -52,17 +54,17 @@ def _roofline(axes: Axes, goal: Target, loops: Sequence[_Named]) -> None:
     axes.plot([1, ridge, 1e4], [goal.dram_gbps / 1000, peak, peak], color="black", linewidth=1)
     axes.annotate(f"16-bit peak {peak:.0f} TFLOP/s", (1e4, peak), ha="right", va="bottom")
     axes.annotate(f"DRAM {goal.dram_gbps} GB/s", (1.2, 1.3 * goal.dram_gbps / 1000), rotation=0)
-    for name, loop in loops:
+    for _, loop in loops:
         if not loop.bytes_per_flop:
             continue
         intensity, rate = 1 / loop.bytes_per_flop, loop.prediction
-        colour = _COLOURS["alu" if name.endswith("partial") else "tensor"]
+        colour = _OF_ROLES.get(loop.role, "black")
         axes.plot(
             [intensity] * 2, [rate.tflops_serial, rate.tflops_overlap], color=colour, linewidth=1, alpha=0.6
         )
         axes.plot(intensity, rate.tflops_turns, marker="o", markersize=3, color=colour)
     axes.set(xscale="log", yscale="log", ylabel="predicted TFLOP/s: serial to overlap, dot turns")
-    axes.set_xlabel("useful FLOPs per byte loaded, from any cache (blue full, orange partial)")
+    axes.set_xlabel("useful FLOPs per byte loaded, from any cache (blue full, orange partial, black other)")
     axes.set_title(f"{goal.name}, {goal.product}")
     axes.grid(alpha=0.2, which="both")
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from attngen.inspect.assembly import Listing, parse_amd, parse_sass
+from attngen.errors import UserError
+from attngen.inspect.assembly import Listing, Source, parse_amd, parse_sass
 from attngen.inspect.instructions import Isa, kind_of
 from attngen.inspect.loops import CountedLoop, matrix_loops
 from attngen.inspect.model import Prediction, predict
@@ -43,7 +44,10 @@ class LoopReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelReport:
-    """What the compiler made of one kernel. Where it refused, `compiled.error` says why and there are no loops."""
+    """What the compiler made of one kernel. Where it refused, `compiled.error` says why and there are no loops.
+
+    `failure` is what kept us from reading the code: a bug of ours, which costs this report its loops and no other.
+    """
 
     module: Path
     dtype: str
@@ -53,6 +57,7 @@ class KernelReport:
     code_bytes: int = 0
     matrix_instructions: int = 0  # in all of the code: prologues and loops that the compiler unrolled too
     loops: tuple[LoopReport, ...] = ()
+    failure: Exception | None = None
 
     @property
     def name(self) -> str:
@@ -70,7 +75,8 @@ def inspect_modules(
     """Inspect the kernels of generated modules, each with a dtype, for targets; in that order.
 
     `config` replaces the module's own schedule for the target. `progress(done, total)` counts compilations. Raises
-    UserError for an unknown target, an unreadable module and missing tools; what the compiler refuses is in a report.
+    UserError for an unknown target, an unreadable module and missing tools; what the compiler refuses, and code that we
+    fail to read, is in a report.
     """
     goals = [target(name) for name in targets]
     asked = [
@@ -96,21 +102,33 @@ def _report(
     )
     if not compiled.ok:
         return basis
-    listing, code_bytes = disassembled(compiled)
-    described = source_loops(module, request.kernel, constants, ELEMENT_BYTES[dtype])
+    try:
+        return _counted(basis, goal)
+    except UserError:
+        raise
+    except Exception as error:
+        return replace(basis, failure=error)
+
+
+def _counted(basis: KernelReport, goal: Target) -> KernelReport:
+    """A report with its code read and its loops counted."""
+    file = basis.module.name
+    num_warps = basis.config["num_warps"]
     isa: Isa = "amd" if goal.backend == "hip" else "sass"
-    counted = matrix_loops(
-        listing,
-        isa,
-        num_warps=request.num_warps,
-        lanes=goal.warp_size,
-        wanted=lambda source: (
-            source[0] == module.name and any(x.first <= source[1] <= x.last for x in described)
-        ),
+    listing, code_bytes = disassembled(basis.compiled)
+    described = source_loops(basis.module, basis.name, basis.config, ELEMENT_BYTES[basis.dtype])
+
+    def of_products(source: Source) -> bool:
+        place = loop_of({source: 1}, file, described)
+        return place is not None and place.work.useful_flops > 0
+
+    counted = matrix_loops(listing, isa, num_warps=num_warps, lanes=goal.warp_size, wanted=of_products)
+    return replace(
+        basis,
+        code_bytes=code_bytes,
+        matrix_instructions=sum(kind_of(isa, i.op) == "matrix" for i in listing.instructions),
+        loops=tuple(_loop(x, loop_of(x.sources, file, described), goal, num_warps) for x in counted),
     )
-    loops = [_loop(x, loop_of(x.sources, module.name, described), goal, request.num_warps) for x in counted]
-    matrix = sum(kind_of(isa, i.op) == "matrix" for i in listing.instructions)
-    return replace(basis, code_bytes=code_bytes, matrix_instructions=matrix, loops=tuple(loops))
 
 
 def disassembled(compiled: CompileReport) -> tuple[Listing, int]:

@@ -87,7 +87,7 @@ def configurations(qk_dim: int, v_dim: int, *, reads_per_element: bool = False) 
     return (("default", _choices(_ANY, columns)), ("cpu", _CPU), *listed)
 
 
-_ROWS_KERNEL = (_config(64, 16, 4, 2),)
+_ROWS_KERNEL = (_config(128, 16, 4, 2),)  # 128 rows: it fills the padding
 
 
 def _b(m: int, n: int, warps: int, stages: int, **more: bool) -> Config:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from attngen.errors import InternalError, PlanError
-from attngen.ir.expr import Const, Element, symbols, walk
+from attngen.ir.expr import Const
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Address, Contract, Finish, Fold, Input, Launch, Load, Map, Node, Slice, Store
+from attngen.ir.nodes import Address, Contract, Finish, Fold, Input, Launch, Load, Node, Slice, Store
 from attngen.passes.schedules import ANYTHING, Wanted, configurations, restricted
-from attngen.passes.tile_backward import tile_backward
+from attngen.passes.tile_backward import reads_per_element, tile_backward
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def _stores(graph: Graph, address: Address) -> dict[str, Node]:
 def _launch(graph: Graph, stores: tuple[str, ...], address: Address, wanted: Wanted) -> Launch:
     sizes = [graph.axis(n).size for n in ("Dqk", "Dv")]
     dims = [int(s.value) for s in sizes if isinstance(s, Const)]
-    found = configurations(dims[0], dims[1], reads_per_element=_reads_per_element(graph))
+    found = configurations(dims[0], dims[1], reads_per_element=reads_per_element(graph))
     return Launch(
         stores=stores,
         rows="packed" if address == "packed" else "dense",
@@ -144,10 +144,3 @@ def _launch(graph: Graph, stores: tuple[str, ...], address: Address, wanted: Wan
         program_axes=("Hq", "B"),
         configs=restricted(found, wanted),
     )
-
-
-def _reads_per_element(graph: Graph) -> bool:
-    """Whether a formula reads a captured tensor at a place that varies along both axes of a tile."""
-    formulas = [node.expr for _, node in graph.all(Map)] + [node.domain.mask for _, node in graph.all(Fold)]
-    elements = [e for f in formulas for e in walk(f) if isinstance(e, Element)]
-    return any(symbols(e) & {"i", "row"} and "j" in symbols(e) for e in elements)

@@ -22,7 +22,10 @@ ROWS = ("B", "Hq", "Sq")
 def tile_backward(graph: Graph, loaded: Mapping[str, Node], address: Address) -> dict[str, Node]:
     """Return the changed and added nodes of the backward; ``loaded`` holds the tiles that the forward made."""
     changed: dict[str, Node] = {}
-    stores: dict[str, tuple[str, ...]] = {"rows": ("lse2", "delta"), "dq": ("dq",), "dkdv": ("dk", "dv")}
+    reads = reads_per_element(graph)
+    by_head = graph.axis("Hkv").group > 1 and "h" in formula_symbols(graph)
+    keys = ("dk_heads", "dv_heads") if by_head else ("dk", "dv")
+    stores: dict[str, tuple[str, ...]] = {"rows": ("lse2", "delta"), "dq": ("dq",), "dkdv": keys}
     for name, fold in graph.all(Fold):
         if fold.monoid != "sum":
             continue
@@ -30,14 +33,38 @@ def tile_backward(graph: Graph, loaded: Mapping[str, Node], address: Address) ->
             stores |= _captured(graph, name, fold, stores, changed)
             continue
         value = f"{fold.value}_tile" if f"{fold.value}_tile" in loaded else fold.value
-        changed[name] = replace(
-            fold, value=value, level="tile", order="full-then-partial", carrier="register"
-        )
+        cut = replace(fold, value=value, level="tile", order="full-then-partial", carrier="register")
+        changed |= _by_head(graph, name, cut) if by_head and fold.axis == "Sq" else {name: cut}
     for kernel, names in stores.items():
         for name in names:
             changed[f"store_{name}"] = _store(graph, name, {**graph.nodes, **changed}[name], address)
-        changed[f"kernel_{kernel}"] = _launch(graph, kernel, tuple(f"store_{n}" for n in names), address)
+        merges = all(_merges(fold) for fold in changed.values() if isinstance(fold, Fold))
+        launched = tuple(f"store_{n}" for n in names)
+        changed[f"kernel_{kernel}"] = _launch(graph, kernel, launched, address, merges and not reads)
     return changed
+
+
+def formula_symbols(graph: Graph) -> frozenset[str]:
+    """What the formulas of scores and masks vary with."""
+    maps = [node.expr for _, node in graph.all(Map)] + [fold.domain.mask for _, fold in graph.all(Fold)]
+    return frozenset(name for formula in maps for name in ex.symbols(formula))
+
+
+def _by_head(graph: Graph, name: str, fold: Fold) -> dict[str, Node]:
+    """Programs per query head where formulas vary with it; the heads of a group are added up afterwards."""
+    part = f"{name}_heads"
+    axes = tuple("Hq" if axis == "Hkv" else axis for axis in fold.axes)
+    total = Fold(
+        monoid="sum",
+        element=part,
+        axis="Hq",
+        domain=replace(fold.domain, mask=ex.TRUE, size=graph.axis("Hq").size),
+        axes=fold.axes,
+        level="split",
+        order="sequential",
+        carrier="buffer",
+    )
+    return {part: replace(fold, axes=axes), name: total}
 
 
 def _captured(
@@ -81,7 +108,20 @@ def _store(graph: Graph, name: str, node: Node, address: Address) -> Store:
     return Store(operand=name, name=name, dtype="io" if whole else "float32", axes=axes, address=address)
 
 
-def _launch(graph: Graph, kernel: str, stores: tuple[str, ...], address: Address) -> Launch:
+def _merges(fold: Fold) -> bool:
+    """Whether one loop can walk all tiles of a fold: those of one interval, and masks of row limits alone."""
+    tiles = fold.tiles
+    return tiles is None or (len(tiles.may) == 1 and len(tiles.must) <= 1 and tiles.residual == ex.TRUE)
+
+
+def reads_per_element(graph: Graph) -> bool:
+    """Whether a formula reads a captured tensor at a place that varies along both axes of a tile."""
+    formulas = [node.expr for _, node in graph.all(Map)] + [node.domain.mask for _, node in graph.all(Fold)]
+    elements = [e for f in formulas for e in ex.walk(f) if isinstance(e, ex.Element)]
+    return any(ex.symbols(e) & {"i", "row"} and "j" in ex.symbols(e) for e in elements)
+
+
+def _launch(graph: Graph, kernel: str, stores: tuple[str, ...], address: Address, merges: bool) -> Launch:
     sizes = [graph.axis(n).size for n in ("Dqk", "Dv")]
     dims = [int(s.value) for s in sizes if isinstance(s, Const)]
     owned = ("Sk", "Hkv") if kernel == "dkdv" else ("Sq", "Hq")
@@ -90,5 +130,8 @@ def _launch(graph: Graph, kernel: str, stores: tuple[str, ...], address: Address
         rows="packed" if address == "packed" else "dense",
         tile_axis=owned[0],
         program_axes=(owned[1], "B"),
-        configs=backward_configurations(kernel, dims[0], dims[1]),
+        configs=tuple(
+            (target, tuple(config if merges else replace(config, merged=False) for config in choices))
+            for target, choices in backward_configurations(kernel, dims[0], dims[1])
+        ),
     )

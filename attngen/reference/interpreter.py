@@ -184,7 +184,7 @@ def _sum(run: _Run, node: Fold) -> Tensor:
     """A fold of the Sum monoid. Cut into tiles, it visits the tiles of its plan and masks partial ones only."""
     element = run.values[node.element]
     operands = {node.element: element}
-    if "Sk" in _axes(run, node.element):
+    if _axes(run, node.element) == ("B", "Hq", "Sq", "Sk"):
         allowed = run.formula(node.domain.mask).expand(element.shape)
         times = allowed.double() if node.tiles is None or node.level == "whole" else visits(run, node)
         operands[node.element] = torch.where(times != 0, element, 0.0) * times

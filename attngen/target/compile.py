@@ -2,7 +2,8 @@
 
 Compilation runs in worker processes (`pool`), since the compiler can abort its process; an abort, a timeout
 and a compile error are all reports with `ok` false. Reports and the compiler's output are kept in the cache
-folder by content: module text, request, compiler versions.
+folder by content: module text, request, compiler versions. Kept is what the compiler says of the code, not what
+the machine lacked (time, memory, disk, a tool), nor whether the GPU has room for it, which its facts say.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from attngen.errors import UserError
 from attngen.target.facts import Target, target
 from attngen.target.pool import MAX_WORKERS, WorkerDiedError, shared_pool
 from attngen.target.resources import Features, Resources, amd_resources, features, nvidia_resources
+from attngen.target.seal import digest, seal, unseal
 
-FORMAT = 1  # part of the cache key: raise it when reports of the same input change
+FORMAT = 2  # part of the cache key: raise it when reports of the same input change
 TIMEOUT_S = 180.0
 
 Constexpr = int | float | bool | str | None
@@ -93,10 +95,12 @@ def compile_kernel(request: CompileRequest, *, timeout: float = TIMEOUT_S) -> Co
     """
     goal = target(request.target)
     key = _cache_key(request, _read_module(request.module))
-    if (known := _find(key)) is not None:
-        return known
-    report, files, keep = _run(request, goal, key, timeout)
-    return _store(report, files) if keep else report
+    report = _find(key)
+    if report is None:
+        report, files, keep = _run(request, goal, key, timeout)
+        report = _store(report, files) if keep else report
+    misfit = _misfit(report, goal) if report.ok else ""
+    return replace(report, ok=False, error=misfit) if misfit else report
 
 
 def compile_many(
@@ -150,11 +154,31 @@ def _run(
             answer = worker.ask(_message(request, goal), timeout)
             files = {name: (worker.out / name).read_bytes() for name in answer.get("files", ())}
     except WorkerDiedError as death:
-        return replace(report, error=_with_cause(str(death), death.log)), {}, death.repeatable
-    if not answer["ok"]:
-        error = _with_cause(_shorten(answer["error"]), answer["stderr"])
-        return replace(report, error=error), {}, answer["stage"] == "compile"
-    return _success(report, goal, answer, files), files, True
+        keep = death.repeatable and not _of_the_machine(death.log)
+        return replace(report, error=_with_cause(str(death), death.log)), {}, keep
+    if answer["ok"]:
+        return _success(report, goal, answer, files), files, True
+    if answer["stage"] == "tool":
+        raise UserError(_without_tool(goal, answer["error"]))
+    error = _with_cause(_shorten(answer["error"]), answer["stderr"])
+    keep = answer["stage"] == "compile" and not _of_the_machine(answer["error"] + answer["stderr"])
+    return replace(report, error=error), {}, keep
+
+
+def _of_the_machine(text: str) -> bool:
+    """Whether what the compiler printed speaks of memory, disk or processes, or of a ptxas that was ended from outside."""
+    signs = r"bad_alloc|[Oo]ut of memory|[Mm]emory allocation|Cannot allocate|No space left|temporarily unavailable"
+    return re.search(rf"{signs}|error code -(?!(?:6|11)\b)", text) is not None
+
+
+def _without_tool(goal: Target, error: str) -> str:
+    found = re.search(r"ptxas(?:-blackwell)?", error)
+    tool = found[0] if found else "ptxas"
+    variable = f"TRITON_{tool.upper().replace('-', '_')}_PATH"
+    cure = f"pip install --force-reinstall triton, or name one in {variable}"
+    return (
+        f"compiling for {goal.name} needs {tool}, which triton's wheel brings ({_shorten(error, 1)}): {cure}"
+    )
 
 
 def _message(request: CompileRequest, goal: Target) -> dict[str, Any]:
@@ -183,11 +207,12 @@ def _settings(request: CompileRequest) -> dict[str, Any]:
 def _success(
     report: CompileReport, goal: Target, answer: dict[str, Any], files: dict[str, bytes]
 ) -> CompileReport:
-    """The report of code that compiled; it is an error all the same if the GPU cannot launch it."""
+    """The report of code that compiled."""
     assembly = files["ptx" if goal.backend == "cuda" else "amdgcn"].decode("utf-8", "replace")
     cuda = goal.backend == "cuda"
-    full = replace(
+    return replace(
         report,
+        ok=True,
         resources=nvidia_resources(answer["log"]) if cuda else amd_resources(assembly),
         features=features(assembly),
         shared_bytes=answer["shared"],
@@ -195,8 +220,6 @@ def _success(
         num_warps=answer["num_warps"],
         compile_seconds=answer["seconds"],
     )
-    error = _misfit(full, goal)
-    return replace(full, ok=not error, error=error)
 
 
 def _misfit(report: CompileReport, goal: Target) -> str:
@@ -227,12 +250,13 @@ def _with_cause(error: str, log: str) -> str:
 
 def _cache_key(request: CompileRequest, source: str) -> str:
     """A digest of everything that the report depends on: of the module's place only its name, which its lines carry."""
+    goal = target(request.target)
     content = {
         "format": FORMAT,
         "file": Path(request.module).name,
         "source": hashlib.sha256(source.encode("utf-8")).hexdigest(),
         "kernel": request.kernel,
-        "target": request.target,
+        "target": [goal.name, goal.backend, goal.arch, goal.warp_size],
         "compiler": _compiler_version(),
         **_settings(request),
     }
@@ -272,23 +296,22 @@ def _entry(root: Path, key: str) -> Path:
 
 
 def _find(key: str) -> CompileReport | None:
-    """The kept report, if it can be read and its files are there."""
+    """The kept report, if it and its files are there as they were written."""
     path = _entry(_private_store() if key in _private_keys else cache_dir(), key)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        names: list[str] = data.pop("artifacts")
+        data = json.loads(unseal(path.read_bytes()))
+        digests: dict[str, str] = data.pop("artifacts")
         resources = Resources(**data.pop("resources"))
         report = CompileReport(
             resources=replace(resources, warnings=tuple(resources.warnings)),
             features=Features(**data.pop("features")),
             **data,
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        files = {name: path.with_suffix(f".{name}") for name in digests}
+        sound = report.key == key and all(digest(files[n].read_bytes()) == digests[n] for n in files)
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    artifacts = {name: str(path.with_suffix(f".{name}")) for name in names}
-    if report.key != key or not all(os.path.exists(file) for file in artifacts.values()):
-        return None
-    return replace(report, cached=True, artifacts=artifacts)
+    return replace(report, cached=True, artifacts={n: str(f) for n, f in files.items()}) if sound else None
 
 
 def _store(report: CompileReport, files: Mapping[str, bytes]) -> CompileReport:
@@ -306,6 +329,6 @@ def _write(root: Path, report: CompileReport, files: Mapping[str, bytes]) -> Com
     artifacts = {name: str(path.with_suffix(f".{name}")) for name in files}
     for name, content in files.items():
         write_atomic(Path(artifacts[name]), content)
-    data = asdict(report) | {"artifacts": sorted(files), "cached": False}
-    write_atomic(path, json.dumps(data, indent=1, sort_keys=True) + "\n")
+    data = asdict(report) | {"artifacts": {name: digest(files[name]) for name in files}, "cached": False}
+    write_atomic(path, seal(json.dumps(data, indent=1, sort_keys=True) + "\n"))
     return replace(report, artifacts=artifacts)

@@ -52,7 +52,7 @@ class Target:
 
     Sizes are bytes; registers are 32 bits wide. `sms`, `clock_ghz` and `dram_gbps` (GB/s) belong to the reference
     `product`. `matrix_flops` is FLOP per clock and SM by operand type: "16" (fp16, bf16), "8" (fp8, or int8 where there
-    is no fp8), "tf32", "32" (fp32). `dtypes` names the operand types of the matrix unit as torch does, and "tf32".
+    is no fp8), "tf32", "32" (fp32).
     """
 
     name: str
@@ -63,7 +63,6 @@ class Target:
     shared_per_cta: int
     shared_per_sm: int
     registers_per_sm: int
-    max_registers_per_thread: int
     register_granule: int  # registers are given to a warp in multiples of this many
     max_warps_per_sm: int
     max_ctas_per_sm: int
@@ -78,11 +77,6 @@ class Target:
     schedulers: int = 4  # sub-partitions, SIMDs: each issues at most one warp instruction per clock
     vector_issue_clocks: int = 1  # that a vector instruction of one warp holds its scheduler
     dram_gbps: int
-    dtypes: tuple[str, ...]
-    tma: bool = False
-    wgmma: bool = False
-    tcgen05: bool = False
-    mfma: bool = False
     tensor_memory_columns: int = 0
 
     @property
@@ -112,14 +106,12 @@ def _nvidia(
     dram: int,
     fma: int = 128,
     mma_sync: float = 1.0,
-    wgmma: bool = False,
-    tcgen05: bool = False,
+    tensor_memory: int = 0,
 ) -> Target:
     """An NVIDIA target with `shared` KiB of shared memory per SM, of which 1 KiB per CTA is reserved.
 
     `flops` is the 16-bit matrix rate; 8-bit operands double it and tf32 halves it in every generation.
     """
-    fp8 = ("float8_e4m3fn", "float8_e5m2") if arch >= 89 else ()
     return Target(
         name=f"sm_{arch}",
         product=product,
@@ -129,7 +121,6 @@ def _nvidia(
         shared_per_cta=(shared - 1) * 1024,
         shared_per_sm=shared * 1024,
         registers_per_sm=65536,
-        max_registers_per_thread=255,
         register_granule=256,
         max_warps_per_sm=warps,
         max_ctas_per_sm=ctas,
@@ -140,11 +131,7 @@ def _nvidia(
         lanes=Lanes(mufu=16, fma=fma, alu=64, convert=64, shuffle=32),
         shared_bytes_per_clock=128,
         dram_gbps=dram,
-        dtypes=("float16", "bfloat16", *fp8, "tf32", "int8"),
-        tma=arch >= 90,
-        wgmma=wgmma,
-        tcgen05=tcgen05,
-        tensor_memory_columns=512 if tcgen05 else 0,
+        tensor_memory_columns=tensor_memory,
     )
 
 
@@ -159,7 +146,6 @@ def _amd(
     mufu: int,
     lds_read: int,
     dram: int,
-    dtypes: tuple[str, ...],
 ) -> Target:
     """A CDNA target: 4 SIMDs of 512 vector registers for each of 64 lanes, 8 waves per SIMD, `lds` KiB."""
     return Target(
@@ -171,7 +157,6 @@ def _amd(
         shared_per_cta=lds * 1024,
         shared_per_sm=lds * 1024,
         registers_per_sm=4 * 512 * 64,
-        max_registers_per_thread=512,
         register_granule=8 * 64,
         max_warps_per_sm=32,
         max_ctas_per_sm=16,
@@ -182,8 +167,6 @@ def _amd(
         shared_bytes_per_clock=lds_read,
         vector_issue_clocks=4,
         dram_gbps=dram,
-        dtypes=("float16", "bfloat16", *dtypes, "float32", "int8"),
-        mfma=True,
     )
 
 
@@ -191,8 +174,6 @@ def _amd(
 _SM90_MMA_SYNC = 0.62
 _CDNA3 = {"16": 2048, "8": 4096, "tf32": 1024, "32": 256}
 _CDNA4 = {"16": 4096, "8": 8192, "32": 256}
-_FNUZ = ("float8_e4m3fnuz", "float8_e5m2fnuz", "tf32")  # CDNA 3 predates the OCP formats
-_OCP = ("float8_e4m3fn", "float8_e5m2")
 
 # fmt: off
 TARGETS: Mapping[str, Target] = MappingProxyType(
@@ -204,15 +185,15 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             _nvidia(89, "GeForce RTX 4090", shared=100, warps=48, ctas=24, sms=128,
                     clock=2.52, flops=512, dram=1008),
             _nvidia(90, "H100 SXM", shared=228, warps=64, ctas=32, sms=132,
-                    clock=1.755, flops=4096, dram=3350, mma_sync=_SM90_MMA_SYNC, wgmma=True),
+                    clock=1.755, flops=4096, dram=3350, mma_sync=_SM90_MMA_SYNC),
             _nvidia(100, "B200", shared=228, warps=64, ctas=32, sms=148,
-                    clock=1.85, flops=8192, dram=8000, mma_sync=_SM90_MMA_SYNC / 2, tcgen05=True),
+                    clock=1.85, flops=8192, dram=8000, mma_sync=_SM90_MMA_SYNC / 2, tensor_memory=512),
             _nvidia(120, "GeForce RTX 5090", shared=100, warps=48, ctas=24, sms=170,
                     clock=2.407, flops=512, dram=1792),
             _amd("gfx942", "Instinct MI300X", lds=64, cus=304,
-                 clock=2.1, flops=_CDNA3, mufu=16, lds_read=128, dram=5300, dtypes=_FNUZ),
+                 clock=2.1, flops=_CDNA3, mufu=16, lds_read=128, dram=5300),
             _amd("gfx950", "Instinct MI355X", lds=160, cus=256,
-                 clock=2.4, flops=_CDNA4, mufu=32, lds_read=256, dram=8000, dtypes=_OCP),
+                 clock=2.4, flops=_CDNA4, mufu=32, lds_read=256, dram=8000),
         )
     }
 )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from attngen.errors import LoadError, UserError
 from attngen.target.compile import CompileRequest
 
+ROW_STRIDE = r"stride_(q|k|v|o|g|dq|dk|dv)[bsh]$"
 TRITON_DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 
 
@@ -40,12 +42,26 @@ def requests(
     if dtype not in TRITON_DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; known: {', '.join(TRITON_DTYPES)}")
     described = manifest(module)
+    found: list[CompileRequest] = []
+    for name, kernel in described["kernels"].items():
+        chosen = (
+            _config(kernel.get("configs", described["configs"]), target, dtype) if config is None else config
+        )
+        found += [_request(module, name, target, dtype, kernel, part) for part in _parts(chosen)]
+    return found
+
+
+def _config(configs: dict[str, Any], target: str, dtype: str) -> dict[str, Any]:
+    """The first schedule of a kernel for a target."""
     bits = 32 if dtype == "float32" else 16
-    configs = described["configs"]
-    chosen = config or configs.get(f"{target}/{bits}", configs["default"])[0]
-    return [
-        _request(module, name, target, dtype, kernel, chosen) for name, kernel in described["kernels"].items()
-    ]
+    return configs.get(f"{target}/{bits}", configs["default"])[0]
+
+
+def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The launches of a schedule: dk and dv by programs of their own are two."""
+    if not config.get("APART"):
+        return [config]
+    return [{**config, "WANT_DK": dk, "WANT_DV": not dk} for dk in (True, False)]
 
 
 def _request(
@@ -55,19 +71,16 @@ def _request(
     types = {a: kind.replace("io", TRITON_DTYPES[dtype]) for a, kind in arguments.items()}
     unit = [a for a in types if _is_last_captured_stride(a, types)]
     constants = {c: _constant(c, dtype, config) for c in kernel["constants"]}
-    aligned = [
-        a
-        for a, kind in types.items()
-        if kind.startswith("*") or a[:8] in ("stride_q", "stride_k", "stride_v", "stride_o")
-    ]
+    aligned = [a for a, kind in types.items() if kind.startswith("*") or re.match(ROW_STRIDE, a)]
+    scheduled = name != "_mask_table"
     return CompileRequest(
         module=module,
         kernel=name,
         target=target,
         signature={a: kind for a, kind in types.items() if a not in unit},
         constexprs=constants | dict.fromkeys(unit, 1),
-        num_warps=config["num_warps"] if name == "_attention_forward" else 4,
-        num_stages=config["num_stages"] if name == "_attention_forward" else 3,
+        num_warps=config["num_warps"] if scheduled else 4,
+        num_stages=config["num_stages"] if scheduled else 3,
         divisible=tuple(a for a in aligned if a not in unit),
     )
 
@@ -83,4 +96,6 @@ def _constant(name: str, dtype: str, config: dict[str, Any]) -> Any:
         return config[name]
     if name.endswith("_INDEX"):
         return "tl.int32"
+    if name.startswith("WANT_"):
+        return True
     return dtype == "float32" if name == "PRECISE" else False

@@ -11,14 +11,15 @@ from pathlib import Path
 from attngen.cache import write_atomic
 from attngen.errors import UserError
 from attngen.target.compile import CompileReport
+from attngen.target.seal import seal, unseal
 
 
 def sass(report: CompileReport) -> str:
-    """The disassembly with source lines (`nvdisasm -c -g`) of a report's cubin; kept beside the cubin, since it costs 0.4 s."""
+    """The disassembly with source lines (`nvdisasm -c -g`) of a report's cubin; kept beside it, since it costs 0.4 s."""
     cubin = Path(report.artifacts["cubin"])
     kept = cubin.with_suffix(".sass")
-    with contextlib.suppress(OSError):
-        return kept.read_text(encoding="utf-8")
+    with contextlib.suppress(OSError, ValueError):
+        return unseal(kept.read_bytes())
     tool = disassembler()
     try:
         done = subprocess.run([tool, "-c", "-g", str(cubin)], check=True, capture_output=True, text=True)
@@ -28,7 +29,7 @@ def sass(report: CompileReport) -> str:
         raise UserError(f"the disassembler {tool} failed: {error.stderr.strip()[:500]}") from error
     text = done.stdout
     with contextlib.suppress(OSError):
-        write_atomic(kept, text)
+        write_atomic(kept, seal(text))
     return text
 
 

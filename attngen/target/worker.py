@@ -51,14 +51,36 @@ def serve(requests: Iterable[str], answers: TextIO) -> None:
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Compile as asked. An error is an answer too; `stage` tells those of the import from the compiler's."""
-    stage = "import"
+    """Compile as asked. An error is an answer too; `stage` says where it is from, as `stage_of` does, or "import"."""
+    imported = False
     try:
         kernel = find_kernel(load_module(request["module"]), request["kernel"])
-        stage = "compile"
+        imported = True
         return {"ok": True, **compile_kernel(kernel, request)}
     except Exception as error:  # whatever the kernel or the compiler raises is the report
-        return {"ok": False, "stage": stage, "error": describe(error)}
+        return {
+            "ok": False,
+            "stage": stage_of(error) if imported else "import",
+            "error": describe(error),
+        }
+
+
+def stage_of(error: BaseException) -> str:
+    """Where an error of the compiler is from: "compile" is its verdict on the kernel, which it would repeat; else a missing
+    "tool" or the "environment"."""
+    chain = causes(error)
+    if any(_is_of_a_tool(e) for e in chain):
+        return "tool"
+    of_the_machine = any(isinstance(e, (OSError, MemoryError)) for e in chain)
+    passes_failed = isinstance(error, RuntimeError) and "PassManager::run failed" in str(error)
+    verdict = type(error).__module__.startswith("triton") or passes_failed
+    return "compile" if verdict and not of_the_machine else "environment"
+
+
+def _is_of_a_tool(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return "ptxas" in os.path.basename(str(error.filename or ""))
+    return isinstance(error, RuntimeError) and str(error).startswith("Cannot find ptxas")
 
 
 def load_module(path: str) -> Any:
@@ -150,11 +172,17 @@ def write_files(asm: dict[str, Any], folder: Path) -> list[str]:
     return written
 
 
-def describe(error: BaseException) -> str:
-    """The error with its causes. Triton nests errors of helper functions; the innermost says most."""
+def causes(error: BaseException) -> list[BaseException]:
+    """An error and what it was raised from."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None and cause not in chain:
         chain.append(cause)
+    return chain
+
+
+def describe(error: BaseException) -> str:
+    """The error with its causes. Triton nests errors of helper functions; the innermost says most."""
+    chain = causes(error)
     if type(error).__module__.startswith("triton") or isinstance(error, (TypeError, AttributeError)):
         return "\n".join(f"{type(e).__name__}: {e}" for e in reversed(chain))
     return "".join(traceback.format_exception_only(error)).strip()

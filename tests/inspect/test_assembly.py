@@ -70,8 +70,7 @@ def test_jumps(line, guarded, goes_to):
         ("EXIT", True),
         ("RET.REL.NODEC R2 `(k)", True),
         ("BRX R4 -0x40", True),
-        # a subroutine comes back, and names of barriers are not jumps
-        ("CALL.REL.NOINC `($__internal_0_$__cuda_sm10x_trap)", False),
+        # names of barriers are not jumps
         ("BSSY B0, `(.L_x_3)", False),
         ("BAR.SYNC.DEFER_BLOCKING 0x0", False),
     ],
@@ -79,6 +78,28 @@ def test_jumps(line, guarded, goes_to):
 def test_what_goes_to_no_label(line, ends):
     found = one_sass(line)
     assert (found.goes_to, found.ends) == (None, ends)
+
+
+@pytest.mark.parametrize("guard", ["", "@P0 "])
+def test_a_subroutine_is_called_and_comes_back(guard):
+    found = one_sass(guard + "CALL.REL.NOINC `($__internal_0_$__cuda_sm20_div_s64)")
+    assert found.calls == "$__internal_0_$__cuda_sm20_div_s64"
+    assert (found.goes_to, found.ends, found.guarded) == (None, False, guard != "")
+
+
+def test_subroutines_have_labels_in_the_section_of_the_kernel():
+    text = """\
+.section	.text.k,x
+/*0000*/ CALL.REL.NOINC `($__internal_1_$__cuda_sm20_div_s64) ;
+/*0010*/ EXIT ;
+        .weak           $__internal_1_$__cuda_sm20_div_s64
+        .type           $__internal_1_$__cuda_sm20_div_s64,@function
+$__internal_1_$__cuda_sm20_div_s64:
+/*0020*/ RET.REL.NODEC R20 `(k) ;
+"""
+    found = parse_sass(text, "k")
+    assert [i.op for i in found.instructions] == ["CALL.REL.NOINC", "EXIT", "RET.REL.NODEC"]
+    assert found.labels == {"$__internal_1_$__cuda_sm20_div_s64": 2}
 
 
 @pytest.mark.parametrize("line", ["@!PT LDS RZ, [RZ]", "@!UPT UIADD3 URZ, UPT, UPT, URZ, URZ, URZ"])

@@ -9,7 +9,7 @@ from attngen.inspect.flow import NaturalLoop, busiest_path, flow, innermost, nat
 
 
 def cut(*lines):
-    """The flow of a kernel; labels are written `.L_a:`, jumps `BRA a` and `CALL.REL.NOINC a`."""
+    """The flow of a kernel; labels are written `.L_a:` or `$a:`, jumps `BRA a` and `CALL.REL.NOINC a`, calls `CALL $a`."""
     text = [".section\t.text.k,x"]
     for line in lines:
         start, _, name = line.rpartition(" ")
@@ -19,6 +19,8 @@ def cut(*lines):
             if line.endswith(":")
             else f"/*0000*/ {start} `(.L_{name}) ;"
             if jumps
+            else f"/*0000*/ {start} `({name}) ;"
+            if start.endswith("CALL")
             else f"/*0000*/ {line} ;"
         )
     return flow(parse_sass("\n".join(text), "k"))
@@ -29,7 +31,7 @@ def loops(found):
 
 
 def ops(found, path):
-    return [i.op for block in path for i in found.blocks[block]]
+    return [i.op for block in path for i in found.issued(block)]
 
 
 def turn(found, heavy):
@@ -97,6 +99,40 @@ def test_a_wait_out_of_line_is_a_loop_of_its_own_and_not_in_the_turn():
 def test_a_predicated_call_closes_a_loop():
     found = cut("MOV", ".L_a:", "HMMA", "@!P0 CALL.REL.NOINC b", "CALL.REL.NOINC a", ".L_b:", "EXIT")
     assert loops(found) == [(1, [1, 2])]
+
+
+SUBROUTINE = (
+    "$div:", "FADD", "@P0 BRA short", "MUFU", "MUFU", "BRA out", ".L_short:", "LOP3", ".L_out:", "RET",
+    "$trap:", "BPT", ".L_ever:", "BRA ever",
+)  # fmt: skip
+DIVISION = ["CALL", "FADD", "BRA", "LOP3", "RET"]
+
+
+def test_a_call_issues_the_shortest_way_through_the_subroutine_and_comes_back():
+    found = cut(
+        ".L_a:", "HMMA", "CALL $div", "FMUL", "CALL $div", "@P1 BRA a", "CALL $trap", "EXIT", *SUBROUTINE
+    )
+    assert loops(found) == [(0, [0])]
+    assert turn(found, "HMMA") == ["HMMA", *DIVISION, "FMUL", *DIVISION, "BRA"]
+    # the trap does not return, and one that is not in the listing is only the call
+    assert ops(found, [1]) == ["CALL", "EXIT"]
+    assert ops(cut("CALL $elsewhere", "EXIT"), [0]) == ["CALL", "EXIT"]
+
+
+def test_the_way_around_a_call_is_the_shorter_one():
+    found = cut(
+        ".L_a:", "HMMA", "@P0 BRA b", "CALL $div", "BRA c", ".L_b:", "IADD", "IADD", "IADD", ".L_c:", "@P1 BRA a",
+        "EXIT", *SUBROUTINE,
+    )  # fmt: skip
+    assert turn(found, "HMMA") == ["HMMA", "BRA", "IADD", "IADD", "IADD", "BRA"]
+    # a call under a predicate need not happen
+    found = cut(".L_a:", "HMMA", "@P0 CALL $div", "@P1 BRA a", "EXIT", *SUBROUTINE)
+    assert turn(found, "HMMA") == ["HMMA", "CALL", "BRA"]
+
+
+def test_subroutines_may_call_others():
+    found = cut("CALL $outer", "EXIT", "$outer:", "FMUL", "CALL $div", "RET", *SUBROUTINE)
+    assert ops(found, [0]) == ["CALL", "FMUL", *DIVISION, "RET", "EXIT"]
 
 
 def test_the_turn_takes_the_longer_side_if_the_work_is_there():

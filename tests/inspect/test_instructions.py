@@ -20,9 +20,10 @@ SASS = {
     "global": "LDG.E.128 LDGSTS.E.BYPASS.128 STG.E.64 LD.E ST.E.128 RED.E.ADD.F32.FTZ.RN.STRONG.GPU REDG.E.ADD.F32"
     " ATOMG.E.EXCH ATOM.E.ADD",
     "descriptor": "UTMALDG.2D UTMASTG.3D UTMAREDG.2D.ADD UTMAPF.L2.2D",
-    "barrier": "BAR.SYNC.DEFER_BLOCKING SYNCS.PHASECHK.TRANS64.TRYWAIT WARPGROUP.ARRIVE WARPGROUP.DEPBAR.LE WARPSYNC.ALL"
-    " DEPBAR.LE LDGDEPBAR MEMBAR.ALL.CTA FENCE.VIEW.ASYNC.S UTCBAR ARRIVES.LDGSTSBAR.64 BSSY.RECONVERGENT BSYNC"
+    "barrier": "BAR.SYNC.DEFER_BLOCKING SYNCS.PHASECHK.TRANS64.TRYWAIT WARPGROUP.ARRIVE WARPSYNC.ALL"
+    " MEMBAR.ALL.CTA FENCE.VIEW.ASYNC.S UTCBAR ARRIVES.LDGSTSBAR.64 BSSY.RECONVERGENT BSYNC"
     " BREAK.RELIABLE UTMACMDFLUSH UTMACCTL.PF",
+    "wait": "WARPGROUP.DEPBAR.LE DEPBAR.LE LDGDEPBAR",
     "spill": "LDL.LU.64 STL",
     "scalar": "UIADD3.X UMOV ULDC.64 LDCU.128 R2UR S2UR VOTEU.ANY USEL ULEA REDUX.OR CREDUX.MAX UFLO.U32 UI2F",
     # branches, constants, special registers: an issue slot and nothing else that the model knows
@@ -34,14 +35,16 @@ AMD = {
     "fma": "v_fma_f32 v_fmac_f32_e32 v_fmaak_f32 v_fmamk_f32 v_mul_f32_e64 v_add_f32_e32 v_sub_f32_e32 v_subrev_f32_e32"
     " v_pk_fma_f32 v_pk_mul_f32 v_pk_add_f32",
     "alu": "v_max3_f32 v_max_f32_e32 v_cndmask_b32_e32 v_cmp_gt_i32_e64 v_add_u32_e32 v_sub_u32_e32 v_lshl_add_u64"
-    " v_perm_b32 v_mov_b32_dpp v_accvgpr_read_b32 v_readlane_b32 v_mad_u64_u32 v_mul_lo_u32 v_permlane32_swap_b32_e32",
+    " v_perm_b32 v_mov_b32_dpp v_accvgpr_read_b32 v_readfirstlane_b32 v_mad_u64_u32 v_mul_lo_u32 v_permlane32_swap_b32_e32",
     "convert": "v_cvt_pk_bf16_f32 v_cvt_f32_u32_e32",
     "shuffle": "ds_bpermute_b32 ds_permute_b32 ds_swizzle_b32",
     "shared": "ds_read_b128 ds_read2st64_b64 ds_read_u16 ds_read_b64_tr_b16 ds_write2_b32",
     "global": "global_load_dwordx4 global_store_dword buffer_load_dword flat_load_dword global_atomic_add_f32",
-    "barrier": "s_barrier s_waitcnt s_wait_loadcnt",
-    "spill": "scratch_load_dwordx2 scratch_store_dword",
-    "scalar": "s_add_i32 s_load_dwordx8 s_cbranch_execz s_and_saveexec_b64 s_nop s_setprio s_endpgm",
+    "barrier": "s_barrier",
+    "wait": "s_waitcnt s_wait_loadcnt",
+    "spill": "scratch_load_dwordx2 scratch_store_dword v_readlane_b32 v_writelane_b32",
+    "scalar": "s_add_i32 s_load_dwordx8 s_and_saveexec_b64 s_setprio",
+    "other": "s_branch s_cbranch_execz s_setpc_b64 s_endpgm s_nop",
 }  # fmt: skip
 
 

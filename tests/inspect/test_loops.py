@@ -72,8 +72,8 @@ def test_a_product_on_sm_80():
     assert loop.global_bytes * 4 == 2 * TILE
     assert loop.kinds["shared"] == loop.ops["LDSM"] == 16
     assert loop.shared_bytes == 16 * 512
-    # DEPBAR, two BAR, two LDGDEPBAR; three NOP and the jump
-    assert (loop.kinds["barrier"], loop.kinds["other"]) == (5, 4)
+    # two BAR; DEPBAR and two LDGDEPBAR; three NOP and the jump
+    assert (loop.kinds["barrier"], loop.kinds["wait"], loop.kinds["other"]) == (2, 3, 4)
     # IMAD.WIDE for the addresses of A; ISETP 2, IADD3 5, LEA 8
     assert (loop.kinds["fma"], loop.kinds["alu"]) == (4, 15)
     assert loop.instructions == 84 == sum(loop.kinds.values())
@@ -90,8 +90,8 @@ def test_a_product_on_sm_90():
     assert (loop.kinds["shared"], loop.shared_bytes) == (0, 0)
     assert loop.kinds["global"] == 8
     assert loop.global_bytes * 4 == 2 * TILE
-    # DEPBAR, two BAR, MEMBAR, FENCE, WARPGROUP.ARRIVE and .DEPBAR, two LDGDEPBAR
-    assert loop.kinds["barrier"] == 9
+    # two BAR, MEMBAR, FENCE, WARPGROUP.ARRIVE; DEPBAR, WARPGROUP.DEPBAR, two LDGDEPBAR
+    assert (loop.kinds["barrier"], loop.kinds["wait"]) == (5, 4)
     # UIADD3 11, UMOV 4, and two each of UISETP, USEL, ULEA, USHF, USGXT
     assert loop.kinds["scalar"] == 25
     assert loop.instructions == 74 == sum(loop.kinds.values())
@@ -130,8 +130,8 @@ def test_a_product_on_gfx942():
     # read 8 ds_read_b64, written 2 ds_write2st64_b64 and 4 ds_write2_b32: each tile once out and once in
     assert loop.kinds["shared"] == 14
     assert loop.shared_bytes == 4 * 32 * 32 * 2
-    # s_add, s_ashr, s_lshl, s_cmp, s_cbranch
-    assert loop.kinds["scalar"] == 5
+    # s_add, s_ashr, s_lshl, s_cmp; s_cbranch
+    assert (loop.kinds["scalar"], loop.kinds["other"]) == (4, 1)
     assert statements(loop) == MATMUL
 
 
@@ -163,8 +163,8 @@ def test_loads_by_descriptor_and_a_wait_out_of_line():
     assert loop.instructions == 76
     assert sum(loop.sources.values()) == 79
     assert [i.op for i in loop.code].count("SYNCS.PHASECHK.TRANS64.TRYWAIT") == 1
-    # both SYNCS, three BAR, WARPGROUP.ARRIVE and .DEPBAR
-    assert loop.kinds["barrier"] == 7
+    # both SYNCS, three BAR, WARPGROUP.ARRIVE; WARPGROUP.DEPBAR
+    assert (loop.kinds["barrier"], loop.kinds["wait"]) == (6, 1)
     assert statements(loop) == {
         "for k in range(0, K, BLOCK):",
         "acc = tl.dot(a.load([0, k]), b.load([k, 0]), acc)",
@@ -283,6 +283,26 @@ def test_loads_by_descriptor_count_though_the_turn_goes_around_them():
 """
     (loop,) = matrix_loops(parse_sass(text, "k"), "sass", num_warps=4, lanes=32, wanted=lambda source: False)
     assert (loop.instructions, loop.kinds["descriptor"], loop.descriptor_loads) == (3, 0, 1)
+
+
+def test_a_division_out_of_line_counts_at_each_call():
+    text = """\
+.section	.text.k,x
+.L_x_0:
+/*0000*/ HMMA.16816.F32 R0, R1, R2, R3 ;
+/*0010*/ CALL.REL.NOINC `($__internal_0_$__cuda_sm20_div_s64) ;
+/*0020*/ CALL.REL.NOINC `($__internal_0_$__cuda_sm20_div_s64) ;
+/*0030*/ @P1 BRA `(.L_x_0) ;
+/*0040*/ EXIT ;
+$__internal_0_$__cuda_sm20_div_s64:
+/*0050*/ MUFU.RCP R1, R2 ;
+/*0060*/ IMAD.WIDE.U32 R1, R2, R3, R4 ;
+/*0070*/ IMAD.WIDE.U32 R1, R2, R3, R4 ;
+/*0080*/ RET.REL.NODEC R20 `(k) ;
+"""
+    (loop,) = matrix_loops(parse_sass(text, "k"), "sass", num_warps=4, lanes=32, wanted=lambda source: False)
+    assert loop.instructions == len(loop.code) == 4 + 2 * 4 == sum(loop.kinds.values())
+    assert (loop.kinds["mufu"], loop.kinds["fma"], loop.kinds["matrix"]) == (2, 4, 1)
 
 
 def test_a_product_outside_all_loops_is_no_loop():

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from attngen.errors import InternalError
-from attngen.inspect.report import inspect_modules
+from attngen.errors import InternalError, UserError
+from attngen.inspect import report as inspection
+from attngen.inspect.report import disassembled, inspect_modules
 from attngen.inspect.roles import Work, loop_of, source_loops
 
 MODULE = """\
@@ -148,9 +149,39 @@ def test_compiled_loops_have_the_role_of_their_source(tmp_path, monkeypatch):
     assert loop.found_flops == 2 * 64 * 64 * 64
     assert loop.bytes_per_flop == 2 * 64 * 64 * 2 / loop.useful_flops
 
+    # without matrix instructions (fp32 on NVIDIA) a loop is found by its lines, if it has products
+    (by_fma,) = inspect_modules([(modules[0][0], "float32")], ["sm_80"])
+    assert [(x.role, dict(x.count.matrix)) for x in by_fma.loops] == [("full", {})]
+    nothing = module(tmp_path, [described(role) for role in ("outer", "full", "after")])
+    (report,) = inspect_modules([(nothing, "float32")], ["sm_80"])
+    assert report.compiled.ok
+    assert (report.loops, report.failure) == ((), None)
+    module(tmp_path)
+
     # what does not fit is a row that says so
     large = {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 16}
     (report,) = inspect_modules(modules, ["sm_80"], config=large)
     assert (report.compiled.ok, report.loops, report.code_bytes) == (False, (), 0)
     assert report.compiled.error == "needs 245760 bytes of shared memory; sm_80 has 166912 per CTA"
     assert report.config == large
+
+
+def test_code_that_cannot_be_read_costs_its_own_report_only(tmp_path, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("ATTNGEN_CACHE", str(tmp_path / "cache"))
+
+    def failing(error):
+        def read(compiled):
+            if compiled.target == "sm_80":
+                raise error
+            return disassembled(compiled)
+
+        monkeypatch.setattr(inspection, "disassembled", read)
+        return inspect_modules([(module(tmp_path), "bfloat16")], ["sm_80", "sm_89"])
+
+    bug = ZeroDivisionError("division by zero")
+    broken, good = failing(bug)
+    assert (broken.compiled.ok, broken.loops, broken.failure) == (True, (), bug)
+    assert ([x.role for x in good.loops], good.failure) == (["full"], None)
+    with pytest.raises(UserError, match="no tool"):  # the next report would lack it too
+        failing(UserError("no tool"))

@@ -79,7 +79,7 @@ def test_tile(golden):
 
 
 def test_pipeline_names():
-    assert [step.name for step in PIPELINE] == ["plan-masks", "base-two", "tile"]
+    assert [step.name for step in PIPELINE] == ["differentiate", "plan-masks", "base-two", "tile"]
 
 
 @pytest.mark.parametrize(

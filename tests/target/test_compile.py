@@ -6,12 +6,14 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
 from attngen.errors import UserError
 from attngen.target import compile as service
 from attngen.target.compile import CompileRequest, compile_kernel, compile_many
+from attngen.target.facts import target
 from attngen.target.sass import sass
 
 pytest.importorskip("triton")
@@ -218,6 +220,70 @@ def test_a_module_that_does_not_import_is_a_report_and_is_not_kept(tmp_path, own
     assert not list(own_cache.rglob("*.json"))
 
 
+KERNEL = """
+@triton.jit
+def kernel():
+    pass
+"""
+FAULTS = {
+    "no space": "OSError(28, 'No space left on device', '/tmp/x.ptx')",
+    "no memory": "MemoryError()",
+    "no memory, of C++": "RuntimeError('std::bad_alloc')",
+    "killed": "PTXASError('`ptxas` failed with error code -9')",
+    "no memory, of ptxas": "PTXASError('ptxas fatal : Memory allocation failure')",
+}
+
+
+def failing(tmp_path, error):
+    """A request for which triton raises an error."""
+    text = "import subprocess, triton\nfrom triton.runtime.errors import PTXASError\n"
+    text += f"def fail(*a, **k):\n    raise {error}\ntriton.compile = fail\n" + KERNEL
+    return module_of(tmp_path, text)
+
+
+@pytest.fixture
+def own_workers():
+    """Workers for one test, which changes them."""
+    service.shared_pool().close()
+    yield
+    service.shared_pool().close()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_the_machine_lacked_is_a_report_and_is_not_kept(tmp_path, own_cache, own_workers, fault):
+    report = compile_kernel(failing(tmp_path, FAULTS[fault]))
+    assert not report.ok
+    assert report.error != ""
+    assert not list(own_cache.rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    "verdict", ["RuntimeError('PassManager::run failed')", "PTXASError('`ptxas` failed with error code 255')"]
+)
+def test_what_the_compiler_says_of_the_code_is_kept(tmp_path, own_cache, own_workers, verdict):
+    first, again = (compile_kernel(failing(tmp_path, verdict)) for _ in range(2))
+    assert (first.ok, first.cached, again.cached) == (False, False, True)
+    assert again.error == first.error
+
+
+@pytest.mark.parametrize(
+    ("target", "tool", "variable"),
+    [
+        ("sm_90", "ptxas", "TRITON_PTXAS_PATH"),
+        ("sm_100", "ptxas-blackwell", "TRITON_PTXAS_BLACKWELL_PATH"),
+    ],
+)
+@pytest.mark.parametrize("fault", ["FileNotFoundError(2, 'none', path)", "PermissionError(13, 'no', path)"])
+def test_a_missing_ptxas_is_a_user_error(tmp_path, own_cache, own_workers, target, tool, variable, fault):
+    text = f"import subprocess, triton\ndef fail(c, **k):\n    path = c[0]\n    raise {fault}\n"
+    request = module_of(tmp_path, f"{text}subprocess.check_output = fail\n{KERNEL}")
+    with pytest.raises(
+        UserError, match=rf"for {target} needs {tool}, which .* triton, or name one in {variable}"
+    ):
+        compile_kernel(replace(request, target=target))
+    assert not list(own_cache.rglob("*.json"))
+
+
 def test_prints_of_a_module_do_not_disturb_the_worker(tmp_path):
     text = "import os, sys\nprint('{}')\nos.write(1, b'{}\\n')\nassert sys.stdin.read() == ''\n"
     assert "no @triton.jit kernel" in compile_kernel(module_of(tmp_path, text)).error
@@ -258,6 +324,59 @@ def test_a_damaged_entry_is_ignored_and_written_again(damage, own_cache):
     assert not again.cached
     assert again.registers == first.registers
     assert compile_kernel(matmul()).cached
+
+
+def test_a_changed_value_of_an_entry_is_noticed(own_cache):
+    first = compile_kernel(matmul())
+    (entry,) = own_cache.rglob("*.json")
+    text = entry.read_text()
+    for change in ('"many"', str(first.shared_bytes + 1)):
+        entry.write_text(text.replace(f'"shared_bytes": {first.shared_bytes}', f'"shared_bytes": {change}'))
+        assert entry.read_text() != text
+        assert compile_kernel(matmul()) == replace(first, compile_seconds=ANY)
+
+
+DAMAGES = {
+    "truncated": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "not text": lambda content: b"\xff\xfe\x00" * 100,
+    "one bit": lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_of_an_entry_are_made_again(damage, own_cache):
+    first = compile_kernel(matmul())
+    sound = {name: Path(file).read_bytes() for name, file in first.artifacts.items()}
+    for name, file in first.artifacts.items():
+        Path(file).write_bytes(DAMAGES[damage](sound[name]))
+        assert not compile_kernel(matmul()).cached
+        assert Path(file).read_bytes() == sound[name]
+    assert compile_kernel(matmul()).cached
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_disassembly_is_made_again(damage, own_cache):
+    report = compile_kernel(matmul())
+    text = sass(report)
+    (kept,) = own_cache.rglob("*.sass")
+    content = kept.read_bytes()
+    kept.write_bytes(DAMAGES[damage](content))
+    assert sass(report) == text
+    assert kept.read_bytes() == content
+
+
+def test_whether_the_gpu_has_room_is_not_kept(own_cache, monkeypatch):
+    assert compile_kernel(matmul()).ok
+    small = replace(target("sm_90"), shared_per_cta=1000)
+    monkeypatch.setattr(service, "target", lambda name: small)
+    report = compile_kernel(matmul())
+    assert (report.cached, report.ok) == (True, False)
+    assert report.error == "needs 32768 bytes of shared memory; sm_90 has 1000 per CTA"
+    monkeypatch.setattr(service, "target", target)
+    assert compile_kernel(matmul()).ok
+    monkeypatch.setattr(service, "target", lambda name: replace(small, arch=89))
+    assert not compile_kernel(matmul()).cached
 
 
 def test_an_entry_without_its_files_is_ignored(own_cache):
