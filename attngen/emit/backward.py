@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from attngen.emit.addresses import Hull, chunks, columns, descriptors
 from attngen.emit.loops import (
@@ -337,6 +338,7 @@ def _loop(
         begin=bounds[0][0] if single else "0",
         end=bounds[0][1] if single else steps,
         steps=steps,
+        **_carried(kind, bounds),
         find_tile=tuple(find),
         masked=masked,
         by_pointer=masked and not hull.exact(),
@@ -404,14 +406,33 @@ def _bases(parts: Parts, tensors: tuple[str, ...], keys_head: str = "hk") -> tup
     return (*lines, own, f"padded_row = {statistics} + row")
 
 
+def _carried(kind: str, bounds: list[tuple[str, str]]) -> dict[str, Any]:
+    """How a loop over rows goes from tile to tile of one range, or of two."""
+    (lo, hi), rest = bounds[0], bounds[1:]
+    if not rest:
+        return {"carried": True, "first": lo, "last": f"{hi} - 1", "gap": "", "gap_tile": ""}
+    if len(rest) > 1:
+        return {"carried": False, "first": "", "last": "", "gap": "", "gap_tile": ""}
+    [(lo_1, hi_1)] = rest
+    return {
+        "carried": True,
+        "first": f"tl.where({kind}_steps_0 > 0, {lo}, {lo_1})",
+        "last": f"tl.where({kind}_steps_1 > {kind}_steps_0, {hi_1}, {hi}) - 1",
+        "gap": f"{lo_1} - {hi} + 1",
+        "gap_tile": f"{hi} - 1",
+    }
+
+
 def _seen(fold: Fold, printer: Printer) -> tuple[str, ...]:
     """The keys that any query may see: others may hold NaN, which no gradient may take up."""
     assert fold.tiles is not None
     row = fold.tiles.row
     usual = row.hi == Symbol("seqlen_q") and fold.tiles.residual == ex.TRUE
-    tests: list[str] = (
-        [] if usual else ["(row_begin < row_end)" if row.lo != ex.Const(0) else "(row_end > 0)"]
-    )
+    tests: list[str] = []
+    if not usual:
+        printer.assign("row_end", row.hi)
+        printer.assign("row_begin", row.lo)
+        tests.append("(row_begin < row_end)")
     body = Body(printer, "keys")
     conditions = [c for c in conjuncts(fold.tiles.residual) if place_of(c) == "keys"]
     tests += [f"({body.text(c)})" for c in conditions]

@@ -69,6 +69,11 @@ class BackwardLoop:
     begin: str
     end: str
     steps: str  # how many tiles
+    carried: bool  # at most two ranges: a loop over rows goes from `first` to `last`, over the `gap` after `gap_tile`
+    first: str
+    last: str
+    gap: str
+    gap_tile: str
     find_tile: tuple[str, ...]  # the tile of step `local`
     masked: bool
     by_pointer: bool

@@ -25,7 +25,7 @@ _COLOURS = {
     "shared": "#F0E442",
 }
 _Named = tuple[str, LoopReport]
-_OF_ROLES = {"full": _COLOURS["tensor"], "partial": _COLOURS["alu"]}
+ROLE_COLOURS = {"full": _COLOURS["tensor"], "partial": _COLOURS["alu"]}
 
 
 def picture(reports: Sequence[KernelReport], names: Mapping[Path, str]) -> str:
@@ -58,7 +58,7 @@ def _roofline(axes: Axes, goal: Target, loops: Sequence[_Named]) -> None:
         if not loop.bytes_per_flop:
             continue
         intensity, rate = 1 / loop.bytes_per_flop, loop.prediction
-        colour = _OF_ROLES.get(loop.role, "black")
+        colour = ROLE_COLOURS.get(loop.role, "black")
         axes.plot(
             [intensity] * 2, [rate.tflops_serial, rate.tflops_overlap], color=colour, linewidth=1, alpha=0.6
         )

@@ -3,10 +3,15 @@
 import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from attngen.cli import inspecting
+from attngen.inspect.report import disassembled
 from attngen.target import sass
+from attngen.target.compile import CompileReport
+from attngen.target.facts import TARGETS
 from tests.cli.helpers import CAUSAL, good, refused, run
 
 KEYS = {
@@ -15,6 +20,7 @@ KEYS = {
     "config",
     "registers",
     "spill_bytes",
+    "scalar_spill_registers",
     "shared_bytes",
     "ctas_per_sm",
     "compile_seconds",
@@ -77,8 +83,12 @@ def test_fp32_products_by_fma_are_loops_too(half: Path) -> None:
     [kernel] = json.loads(good("inspect", "small", "--dtype", "float32", "--target", "sm_80", "--json"))
     assert [(loop["role"], loop["matrix"]) for loop in kernel["loops"]] == [("full", {}), ("partial", {})]
     full = kernel["loops"][0]
-    assert full["planned_flops"] <= full["found_flops"] < 1.5 * full["planned_flops"]
+    assert full["planned_flops"] < full["found_flops"] < 1.5 * full["planned_flops"]
     assert full["predicted_tflops_overlap"] < 19.5  # an A100's fp32 peak
+    # more than the products are multiplied: that is no repetition
+    text = good("inspect", "small", "--dtype", "float32", "--target", "sm_80")
+    assert text.count("by FMA") == 2
+    assert "planned" not in text
 
 
 def test_the_assumptions_are_printed_without_a_spec() -> None:
@@ -93,7 +103,110 @@ def test_the_picture_is_svg_and_the_same_each_time(half: Path) -> None:
         pictures.append((half / name).read_text())
     assert ElementTree.fromstring(pictures[0]).tag.endswith("svg")
     assert pictures[0] == pictures[1]
-    assert "small full" in pictures[0]
+    assert "small attention_forward full" in pictures[0]
+    assert "small attention_forward partial" in pictures[0]
+
+
+def test_colours_of_loops_go_by_their_role(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    from attngen.inspect.picture import ROLE_COLOURS
+
+    drawn: list[str] = []
+    monkeypatch.setattr(Axes, "plot", lambda axes, *data, color, **more: drawn.append(color))
+    good("inspect", "small", "--svg", "a.svg")
+    full, partial = ROLE_COLOURS["full"], ROLE_COLOURS["partial"]
+    assert drawn == ["black", full, full, partial, partial]  # the roof; a bar and a dot for each loop
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nowhere/x.svg", "--svg nowhere/x.svg: there is no folder nowhere"),
+        ("specs", "--svg specs: is a folder"),
+        ("locked/x.svg", "--svg locked/x.svg: the folder locked cannot be written to"),
+    ],
+)
+def test_a_picture_that_could_not_be_written_is_refused_before_anything_is_compiled(
+    half: Path, monkeypatch: pytest.MonkeyPatch, path: str, message: str
+) -> None:
+    (half / "locked").mkdir()
+    monkeypatch.setattr("os.access", lambda folder, mode: folder != Path("locked"))  # root may write anywhere
+    monkeypatch.setattr(inspecting, "inspect_modules", None)
+    assert message in refused("inspect", "small", "--svg", path)
+
+
+def test_json_and_disassembly_are_refused_together(half: Path) -> None:
+    assert "leave out --sass, or --json" in refused("inspect", "small", "--json", "--sass")
+
+
+def test_a_target_among_the_specs_is_told_to_repeat_the_option(half: Path) -> None:
+    message = refused("inspect", "small", "--target", "sm_90", "gfx942")
+    assert "gfx942 is a target, not a spec; repeat the option: --target gfx942" in message
+    (half / "specs/gfx942.yaml").write_text("")
+    assert "is a target" not in refused("inspect", "gfx942")  # but an empty file
+
+
+def test_the_help_names_all_targets() -> None:
+    text = " ".join(good("inspect", "--help").split())
+    assert f"{', '.join(TARGETS)}; may be repeated" in text
+
+
+@pytest.mark.parametrize(
+    ("precision", "target", "known"),
+    [("tf32x3", "gfx942", "ieee or tf32"), ("tf32x3", "gfx950", "ieee"), ("tf32", "gfx950", "ieee")],
+)
+def test_a_precision_that_a_target_lacks_is_named_with_the_others(
+    here: Path, precision: str, target: str, known: str
+) -> None:
+    (here / "specs/small.yaml").write_text(CAUSAL + f"precision: {precision}\n")
+    result = run("inspect", "small", "--target", target)
+    assert result.exit_code == 1
+    refusal = f"precision: {target} has no {precision} products; 'precision' may be {known}"
+    assert f"REFUSED: {refusal}\n" in result.stdout
+    assert json.loads(run("inspect", "small", "--target", target, "--json").stdout)[0]["error"] == refusal
+
+
+def test_a_mask_table_has_no_loops_of_products_and_its_scalar_spills_are_told(here: Path) -> None:
+    mask = "mask: (i * i + j) % 3 == 0\nmask_table: true\n"
+    (here / "specs/small.yaml").write_text(HALF[: HALF.index("mask:")] + mask)
+    fold, table = json.loads(good("inspect", "small", "--target", "gfx942", "--json"))
+    assert (table["name"], table["loops"], table["error"]) == ("_mask_table", [], "")
+    assert [loop["role"] for loop in fold["loops"]] == ["full", "partial"]
+    assert (table["spill_bytes"], table["scalar_spill_registers"] > 0) == (0, True)
+    text = good("inspect", "small", "--target", "gfx942")
+    assert f", {table['scalar_spill_registers']} scalar registers spilled, " in text
+    assert "no spills" not in text.partition("_mask_table")[2]
+
+
+def test_a_division_out_of_line_is_in_the_turn(here: Path) -> None:
+    mask = "mask: (i * i + j) % n != 0\nparams: {n: int}\nschedule: {block_m: 64, block_n: 32}\n"
+    (here / "specs/small.yaml").write_text(HALF[: HALF.index("mask:")] + mask)
+    [kernel] = json.loads(good("inspect", "small", "--target", "sm_90", "--json"))
+    # 64 x 32 elements of 128 threads: 16 divisions of 64 bits, each a call of 83 instructions
+    text = good("inspect", "small", "--target", "sm_90", "--sass")
+    assert text.count("CALL.REL.NOINC `($__internal_0_$__cuda_sm20_div_s64)") == text.count("RET.REL") == 16
+    assert kernel["loops"][0]["instructions"] > 16 * 83
+
+
+def test_code_that_cannot_be_read_is_a_row_and_then_a_bug(
+    half: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(compiled: CompileReport) -> Any:
+        if compiled.target == "sm_80":
+            raise ZeroDivisionError("division by zero")
+        return disassembled(compiled)
+
+    monkeypatch.setattr("attngen.inspect.report.disassembled", read)
+    arguments = ("inspect", "small", "--target", "sm_80", "--target", "sm_90")
+    result = run(*arguments)
+    assert result.exit_code == 3
+    assert "NOT READ (a bug of attngen): ZeroDivisionError: division by zero" in result.stdout
+    assert "HGMMA" in result.stdout
+    assert "InternalError: inspect: small: _attention_forward for sm_80: ZeroDivisionError" in result.stderr
+    first, second = json.loads(run(*arguments, "--json").stdout)
+    assert (first["error"], first["loops"]) == ("ZeroDivisionError: division by zero", [])
+    assert second["error"] == ""
 
 
 def test_an_unknown_target_is_refused_before_anything_is_compiled(half: Path) -> None:

@@ -35,7 +35,7 @@ def _attention_forward(q, k, out, stride_qs, BLOCK_M: tl.constexpr, BLOCK_N: tl.
         for n in range(start, start + 4 * BLOCK_N, BLOCK_N):
             tile_q = tl.load(q + rows[:, None] * stride_qs + n + keys[None, :])
             tile_k = tl.load(k + (n + keys[:, None]) * BLOCK_N + keys[None, :])
-            total = tl.dot(tile_q, tile_k, total) * scale
+            total = tl.dot(tile_q, tile_k, total, input_precision="ieee") * scale
     for row in range(0, stride_qs):
         tl.store(out + row, helper(1.0))
     tl.store(out + rows[:, None] * BLOCK_N + keys[None, :], total)

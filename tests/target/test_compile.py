@@ -307,7 +307,8 @@ def test_a_second_run_is_instant(own_cache):
 
 def test_the_key_is_the_content_not_the_place(tmp_path, own_cache):
     compile_kernel(matmul())
-    moved = tmp_path / "elsewhere.py"
+    moved = tmp_path / "elsewhere" / KERNELS.name
+    moved.parent.mkdir()
     moved.write_text(KERNELS.read_text())
     assert compile_kernel(matmul(module=moved)).cached
     moved.write_text(KERNELS.read_text() + "\n# changed\n")
