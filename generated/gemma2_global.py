@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 9036c2bbe60615d6749c91b09c6174744ca2162c2b3f909bd27d13f165010001. Needs torch and triton, nothing else.
+Digest 4380ac503d15847598dc025584334bde334a71e58664932b2c1bfbfe95003bb6. Needs torch and triton, nothing else.
 """
 
 import json
@@ -35,7 +35,7 @@ SPEC = json.loads(r"""
   "score": "50 * tanh(s / 50)"
 }
 """)
-DIGEST = "9036c2bbe60615d6749c91b09c6174744ca2162c2b3f909bd27d13f165010001"
+DIGEST = "4380ac503d15847598dc025584334bde334a71e58664932b2c1bfbfe95003bb6"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -50,7 +50,7 @@ MANIFEST = json.loads(r"""
       "v": 256
     },
     "mask": "j <= i",
-    "score": "tanh_exp2(s * (softmax_scale * 0.05770780163555853), 72.13475204444816)",
+    "score": "tanh_exp2(s * (softmax_scale * 0.05770780163555854), 72.13475204444816)",
     "sinks": false,
     "precision": "ieee"
   },
@@ -479,7 +479,7 @@ def _attention_forward(
     end_tile = (tl.maximum(tl.minimum(i_hi + 1, seqlen_k), 0) + BLOCK_N - 1) // BLOCK_N
     end_full = tl.maximum(tl.minimum(i_lo + 1, seqlen_k), 0) // BLOCK_N
     hull_end = tl.minimum(i_hi + 1, seqlen_k)
-    term_0 = softmax_scale * 0.05770780163555853
+    term_0 = softmax_scale * 0.05770780163555854
     key_end = tl.minimum(i + 1, seqlen_k)
 
     # where this program's tensors begin; bases and rows are 64 bit, offsets within a tile of keys need not be
@@ -571,7 +571,7 @@ def _attention_forward(
     tl.store(lse_base + row, lse_rows, mask=row_valid)
 
 
-def _schedule(device: torch.device, bits: int, aligned: bool) -> dict:
+def _schedule(configs: dict, device: torch.device, bits: int, aligned: bool) -> dict:
     """Return the untuned schedule for a device; tensors that descriptors cannot address get pointers."""
     if device.type == "cpu":
         name = "cpu"
@@ -580,9 +580,9 @@ def _schedule(device: torch.device, bits: int, aligned: bool) -> dict:
     else:
         major, minor = torch.cuda.get_device_capability(device)
         name = (
-            f"sm_{major}{minor}/{bits}" if f"sm_{major}{minor}/{bits}" in CONFIGS else f"sm_{major}0/{bits}"
+            f"sm_{major}{minor}/{bits}" if f"sm_{major}{minor}/{bits}" in configs else f"sm_{major}0/{bits}"
         )
-    config = CONFIGS.get(name, CONFIGS["default"])[0]
+    config = configs.get(name, configs["default"])[0]
     return config if aligned else {**config, "USE_DESCRIPTORS": False}
 
 
@@ -630,7 +630,7 @@ def launch(
     if q.device.type == "cpu":
         _check_cpu(q.dtype)
     if config is None:
-        config = _schedule(q.device, q.element_size() * 8, _descriptors_fit(k, v))
+        config = _schedule(CONFIGS, q.device, q.element_size() * 8, _descriptors_fit(k, v))
     if config["USE_DESCRIPTORS"] and q.device.type != "cpu":
         triton.set_allocator(
             lambda size, alignment, stream: torch.empty(size, device=q.device, dtype=torch.int8)
@@ -670,7 +670,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gemma2_global_9036c2bbe606", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_global_4380ac503d15", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -688,6 +688,15 @@ def _(
     softmax_scale: float,
 ):
     return _outputs(q)
+
+
+def _no_gradients(ctx, *grads):
+    raise RuntimeError(
+        "gemma2_global: was generated without a backward: add `grad: true` to the spec and generate again"
+    )
+
+
+_forward.register_autograd(_no_gradients)
 
 
 def _expect(condition: bool, message: str) -> None:

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < 4096.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - 4095, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - 4095, 0), min(i_lo + 1, seqlen_k)).
 
-Digest b3326ea4fb75fa34afbb3ba012f19210bded1bc9a04a772d44c81fc216052133. Needs torch and triton, nothing else.
+Digest fc2607a0e7c02f107ddccf6ca2ab20af8f831f6c77e15075b4b01a5c03ea42c8. Needs torch and triton, nothing else.
 """
 
 import json
@@ -38,7 +38,7 @@ SPEC = json.loads(r"""
   "score": "50 * tanh(s / 50)"
 }
 """)
-DIGEST = "b3326ea4fb75fa34afbb3ba012f19210bded1bc9a04a772d44c81fc216052133"
+DIGEST = "fc2607a0e7c02f107ddccf6ca2ab20af8f831f6c77e15075b4b01a5c03ea42c8"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -53,7 +53,7 @@ MANIFEST = json.loads(r"""
       "v": 256
     },
     "mask": "j <= i and i - j < 4096",
-    "score": "tanh_exp2(s * (softmax_scale * 0.05770780163555853), 72.13475204444816)",
+    "score": "tanh_exp2(s * (softmax_scale * 0.05770780163555854), 72.13475204444816)",
     "sinks": false,
     "precision": "ieee"
   },
@@ -487,7 +487,7 @@ def _attention_forward(
     end_full = tl.maximum(tl.maximum(tl.minimum(i_lo + 1, seqlen_k), 0) // BLOCK_N, first_full)
     hull_begin = tl.maximum(i_lo - 4095, 0)
     hull_end = tl.minimum(i_hi + 1, seqlen_k)
-    term_0 = softmax_scale * 0.05770780163555853
+    term_0 = softmax_scale * 0.05770780163555854
     key_end = tl.minimum(i + 1, seqlen_k)
     key_begin = i - 4095
 
@@ -596,7 +596,7 @@ def _attention_forward(
     tl.store(lse_base + row, lse_rows, mask=row_valid)
 
 
-def _schedule(device: torch.device, bits: int, aligned: bool) -> dict:
+def _schedule(configs: dict, device: torch.device, bits: int, aligned: bool) -> dict:
     """Return the untuned schedule for a device; tensors that descriptors cannot address get pointers."""
     if device.type == "cpu":
         name = "cpu"
@@ -605,9 +605,9 @@ def _schedule(device: torch.device, bits: int, aligned: bool) -> dict:
     else:
         major, minor = torch.cuda.get_device_capability(device)
         name = (
-            f"sm_{major}{minor}/{bits}" if f"sm_{major}{minor}/{bits}" in CONFIGS else f"sm_{major}0/{bits}"
+            f"sm_{major}{minor}/{bits}" if f"sm_{major}{minor}/{bits}" in configs else f"sm_{major}0/{bits}"
         )
-    config = CONFIGS.get(name, CONFIGS["default"])[0]
+    config = configs.get(name, configs["default"])[0]
     return config if aligned else {**config, "USE_DESCRIPTORS": False}
 
 
@@ -655,7 +655,7 @@ def launch(
     if q.device.type == "cpu":
         _check_cpu(q.dtype)
     if config is None:
-        config = _schedule(q.device, q.element_size() * 8, _descriptors_fit(k, v))
+        config = _schedule(CONFIGS, q.device, q.element_size() * 8, _descriptors_fit(k, v))
     if config["USE_DESCRIPTORS"] and q.device.type != "cpu":
         triton.set_allocator(
             lambda size, alignment, stream: torch.empty(size, device=q.device, dtype=torch.int8)
@@ -695,7 +695,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gemma2_local_b3326ea4fb75", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_local_fc2607a0e7c0", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -713,6 +713,15 @@ def _(
     softmax_scale: float,
 ):
     return _outputs(q)
+
+
+def _no_gradients(ctx, *grads):
+    raise RuntimeError(
+        "gemma2_local: was generated without a backward: add `grad: true` to the spec and generate again"
+    )
+
+
+_forward.register_autograd(_no_gradients)
 
 
 def _expect(condition: bool, message: str) -> None:

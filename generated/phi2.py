@@ -604,7 +604,7 @@ def _attention_forward(
     tl.store(lse_base + row, lse_rows, mask=row_valid)
 
 
-def _schedule(device: torch.device, bits: int, aligned: bool) -> dict:
+def _schedule(configs: dict, device: torch.device, bits: int, aligned: bool) -> dict:
     """Return the untuned schedule for a device; tensors that descriptors cannot address get pointers."""
     if device.type == "cpu":
         name = "cpu"
@@ -613,9 +613,9 @@ def _schedule(device: torch.device, bits: int, aligned: bool) -> dict:
     else:
         major, minor = torch.cuda.get_device_capability(device)
         name = (
-            f"sm_{major}{minor}/{bits}" if f"sm_{major}{minor}/{bits}" in CONFIGS else f"sm_{major}0/{bits}"
+            f"sm_{major}{minor}/{bits}" if f"sm_{major}{minor}/{bits}" in configs else f"sm_{major}0/{bits}"
         )
-    config = CONFIGS.get(name, CONFIGS["default"])[0]
+    config = configs.get(name, configs["default"])[0]
     return config if aligned else {**config, "USE_DESCRIPTORS": False}
 
 
@@ -663,7 +663,7 @@ def launch(
     if q.device.type == "cpu":
         _check_cpu(q.dtype)
     if config is None:
-        config = _schedule(q.device, q.element_size() * 8, _descriptors_fit(k, v))
+        config = _schedule(CONFIGS, q.device, q.element_size() * 8, _descriptors_fit(k, v))
     if config["USE_DESCRIPTORS"] and q.device.type != "cpu":
         triton.set_allocator(
             lambda size, alignment, stream: torch.empty(size, device=q.device, dtype=torch.int8)
@@ -720,6 +720,15 @@ def _(
     softmax_scale: float,
 ):
     return _outputs(q)
+
+
+def _no_gradients(ctx, *grads):
+    raise RuntimeError(
+        "phi2: was generated without a backward: add `grad: true` to the spec and generate again"
+    )
+
+
+_forward.register_autograd(_no_gradients)
 
 
 def _expect(condition: bool, message: str) -> None:

@@ -120,11 +120,6 @@ def test_full_tiles_have_no_mask_arithmetic():
     assert "window" not in kernel
 
 
-def test_gradients_are_refused():
-    with pytest.raises(PlanError, match=r"small: grad: only the forward pass is generated; remove 'grad'"):
-        generate(load_spec({**SMALL, "grad": True}))
-
-
 def test_names_of_kernel_variables_are_refused():
     spec = {**SMALL, "score": "s * m_i", "params": {"m_i": "float"}}
     with pytest.raises(PlanError, match="the kernel has a variable named 'm_i'"):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import jinja2.nodes as jn
 import pytest
 
-from attngen.emit.interface import CapturedArgument, Interface, ScalarArgument
-from attngen.emit.records import Chunk, Context, Loop, Table
+from attngen.emit.interface import BackwardFace, CapturedArgument, Interface, KernelFace, ScalarArgument
+from attngen.emit.records import Backward, BackwardKernel, BackwardLoop, Chunk, Context, Loop, RowSum, Table
 from attngen.emit.render import environment, templates
 
 FILES = sorted(templates().rglob("*.jinja"))
 LOGIC = (jn.BinExpr, jn.Compare, jn.And, jn.Or, jn.CondExpr, jn.Assign, jn.AssignBlock, jn.Test)
 RECORDS = {"c": Context, "face": Interface}
+NESTED = {("c", "backward"): Backward, ("face", "backward"): BackwardFace}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
@@ -51,6 +53,21 @@ def test_every_field_is_used_and_exists():
         )
 
 
+def test_every_field_of_the_backward_is_used_and_exists():
+    used: dict[tuple[str, str], set[str]] = {path: set() for path in NESTED}
+    text = "".join(path.read_text() for path in FILES)
+    for owner, name in NESTED:
+        used[owner, name] = set(re.findall(rf"\b{owner}\.{name}\.(\w+)", text))
+    used["c", "backward"] |= set(re.findall(r"\bb\.(\w+)", text))  # macros get it as b
+    for path, record in NESTED.items():
+        fields = {f.name for f in dataclasses.fields(record)}
+        assert used[path] == fields, path
+    for name, record in (("walk", BackwardLoop), ("kernel", KernelFace), ("sum", RowSum)):
+        printed = set(re.findall(rf"\b{name}\.(\w+)", text))
+        missing = {f.name for f in dataclasses.fields(record)} - printed - {"types", "values", "kind"}
+        assert missing == set(), f"{record.__name__} has fields no template prints"
+
+
 def test_records_hold_finished_values():
     plain = ("str", "bool", "int", "tuple[str, ...]", "tuple[tuple[str, str], ...]", "Interface", "Table")
     plain += (
@@ -58,6 +75,13 @@ def test_records_hold_finished_values():
         "tuple[Chunk, ...]",
         "tuple[CapturedArgument, ...]",
         "tuple[ScalarArgument, ...]",
+        "tuple[BackwardLoop, ...]",
+        "tuple[RowSum, ...]",
+        "BackwardKernel",
+        "KernelFace",
+        "Backward | None",
+        "BackwardFace | None",
     )
-    for record in (Context, Interface, Loop, Chunk, Table, CapturedArgument, ScalarArgument):
+    forward = (Context, Interface, Loop, Chunk, Table, CapturedArgument, ScalarArgument)
+    for record in (*forward, Backward, BackwardFace, BackwardKernel, BackwardLoop, KernelFace, RowSum):
         assert {str(f.type) for f in dataclasses.fields(record)} <= set(plain)
