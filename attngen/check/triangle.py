@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attngen.check.budget import Truth, max_error, truth
+from attngen.check.gradients import gradient_truth, of_graph, of_kernels, wanted
 from attngen.check.inputs import Inputs, make_inputs
 from attngen.check.kernels import Results, run_reversed, variants
 from attngen.check.problem import Problem
@@ -18,6 +19,7 @@ from attngen.check.report import Comparison, Layer
 from attngen.errors import CheckError, LoadError, PlanError
 from attngen.ir.graph import Graph
 from attngen.passes.build import build
+from attngen.passes.differentiate import Differentiate
 from attngen.passes.pipeline import PIPELINE, run
 from attngen.reference.interpreter import interpret
 from attngen.runtime.build import build as build_module
@@ -92,6 +94,44 @@ def check_problem(subject: Subject, problem: Problem, dtype: str, number: int = 
             if not one.holds:
                 raise Broken(layer, f"{one}{_where(found, expected)}")
         _check_empty_rows(layer, what, results, known, subject.spec.layout)
+    if subject.spec.grad:
+        done += _gradients(subject, problem, dtype, inputs, known)
+    return done
+
+
+def _gradients(
+    subject: Subject, problem: Problem, dtype: str, inputs: Inputs, known: Truth
+) -> list[Comparison]:
+    """The same equalities for gradients."""
+    names = wanted(subject.semantic)
+    right = gradient_truth(subject.spec, names, inputs, known)
+    runs: list[tuple[Layer, str, Callable[[], dict[str, Tensor]]]] = [
+        ("build", "adjoints", lambda: of_graph(Differentiate().apply(subject.semantic), inputs, right)),
+        (
+            "passes",
+            "scheduled adjoints",
+            lambda: of_graph(subject.scheduled, inputs, right, block_m=5, block_n=7),
+        ),
+    ]
+    module = subject.module
+    if module is not None:
+        runs.append(("emission", "backward kernels", lambda: of_kernels(module, inputs, right)))
+    done: list[Comparison] = []
+    for layer, what, action in runs:
+        found = _guarded(layer, action)
+        for name, expected in right.expected.items():
+            one = Comparison(
+                layer=layer,
+                what=f"{what} = oracle",
+                tensor=f"d{name}",
+                problem=problem.name,
+                dtype=dtype,
+                error=max_error(found[name], expected),
+                budget=(right.budget if layer == "emission" else right.exact)[name],
+            )
+            done.append(one)
+            if not one.holds:
+                raise Broken(layer, f"{one}{_where(found[name], expected)}")
     return done
 
 

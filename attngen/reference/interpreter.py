@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import networkx as nx
 import torch
 
 from attngen.errors import InternalError
@@ -89,14 +90,21 @@ class _Run:
 
     def results(self) -> dict[str, Tensor]:
         """Evaluate all nodes and return out [B, Hq, Sq, Dv], lse [B, Hq, Sq], and gradients over their inputs' axes."""
+        absent = {
+            name
+            for name, node in self.graph.all(Input)
+            if node.role == "gradient" and name not in self.problem.gradients
+        }
+        skipped = absent.union(*(nx.descendants(self.graph.dag, name) for name in absent))
         for name in self.graph.order():
             node = self.graph.nodes[name]
-            self.values[name] = RULES[type(node)](self, name, node)
+            if name not in skipped:
+                self.values[name] = RULES[type(node)](self, name, node)
         found = {node.result: self.values[name] for name, node in self.graph.all(Finish)}
         wanted = [f"d{name}" for name, node in self.graph.all(Input) if node.grad]
         found |= {name: self.values[name] for name in wanted if name in self.values}
         for name, _ in self.graph.all(Launch):
-            found |= self.values[name]
+            found |= self.values.get(name, {})
         return found
 
     def program_env(self, span: tuple[slice, slice], first: int, stop: int) -> dict[str, Any]:

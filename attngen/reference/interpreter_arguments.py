@@ -33,7 +33,7 @@ def _layout(graph: Graph) -> str:
 def problems(graph: Graph, inputs: Mapping[str, Any]) -> list[Problem]:
     nodes = dict(graph.all(Input))
     names = [n for n, node in nodes.items() if node.role == "tensor"]
-    incoming = [n for n, node in nodes.items() if node.role == "gradient"]
+    incoming = [n for n, node in nodes.items() if node.role == "gradient" and n in inputs]
     scalars: dict[str, Any] = {}
     for name, node in nodes.items():
         if node.role == "scalar":
@@ -90,7 +90,9 @@ def assemble(graph: Graph, inputs: Mapping[str, Any], parts: list[dict[str, Tens
     layout = _layout(graph)
     nodes = dict(graph.all(Input))
     captured = {f"d{n}" for n, node in nodes.items() if node.role == "captured"}
-    names = ["out", "lse", *(f"d{n}" for n, node in nodes.items() if node.grad and f"d{n}" in graph.nodes)]
+    wanted = [f"d{n}" for n, node in nodes.items() if node.grad]
+    known = parts[0] if parts else dict.fromkeys(wanted if "dout" in inputs else ())
+    names = ["out", "lse", *(name for name in wanted if name in known)]
     if layout != "thd":
         order = ["bhsd".index(c) for c in layout]
         [whole] = parts
