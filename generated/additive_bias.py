@@ -18,28 +18,10 @@ import triton.language as tl
 SPEC = json.loads(r"""
 {
   "attngen": 1,
-  "captured": {
-    "bias": {
-      "axes": [
-        "Hq",
-        "Sq",
-        "Sk"
-      ],
-      "dtype": "float32"
-    }
-  },
-  "dtype": [
-    "bfloat16",
-    "float32"
-  ],
-  "head_dim": {
-    "qk": 32,
-    "v": 32
-  },
-  "heads": {
-    "kv": 8,
-    "q": 8
-  },
+  "captured": {"bias": {"axes": ["Hq", "Sq", "Sk"], "dtype": "float32"}},
+  "dtype": ["bfloat16", "float32"],
+  "head_dim": {"qk": 32, "v": 32},
+  "heads": {"kv": 8, "q": 8},
   "layout": "bshd",
   "name": "additive_bias",
   "score": "s + bias[h, row, j]"
@@ -50,264 +32,63 @@ MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
   "compiled_in": {
-    "dtypes": [
-      "bfloat16",
-      "float32"
-    ],
+    "dtypes": ["bfloat16", "float32"],
     "layout": "bshd",
     "group": 1,
-    "head_dim": {
-      "qk": 32,
-      "v": 32
-    },
+    "head_dim": {"qk": 32, "v": 32},
     "mask": "True",
     "score": "s * (softmax_scale * 1.4426950408889634) + bias[h, row, j] * 1.4426950408889634",
     "sinks": false,
     "precision": "ieee"
   },
-  "run_time": [
-    "softmax_scale",
-    "num_q_heads",
-    "seqlen_q",
-    "seqlen_k"
-  ],
-  "mask": {
-    "may": [
-      "[0, seqlen_k)"
-    ],
-    "must": [
-      "[0, seqlen_k)"
-    ],
-    "residual": "True",
-    "exact": true,
-    "notes": []
-  },
+  "run_time": ["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"],
+  "mask": {"may": ["[0, seqlen_k)"], "must": ["[0, seqlen_k)"], "residual": "True", "exact": true, "notes": []},
   "configs": {
-    "default": [
-      {
-        "BLOCK_M": 64,
-        "BLOCK_N": 32,
-        "num_warps": 4,
-        "num_stages": 1,
-        "USE_DESCRIPTORS": false
-      }
-    ],
+    "default": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
     "cpu": [
-      {
-        "BLOCK_M": 64,
-        "BLOCK_N": 64,
-        "num_warps": 4,
-        "num_stages": 1,
-        "USE_DESCRIPTORS": false
-      },
-      {
-        "BLOCK_M": 32,
-        "BLOCK_N": 64,
-        "num_warps": 4,
-        "num_stages": 1,
-        "USE_DESCRIPTORS": true
-      }
+      {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false},
+      {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": true}
     ],
     "sm_80/16": [
-      {
-        "BLOCK_M": 128,
-        "BLOCK_N": 64,
-        "num_warps": 8,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      },
-      {
-        "BLOCK_M": 128,
-        "BLOCK_N": 128,
-        "num_warps": 8,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      }
+      {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": false},
+      {"BLOCK_M": 128, "BLOCK_N": 128, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": false}
     ],
     "sm_86/16": [
-      {
-        "BLOCK_M": 128,
-        "BLOCK_N": 32,
-        "num_warps": 8,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      },
-      {
-        "BLOCK_M": 128,
-        "BLOCK_N": 64,
-        "num_warps": 8,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      }
+      {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": false},
+      {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": false}
     ],
     "sm_89/16": [
-      {
-        "BLOCK_M": 128,
-        "BLOCK_N": 32,
-        "num_warps": 8,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      },
-      {
-        "BLOCK_M": 128,
-        "BLOCK_N": 64,
-        "num_warps": 8,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      }
+      {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": false},
+      {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": false}
     ],
     "sm_90/16": [
-      {
-        "BLOCK_M": 128,
-        "BLOCK_N": 64,
-        "num_warps": 8,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": true
-      },
-      {
-        "BLOCK_M": 64,
-        "BLOCK_N": 128,
-        "num_warps": 4,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": true
-      }
+      {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": true},
+      {"BLOCK_M": 64, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": true}
     ],
     "sm_100/16": [
-      {
-        "BLOCK_M": 64,
-        "BLOCK_N": 128,
-        "num_warps": 4,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": true
-      },
-      {
-        "BLOCK_M": 128,
-        "BLOCK_N": 128,
-        "num_warps": 8,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": true
-      }
+      {"BLOCK_M": 64, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": true},
+      {"BLOCK_M": 128, "BLOCK_N": 128, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": true}
     ],
     "sm_120/16": [
-      {
-        "BLOCK_M": 128,
-        "BLOCK_N": 32,
-        "num_warps": 8,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      },
-      {
-        "BLOCK_M": 128,
-        "BLOCK_N": 64,
-        "num_warps": 8,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      }
+      {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": false},
+      {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": false}
     ],
     "gfx942/16": [
-      {
-        "BLOCK_M": 128,
-        "BLOCK_N": 32,
-        "num_warps": 4,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      },
-      {
-        "BLOCK_M": 128,
-        "BLOCK_N": 64,
-        "num_warps": 4,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      }
+      {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false},
+      {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}
     ],
     "gfx950/16": [
-      {
-        "BLOCK_M": 128,
-        "BLOCK_N": 32,
-        "num_warps": 4,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      },
-      {
-        "BLOCK_M": 128,
-        "BLOCK_N": 64,
-        "num_warps": 4,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      }
+      {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false},
+      {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}
     ],
-    "sm_80/32": [
-      {
-        "BLOCK_M": 32,
-        "BLOCK_N": 32,
-        "num_warps": 4,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      }
-    ],
-    "sm_86/32": [
-      {
-        "BLOCK_M": 32,
-        "BLOCK_N": 32,
-        "num_warps": 4,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      }
-    ],
-    "sm_89/32": [
-      {
-        "BLOCK_M": 32,
-        "BLOCK_N": 32,
-        "num_warps": 4,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      }
-    ],
-    "sm_90/32": [
-      {
-        "BLOCK_M": 32,
-        "BLOCK_N": 32,
-        "num_warps": 4,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      }
-    ],
-    "sm_100/32": [
-      {
-        "BLOCK_M": 32,
-        "BLOCK_N": 32,
-        "num_warps": 4,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      }
-    ],
-    "sm_120/32": [
-      {
-        "BLOCK_M": 32,
-        "BLOCK_N": 32,
-        "num_warps": 4,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      }
-    ],
-    "gfx942/32": [
-      {
-        "BLOCK_M": 128,
-        "BLOCK_N": 32,
-        "num_warps": 4,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      }
-    ],
-    "gfx950/32": [
-      {
-        "BLOCK_M": 128,
-        "BLOCK_N": 32,
-        "num_warps": 4,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      }
-    ]
+    "sm_80/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+    "sm_86/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+    "sm_89/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+    "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+    "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+    "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+    "gfx942/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+    "gfx950/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}]
   },
   "kernels": {
     "_attention_forward": {
@@ -340,96 +121,30 @@ MANIFEST = json.loads(r"""
         "seqlen_q": "i32",
         "seqlen_k": "i32"
       },
-      "constants": [
-        "BIAS_INDEX",
-        "LARGE_STRIDES",
-        "BLOCK_M",
-        "BLOCK_N",
-        "USE_DESCRIPTORS"
-      ],
+      "constants": ["BIAS_INDEX", "LARGE_STRIDES", "BLOCK_M", "BLOCK_N", "USE_DESCRIPTORS"],
       "loops": [
         {
           "role": "full",
           "node": "fold",
           "products": [
-            {
-              "node": "qk",
-              "tile": [
-                "BLOCK_M",
-                "BLOCK_N"
-              ],
-              "columns": 32,
-              "padded": 32
-            },
-            {
-              "node": "fold",
-              "tile": [
-                "BLOCK_M",
-                "BLOCK_N"
-              ],
-              "columns": 32,
-              "padded": 32
-            }
+            {"node": "qk", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 32, "padded": 32},
+            {"node": "fold", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 32, "padded": 32}
           ],
           "loads": [
-            {
-              "tensor": "k",
-              "tile": [
-                "BLOCK_N"
-              ],
-              "columns": 32,
-              "padded": 32
-            },
-            {
-              "tensor": "v",
-              "tile": [
-                "BLOCK_N"
-              ],
-              "columns": 32,
-              "padded": 32
-            }
+            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 32, "padded": 32},
+            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 32, "padded": 32}
           ]
         },
         {
           "role": "partial",
           "node": "fold",
           "products": [
-            {
-              "node": "qk",
-              "tile": [
-                "BLOCK_M",
-                "BLOCK_N"
-              ],
-              "columns": 32,
-              "padded": 32
-            },
-            {
-              "node": "fold",
-              "tile": [
-                "BLOCK_M",
-                "BLOCK_N"
-              ],
-              "columns": 32,
-              "padded": 32
-            }
+            {"node": "qk", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 32, "padded": 32},
+            {"node": "fold", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 32, "padded": 32}
           ],
           "loads": [
-            {
-              "tensor": "k",
-              "tile": [
-                "BLOCK_N"
-              ],
-              "columns": 32,
-              "padded": 32
-            },
-            {
-              "tensor": "v",
-              "tile": [
-                "BLOCK_N"
-              ],
-              "columns": 32,
-              "padded": 32
-            }
+            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 32, "padded": 32},
+            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 32, "padded": 32}
           ]
         }
       ]

@@ -18,18 +18,9 @@ import triton.language as tl
 SPEC = json.loads(r"""
 {
   "attngen": 1,
-  "dtype": [
-    "bfloat16"
-  ],
-  "head_dim": {
-    "qk": 576,
-    "v": 512,
-    "v_from_k": 512
-  },
-  "heads": {
-    "kv": 1,
-    "q": 16
-  },
+  "dtype": ["bfloat16"],
+  "head_dim": {"qk": 576, "v": 512, "v_from_k": 512},
+  "heads": {"kv": 1, "q": 16},
   "layout": "bshd",
   "mask": "j <= i",
   "name": "mla_absorbed"
@@ -40,155 +31,45 @@ MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
   "compiled_in": {
-    "dtypes": [
-      "bfloat16"
-    ],
+    "dtypes": ["bfloat16"],
     "layout": "bshd",
     "group": 16,
-    "head_dim": {
-      "qk": 576,
-      "v": 512
-    },
+    "head_dim": {"qk": 576, "v": 512},
     "mask": "j <= i",
     "score": "s",
     "sinks": false,
     "precision": "ieee"
   },
-  "run_time": [
-    "softmax_scale",
-    "num_q_heads",
-    "seqlen_q",
-    "seqlen_k"
-  ],
+  "run_time": ["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"],
   "mask": {
-    "may": [
-      "[0, min(i_hi + 1, seqlen_k))"
-    ],
-    "must": [
-      "[0, min(i_lo + 1, seqlen_k))"
-    ],
+    "may": ["[0, min(i_hi + 1, seqlen_k))"],
+    "must": ["[0, min(i_lo + 1, seqlen_k))"],
     "residual": "True",
     "exact": true,
     "notes": []
   },
   "configs": {
-    "default": [
-      {
-        "BLOCK_M": 16,
-        "BLOCK_N": 16,
-        "num_warps": 4,
-        "num_stages": 1,
-        "USE_DESCRIPTORS": false
-      }
-    ],
+    "default": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
     "cpu": [
-      {
-        "BLOCK_M": 64,
-        "BLOCK_N": 64,
-        "num_warps": 4,
-        "num_stages": 1,
-        "USE_DESCRIPTORS": false
-      },
-      {
-        "BLOCK_M": 32,
-        "BLOCK_N": 64,
-        "num_warps": 4,
-        "num_stages": 1,
-        "USE_DESCRIPTORS": true
-      }
+      {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false},
+      {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": true}
     ],
     "sm_80/16": [
-      {
-        "BLOCK_M": 16,
-        "BLOCK_N": 64,
-        "num_warps": 8,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      },
-      {
-        "BLOCK_M": 16,
-        "BLOCK_N": 32,
-        "num_warps": 4,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      }
+      {"BLOCK_M": 16, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": false},
+      {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}
     ],
-    "sm_86/16": [
-      {
-        "BLOCK_M": 16,
-        "BLOCK_N": 32,
-        "num_warps": 4,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      }
-    ],
-    "sm_89/16": [
-      {
-        "BLOCK_M": 16,
-        "BLOCK_N": 32,
-        "num_warps": 4,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      }
-    ],
-    "sm_90/16": [
-      {
-        "BLOCK_M": 64,
-        "BLOCK_N": 32,
-        "num_warps": 8,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": true
-      }
-    ],
-    "sm_100/16": [
-      {
-        "BLOCK_M": 64,
-        "BLOCK_N": 32,
-        "num_warps": 8,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": true
-      }
-    ],
-    "sm_120/16": [
-      {
-        "BLOCK_M": 16,
-        "BLOCK_N": 32,
-        "num_warps": 4,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      }
-    ],
+    "sm_86/16": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+    "sm_89/16": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+    "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": true}],
+    "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": true}],
+    "sm_120/16": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
     "gfx942/16": [
-      {
-        "BLOCK_M": 64,
-        "BLOCK_N": 16,
-        "num_warps": 4,
-        "num_stages": 1,
-        "USE_DESCRIPTORS": false
-      },
-      {
-        "BLOCK_M": 16,
-        "BLOCK_N": 16,
-        "num_warps": 4,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      }
+      {"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false},
+      {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}
     ],
     "gfx950/16": [
-      {
-        "BLOCK_M": 64,
-        "BLOCK_N": 16,
-        "num_warps": 4,
-        "num_stages": 1,
-        "USE_DESCRIPTORS": false
-      },
-      {
-        "BLOCK_M": 16,
-        "BLOCK_N": 16,
-        "num_warps": 4,
-        "num_stages": 2,
-        "USE_DESCRIPTORS": false
-      }
+      {"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false},
+      {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}
     ]
   },
   "kernels": {
@@ -214,80 +95,25 @@ MANIFEST = json.loads(r"""
         "seqlen_q": "i32",
         "seqlen_k": "i32"
       },
-      "constants": [
-        "LARGE_STRIDES",
-        "BLOCK_M",
-        "BLOCK_N",
-        "USE_DESCRIPTORS"
-      ],
+      "constants": ["LARGE_STRIDES", "BLOCK_M", "BLOCK_N", "USE_DESCRIPTORS"],
       "loops": [
         {
           "role": "full",
           "node": "fold",
           "products": [
-            {
-              "node": "qk",
-              "tile": [
-                "BLOCK_M",
-                "BLOCK_N"
-              ],
-              "columns": 576,
-              "padded": 576
-            },
-            {
-              "node": "fold",
-              "tile": [
-                "BLOCK_M",
-                "BLOCK_N"
-              ],
-              "columns": 512,
-              "padded": 512
-            }
+            {"node": "qk", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 576, "padded": 576},
+            {"node": "fold", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 512, "padded": 512}
           ],
-          "loads": [
-            {
-              "tensor": "k",
-              "tile": [
-                "BLOCK_N"
-              ],
-              "columns": 576,
-              "padded": 576
-            }
-          ]
+          "loads": [{"tensor": "k", "tile": ["BLOCK_N"], "columns": 576, "padded": 576}]
         },
         {
           "role": "partial",
           "node": "fold",
           "products": [
-            {
-              "node": "qk",
-              "tile": [
-                "BLOCK_M",
-                "BLOCK_N"
-              ],
-              "columns": 576,
-              "padded": 576
-            },
-            {
-              "node": "fold",
-              "tile": [
-                "BLOCK_M",
-                "BLOCK_N"
-              ],
-              "columns": 512,
-              "padded": 512
-            }
+            {"node": "qk", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 576, "padded": 576},
+            {"node": "fold", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 512, "padded": 512}
           ],
-          "loads": [
-            {
-              "tensor": "k",
-              "tile": [
-                "BLOCK_N"
-              ],
-              "columns": 576,
-              "padded": 576
-            }
-          ]
+          "loads": [{"tensor": "k", "tile": ["BLOCK_N"], "columns": 576, "padded": 576}]
         }
       ]
     }

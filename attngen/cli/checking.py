@@ -59,7 +59,9 @@ def _row(report: SpecReport) -> list[str]:
     verdict = "ok" if report.passed else "FAILED"
     kernels = [c for c in report.worst if c.layer == "emission"]
     out, lse = (max((c.share for c in kernels if c.tensor == t), default=0.0) for t in ("out", "lse"))
+    gradients = [c.share for c in kernels if c.tensor.startswith("d")]
     used = f"of the error budget: out {out:.0%}, lse {lse:.0%}" if report.passed else ""
+    used += f", gradients {max(gradients):.0%}" if report.passed and gradients else ""
     return [
         verdict,
         report.name,

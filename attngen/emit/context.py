@@ -6,6 +6,7 @@ import json
 
 from attngen.emit.addresses import bases, chunks, columns, descriptors, offsets
 from attngen.emit.backward import backward
+from attngen.emit.format import json_text
 from attngen.emit.interface import interface
 from attngen.emit.loops import range_loops, table_kernel, table_loops, with_positions
 from attngen.emit.manifest import description, manifest
@@ -34,12 +35,8 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
         title=f"{provenance.name}: {provenance.summary}" if provenance.summary else provenance.name,
         description=description(graph, parts),
         digest=graph.digest(),
-        spec_json=json.dumps(json.loads(provenance.spec), indent=2, sort_keys=True, ensure_ascii=True),
-        manifest_json=json.dumps(
-            manifest(graph, parts, face, loops, (*table.full, *table.partial), reverse),
-            indent=2,
-            ensure_ascii=True,
-        ),
+        spec_json=json_text(json.loads(provenance.spec)),
+        manifest_json=json_text(manifest(graph, parts, face, loops, (*table.full, *table.partial), reverse)),
         interface=face,
         group=graph.axis("Hkv").group,
         qk_dim=parts.k.columns,

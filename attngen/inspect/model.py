@@ -12,7 +12,8 @@ from attngen.target.facts import Target
 ASSUMPTIONS = """\
 Figures of `inspect` are predictions of a model, not measurements.
 - Counted is one turn of each innermost loop with matrix work, along its shortest path that does all of that work and its
-  loads, and that of the subroutines it calls, for a warp that does its share of everything. Waits that spin do so out of line and are taken as not needed.
+  loads, for a warp that does its share of everything, with the shortest way through the subroutines that it calls. Waits
+  that spin do so out of line and are taken as not needed.
 - A program's warps are spread evenly over the schedulers of an SM (compute unit); each issues one instruction per clock
   (AMD: a vector instruction of a 64-lane wave holds its SIMD for 4 clocks).
 - Every pipe runs at the rate of the target's facts, without stalls: MUFU, FMA, ALU, conversion and shuffle by threads
