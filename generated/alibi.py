@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 3ff9168aa795dcd84beb15b738ec990a473353af2f3c6c8137e1f13196333ada. Needs torch and triton, nothing else.
+Digest 324a04eb1577d9cf6a9d7f6750cc0a7322ccd7f4131bfe6548ffbe8559c5744f. Needs torch and triton, nothing else.
 """
 
 import json
@@ -29,7 +29,7 @@ SPEC = json.loads(r"""
   "score": "s + slopes[h] * (j - i)"
 }
 """)
-DIGEST = "3ff9168aa795dcd84beb15b738ec990a473353af2f3c6c8137e1f13196333ada"
+DIGEST = "324a04eb1577d9cf6a9d7f6750cc0a7322ccd7f4131bfe6548ffbe8559c5744f"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -332,6 +332,14 @@ MANIFEST = json.loads(r"""
         "sm_90/16": [
           {
             "BLOCK_M": 128,
+            "BLOCK_N": 64,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": true,
+            "MERGED": true
+          },
+          {
+            "BLOCK_M": 128,
             "BLOCK_N": 128,
             "num_warps": 8,
             "num_stages": 2,
@@ -630,7 +638,7 @@ MANIFEST = json.loads(r"""
         ],
         "sm_90/16": [
           {
-            "BLOCK_M": 64,
+            "BLOCK_M": 32,
             "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 2,
@@ -640,8 +648,8 @@ MANIFEST = json.loads(r"""
           },
           {
             "BLOCK_M": 64,
-            "BLOCK_N": 128,
-            "num_warps": 8,
+            "BLOCK_N": 64,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": true,
             "MERGED": true,
@@ -1605,7 +1613,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::alibi_3ff9168aa795", mutates_args=())
+@torch.library.custom_op("attngen::alibi_324a04eb1577", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1803,7 +1811,7 @@ def launch_backward(
     return dq, dk, dv, _reduced(dslopes_rows, [0, 2], [0], slopes)
 
 
-@torch.library.custom_op("attngen::alibi_3ff9168aa795_backward", mutates_args=())
+@torch.library.custom_op("attngen::alibi_324a04eb1577_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

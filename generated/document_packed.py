@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 82eec55b63853bc943f825f29eda03705f427b737864893c47e450f3de798776. Needs torch and triton, nothing else.
+Digest 37d65f3605b158afba75f824fa9365225e58fd5025478bea5b86c2208b49b8a7. Needs torch and triton, nothing else.
 """
 
 import json
@@ -27,7 +27,7 @@ SPEC = json.loads(r"""
   "name": "document_packed"
 }
 """)
-DIGEST = "82eec55b63853bc943f825f29eda03705f427b737864893c47e450f3de798776"
+DIGEST = "37d65f3605b158afba75f824fa9365225e58fd5025478bea5b86c2208b49b8a7"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "packed",
@@ -316,6 +316,14 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 128,
             "BLOCK_N": 128,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": true,
+            "MERGED": true
+          },
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 64,
             "num_warps": 8,
             "num_stages": 2,
             "USE_DESCRIPTORS": true,
@@ -614,9 +622,9 @@ MANIFEST = json.loads(r"""
             "APART": false
           },
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 128,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 64,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": true,
             "MERGED": true,
@@ -1557,7 +1565,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::document_packed_82eec55b6385", mutates_args=())
+@torch.library.custom_op("attngen::document_packed_37d65f3605b1", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1740,7 +1748,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::document_packed_82eec55b6385_backward", mutates_args=())
+@torch.library.custom_op("attngen::document_packed_37d65f3605b1_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

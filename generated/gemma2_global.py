@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest c0d2ffac7a4ca4b9d6ab8f1d0df06560cac2fc315a354822c1414560d7a01b33. Needs torch and triton, nothing else.
+Digest 3c29c868edb76e69a7f2ecc14c7a6b396aa368379aaf371dd9b02dbe6bffcc86. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "score": "50 * tanh(s / 50)"
 }
 """)
-DIGEST = "c0d2ffac7a4ca4b9d6ab8f1d0df06560cac2fc315a354822c1414560d7a01b33"
+DIGEST = "3c29c868edb76e69a7f2ecc14c7a6b396aa368379aaf371dd9b02dbe6bffcc86"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -610,6 +610,15 @@ MANIFEST = json.loads(r"""
           }
         ],
         "sm_90/16": [
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": true,
+            "MERGED": true,
+            "APART": true
+          },
           {
             "BLOCK_M": 64,
             "BLOCK_N": 64,
@@ -1570,7 +1579,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gemma2_global_c0d2ffac7a4c", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_global_3c29c868edb7", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1750,7 +1759,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::gemma2_global_c0d2ffac7a4c_backward", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_global_3c29c868edb7_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

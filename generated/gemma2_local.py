@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < 4096.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - 4095, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - 4095, 0), min(i_lo + 1, seqlen_k)).
 
-Digest 60e93ea284f6cb2f591cef9727874c6dce96a24a55b6a91178d708d68ddbc8d1. Needs torch and triton, nothing else.
+Digest 58afbdcb78c217e09b897c11e38cb2b687c2ff11b3dff085421ec3e1883d15b3. Needs torch and triton, nothing else.
 """
 
 import json
@@ -29,7 +29,7 @@ SPEC = json.loads(r"""
   "score": "50 * tanh(s / 50)"
 }
 """)
-DIGEST = "60e93ea284f6cb2f591cef9727874c6dce96a24a55b6a91178d708d68ddbc8d1"
+DIGEST = "58afbdcb78c217e09b897c11e38cb2b687c2ff11b3dff085421ec3e1883d15b3"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -611,6 +611,15 @@ MANIFEST = json.loads(r"""
           }
         ],
         "sm_90/16": [
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": true,
+            "MERGED": true,
+            "APART": true
+          },
           {
             "BLOCK_M": 64,
             "BLOCK_N": 64,
@@ -1633,7 +1642,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gemma2_local_60e93ea284f6", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_local_58afbdcb78c2", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1813,7 +1822,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::gemma2_local_60e93ea284f6_backward", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_local_58afbdcb78c2_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest ec3651bea1b2ac29d55e851b0b59a2c269ada6473e2cb75ddcbe73821f59ead5. Needs torch and triton, nothing else.
+Digest f4f02061e7fe65602289d06e09741393b99cd196bddf50d629471bb152b2217d. Needs torch and triton, nothing else.
 """
 
 import json
@@ -27,7 +27,7 @@ SPEC = json.loads(r"""
   "name": "llama3_causal"
 }
 """)
-DIGEST = "ec3651bea1b2ac29d55e851b0b59a2c269ada6473e2cb75ddcbe73821f59ead5"
+DIGEST = "f4f02061e7fe65602289d06e09741393b99cd196bddf50d629471bb152b2217d"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -330,6 +330,14 @@ MANIFEST = json.loads(r"""
             "num_stages": 2,
             "USE_DESCRIPTORS": true,
             "MERGED": true
+          },
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 64,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": true,
+            "MERGED": true
           }
         ],
         "sm_100/16": [
@@ -621,9 +629,9 @@ MANIFEST = json.loads(r"""
             "APART": false
           },
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 128,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 64,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": true,
             "MERGED": true,
@@ -1541,7 +1549,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::llama3_causal_ec3651bea1b2", mutates_args=())
+@torch.library.custom_op("attngen::llama3_causal_f4f02061e7fe", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1719,7 +1727,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::llama3_causal_ec3651bea1b2_backward", mutates_args=())
+@torch.library.custom_op("attngen::llama3_causal_f4f02061e7fe_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

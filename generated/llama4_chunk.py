@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i // 8192 == j // 8192.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo // 8192 * 8192, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi // 8192 * 8192, 0), min(i_lo + 1, seqlen_k)).
 
-Digest 6ae8b2e89f8ab3a60d916564b977559fd8bcee7f86b0ff74309be3b2aee7c6fe. Needs torch and triton, nothing else.
+Digest c678e06aed63142d8a56bda10499763551a3461ece14e8995549ffc5a25bd630. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"chunk": 8192}
 }
 """)
-DIGEST = "6ae8b2e89f8ab3a60d916564b977559fd8bcee7f86b0ff74309be3b2aee7c6fe"
+DIGEST = "c678e06aed63142d8a56bda10499763551a3461ece14e8995549ffc5a25bd630"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -331,6 +331,14 @@ MANIFEST = json.loads(r"""
             "num_stages": 2,
             "USE_DESCRIPTORS": true,
             "MERGED": true
+          },
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 64,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": true,
+            "MERGED": true
           }
         ],
         "sm_100/16": [
@@ -622,9 +630,9 @@ MANIFEST = json.loads(r"""
             "APART": false
           },
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 128,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 64,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": true,
             "MERGED": true,
@@ -1648,7 +1656,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::llama4_chunk_6ae8b2e89f8a", mutates_args=())
+@torch.library.custom_op("attngen::llama4_chunk_c678e06aed63", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1826,7 +1834,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::llama4_chunk_6ae8b2e89f8a_backward", mutates_args=())
+@torch.library.custom_op("attngen::llama4_chunk_c678e06aed63_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

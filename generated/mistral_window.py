@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < window.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - window + 1, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - window + 1, 0), min(i_lo + 1, seqlen_k)).
 
-Digest e54ca32cea4edad1698f3f0b2ebaefa531704c837abc8cc65633d55c29f1aa59. Needs torch and triton, nothing else.
+Digest 3692908d8d5b90a29de868d462933f7cbb268f09392061288520da52d06e1824. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"window": "int"}
 }
 """)
-DIGEST = "e54ca32cea4edad1698f3f0b2ebaefa531704c837abc8cc65633d55c29f1aa59"
+DIGEST = "3692908d8d5b90a29de868d462933f7cbb268f09392061288520da52d06e1824"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -333,6 +333,14 @@ MANIFEST = json.loads(r"""
             "num_stages": 2,
             "USE_DESCRIPTORS": true,
             "MERGED": true
+          },
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 64,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": true,
+            "MERGED": true
           }
         ],
         "sm_100/16": [
@@ -625,9 +633,9 @@ MANIFEST = json.loads(r"""
             "APART": false
           },
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 128,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 64,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": true,
             "MERGED": true,
@@ -1625,7 +1633,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::mistral_window_e54ca32cea4e", mutates_args=())
+@torch.library.custom_op("attngen::mistral_window_3692908d8d5b", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1808,7 +1816,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::mistral_window_e54ca32cea4e_backward", mutates_args=())
+@torch.library.custom_op("attngen::mistral_window_3692908d8d5b_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i or j < prefix[b].
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(max(i_hi + 1, prefix[b]), seqlen_k)); all are allowed in [0, min(max(i_lo + 1, prefix[b]), seqlen_k)).
 
-Digest 11a972b9332d75c097841decf3ad7d0db89c94c459ce2295b545275b62b1e918. Needs torch and triton, nothing else.
+Digest bacf6a7260da2ded8d6266f39b2a2de63932e7024d292f530d51dba7350ecf7b. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "name": "prefix_lm"
 }
 """)
-DIGEST = "11a972b9332d75c097841decf3ad7d0db89c94c459ce2295b545275b62b1e918"
+DIGEST = "bacf6a7260da2ded8d6266f39b2a2de63932e7024d292f530d51dba7350ecf7b"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -627,6 +627,15 @@ MANIFEST = json.loads(r"""
         "sm_90/16": [
           {
             "BLOCK_M": 64,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": true,
+            "MERGED": true,
+            "APART": true
+          },
+          {
+            "BLOCK_M": 32,
             "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 2,
@@ -1605,7 +1614,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::prefix_lm_11a972b9332d", mutates_args=())
+@torch.library.custom_op("attngen::prefix_lm_bacf6a7260da", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1793,7 +1802,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::prefix_lm_11a972b9332d_backward", mutates_args=())
+@torch.library.custom_op("attngen::prefix_lm_bacf6a7260da_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

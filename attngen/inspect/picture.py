@@ -58,7 +58,7 @@ def _roofline(axes: Axes, goal: Target, loops: Sequence[_Named]) -> None:
         if not loop.bytes_per_flop:
             continue
         intensity, rate = 1 / loop.bytes_per_flop, loop.prediction
-        colour = ROLE_COLOURS.get(loop.role, "black")
+        colour = ROLE_COLOURS.get(loop.role.rpartition(" ")[2], "black")  # of "dq full": full
         axes.plot(
             [intensity] * 2, [rate.tflops_serial, rate.tflops_overlap], color=colour, linewidth=1, alpha=0.6
         )

@@ -60,18 +60,14 @@ def _adjoints(graph: Graph, fold: Fold) -> Graph:
     for name, node in graph.all(Map):
         if name in formulas or name == "delta":
             continue
-        read = tuple(dict.fromkeys(source if other in raw else other for other in node.others))
-        expr = ex.substitute(node.expr, raw)
-        if "lse" in node.others:
-            read = tuple("lse2" if other == "lse" else other for other in read)
-            changed[name] = replace(node, operand=node.operand, others=read, expr=_weights(expr))
-            if node.operand == fold.element:
-                changed[name] = replace(
-                    node, operand=source, others=read, expr=_weight(formulas[fold.element])
-                )
-        else:
-            changed[name] = replace(node, others=read, expr=_slope(expr))
-        changed[name] = replace(changed[name], captured=ex.tensors(changed[name].expr))
+        others = dict.fromkeys(source if other in raw else other for other in node.others)
+        read = tuple("lse2" if other == "lse" else other for other in others)
+        operand, expr = node.operand, _slope(ex.substitute(node.expr, raw))
+        if "lse" in others and operand == fold.element:
+            operand, expr = source, _weight(formulas[fold.element])
+        elif "lse" in others:
+            expr = _weights(expr)
+        changed[name] = replace(node, operand=operand, others=read, expr=expr, captured=ex.tensors(expr))
     graph = graph.with_nodes(changed)
     folds = {name: _after_sum(graph, node) for name, node in graph.all(Fold) if node.monoid == "sum"}
     graph = graph.with_nodes(folds)

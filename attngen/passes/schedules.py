@@ -108,7 +108,7 @@ _BACKWARD: dict[str, dict[str, tuple[Row, ...]]] = {
         ),
         "sm_90/16": (
             (192, (_b(64, 128, 4, 2, **_DM),)),
-            (256, (_b(128, 128, 8, 2, **_DM),)),
+            (256, (_b(128, 128, 8, 2, **_DM), _b(128, 64, 8, 2, **_DM))),
             (512, (_b(64, 64, 4, 2, **_DM),)),
         ),
         "sm_100/16": ((320, (_b(128, 64, 4, 2, **_D),)), (512, (_b(128, 32, 4, 2, **_D),))),
@@ -128,9 +128,9 @@ _BACKWARD: dict[str, dict[str, tuple[Row, ...]]] = {
         "sm_90/16": (
             (128, (_b(64, 64, 4, 2, **_DM),)),
             (192, (_b(64, 64, 4, 2, **_DM),)),
-            (256, (_b(64, 64, 4, 2, **_DM), _b(64, 128, 8, 2, **_DM))),
+            (256, (_b(64, 64, 4, 2, **_DM), _b(32, 64, 4, 2, **_DM))),
             (320, (_b(32, 64, 4, 2, **_DM),)),
-            (512, (_b(64, 64, 4, 2, **_DM, apart=True),)),
+            (512, (_b(64, 64, 4, 2, **_DM, apart=True), _b(32, 64, 4, 2, **_DM, apart=True))),
         ),
         "sm_100/16": ((320, (_b(64, 128, 4, 2, **_D),)), (512, (_b(32, 64, 4, 2, **_D),))),
         "gfx942/16": ((192, (_b(64, 128, 4, 1),)), (320, (_b(32, 128, 4, 1),)), (512, (_b(32, 64, 4, 1),))),
@@ -146,8 +146,12 @@ _SMALLEST = _b(16, 16, 4, 1)
 _BACKWARD_CPU = (_b(32, 64, 4, 1), _b(64, 32, 4, 1, **_DM), _b(32, 32, 4, 1, apart=True))
 
 
-def backward_configurations(kernel: str, qk_dim: int, v_dim: int) -> Choices:
-    """Return schedules of a backward kernel (rows, dq, dkdv) keyed as those of the forward."""
+def backward_configurations(kernel: str, qk_dim: int, v_dim: int, *, heavy: bool = False) -> Choices:
+    """Return schedules of a backward kernel (rows, dq, dkdv) keyed as those of the forward.
+
+    A kernel with a score formula, or with more than row limits in its mask (``heavy``), needs registers of its own: the
+    smaller tile comes first.
+    """
     if kernel == "rows":
         return (("default", _ROWS_KERNEL), ("cpu", _ROWS_KERNEL))
     tables = _BACKWARD[kernel]
@@ -157,7 +161,8 @@ def backward_configurations(kernel: str, qk_dim: int, v_dim: int) -> Choices:
         family = "amd" if target.startswith("gfx") else "nvidia"
         near = {"gfx950": "gfx942", "sm_86": "sm_80", "sm_89": "sm_80", "sm_120": "sm_80"}.get(target, target)
         rows = tables[f"{family}/32"] if bits == "32" else tables[f"{near}/16"]
-        found.append((name, _choices(rows, qk_dim + v_dim) or (_SMALLEST,)))
+        choices = _choices(rows, qk_dim + v_dim) or (_SMALLEST,)
+        found.append((name, choices[::-1] if heavy else choices))
     small = (_b(32, 32, 4, 1),) if qk_dim + v_dim <= 256 else (_SMALLEST,)
     return (("default", small), ("cpu", _BACKWARD_CPU), *found)
 

@@ -40,7 +40,9 @@ def tile_backward(graph: Graph, loaded: Mapping[str, Node], address: Address) ->
             changed[f"store_{name}"] = _store(graph, name, {**graph.nodes, **changed}[name], address)
         merges = all(_merges(fold) for fold in changed.values() if isinstance(fold, Fold))
         launched = tuple(f"store_{n}" for n in names)
-        changed[f"kernel_{kernel}"] = _launch(graph, kernel, launched, address, merges and not reads)
+        merged = merges and not reads
+        heavy = not merged or "scores" in graph.nodes or "d_scaled" in graph.nodes
+        changed[f"kernel_{kernel}"] = _launch(graph, kernel, launched, address, merged, heavy)
     return changed
 
 
@@ -121,7 +123,9 @@ def reads_per_element(graph: Graph) -> bool:
     return any(ex.symbols(e) & {"i", "row"} and "j" in ex.symbols(e) for e in elements)
 
 
-def _launch(graph: Graph, kernel: str, stores: tuple[str, ...], address: Address, merges: bool) -> Launch:
+def _launch(
+    graph: Graph, kernel: str, stores: tuple[str, ...], address: Address, merges: bool, heavy: bool
+) -> Launch:
     sizes = [graph.axis(n).size for n in ("Dqk", "Dv")]
     dims = [int(s.value) for s in sizes if isinstance(s, Const)]
     owned = ("Sk", "Hkv") if kernel == "dkdv" else ("Sq", "Hq")
@@ -132,6 +136,6 @@ def _launch(graph: Graph, kernel: str, stores: tuple[str, ...], address: Address
         program_axes=(owned[1], "B"),
         configs=tuple(
             (target, tuple(config if merges else replace(config, merged=False) for config in choices))
-            for target, choices in backward_configurations(kernel, dims[0], dims[1])
+            for target, choices in backward_configurations(kernel, dims[0], dims[1], heavy=heavy)
         ),
     )

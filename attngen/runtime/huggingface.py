@@ -6,6 +6,7 @@
 A layer says what it computes: causal or not, a window, a soft cap, sinks, a scale. Each layer gets the module
 that computes that, found by evaluating the formulas of the modules' specs; where none does, the call raises.
 Masks are never built: what a module does not compute (padding, packed rows, blocks, dropout) is refused.
+Models train on modules of specs with `grad: true`, with their attention_dropout at 0.
 """
 
 from __future__ import annotations
