@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from attngen.emit.addresses import Hull, chunks, columns, descriptors
@@ -22,12 +23,15 @@ from attngen.emit.printer import Body, Captured, Printer, place_of
 from attngen.emit.records import Backward, BackwardKernel, BackwardLoop, Chunk, RowSum
 from attngen.errors import InternalError
 from attngen.ir import expr as ex
-from attngen.ir.expr import Apply, Expr, Symbol
+from attngen.ir.expr import Apply, Const, Expr, Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Contract, Fold, Input, Map, Store
+from attngen.ir.proofs import at_most, tile_facts
 from attngen.ir.tile_ranges import Range, Ranges, ranges_along
+from attngen.ir.tiles import Interval
 
 S = Symbol("s", "float")
+J = Symbol("j")
 PADDING = 128  # of a sequence's rows in the buffers of statistics: no tile is larger
 DS = ex.apply("mul", Symbol("p", "float"), ex.apply("sub", S, Symbol("delta", "float")))
 
@@ -203,13 +207,24 @@ def _kernel(graph: Graph, result: str, adjoint: Adjoint, parts: Parts, printer: 
 
 
 def _is_plain(weight: Expr) -> bool:
-    """Whether a weight is the raw score times a factor of the program: its product meets lse in one multiply-add."""
+    """Whether a weight is the raw score times a positive factor: its product meets lse in one multiply-add, after the mask."""
     return (
         isinstance(weight, Apply)
         and weight.op == "mul"
         and weight.args[0] == S
-        and not (ex.symbols(weight.args[1]) & {"s", "i", "j", "row"})
+        and _is_positive(weight.args[1])
     )
+
+
+def _is_positive(factor: Expr) -> bool:
+    """Whether a factor is known to be positive: the mask's -inf must stay one (launchers refuse other scales)."""
+    match factor:
+        case Const(value):
+            return value > 0
+        case Apply("mul", args):
+            return all(_is_positive(a) for a in args)
+        case _:
+            return factor == Symbol("softmax_scale", "float")
 
 
 def _plain_factor(weight: Expr) -> Expr:
@@ -426,14 +441,26 @@ def _carried(kind: str, bounds: list[tuple[str, str]]) -> dict[str, Any]:
 def _seen(fold: Fold, printer: Printer) -> tuple[str, ...]:
     """The keys that any query may see: others may hold NaN, which no gradient may take up."""
     assert fold.tiles is not None
-    row = fold.tiles.row
-    usual = row.hi == Symbol("seqlen_q") and fold.tiles.residual == ex.TRUE
-    tests: list[str] = []
-    if not usual:
-        printer.assign("row_end", row.hi)
-        printer.assign("row_begin", row.lo)
-        tests.append("(row_begin < row_end)")
+    tiles = fold.tiles
+    tests: list[Expr] = []
+    own = Interval(ex.apply("max", tiles.row.lo, Const(0)), tiles.row.hi)
+    if not _always_seen(own):
+        tests.append(ex.apply("lt", own.lo, own.hi))
+    if tiles.residual != ex.TRUE and not any(_always_seen(interval) for interval in tiles.may):
+        some = [ex.apply("lt", interval.lo, interval.hi) for interval in tiles.may]
+        anywhere = reduce(lambda a, b: ex.apply("or", a, b), some, ex.FALSE)
+        tests.append(ex.substitute(anywhere, {"j_lo": J, "j_hi": J}))
+    tests += [c for c in conjuncts(tiles.residual) if place_of(c) == "keys"]
+    if not tests:
+        return ()
     body = Body(printer, "keys")
-    conditions = [c for c in conjuncts(fold.tiles.residual) if place_of(c) == "keys"]
-    tests += [f"({body.text(c)})" for c in conditions]
-    return (*body.lines, f"seen = ({' & '.join(tests)})[:, None]") if tests else ()
+    shown = [body.text(test) for test in tests]
+    column = "[:, None]" if any(place_of(test) == "keys" for test in tests) else ""
+    return (*body.lines, f"seen = ({' & '.join(f'({x})' for x in shown)}){column}")
+
+
+def _always_seen(interval: Interval) -> bool:
+    """Whether it is proved that some row may see every key (where there are rows and keys at all)."""
+    facts = tile_facts("j", Symbol("seqlen_k"), Symbol("BLOCK_M"), {"j_lo": 0, "seqlen_q": 1, "seqlen_k": 1})
+    lo, hi = (ex.substitute(x, {"j": Symbol("j_lo"), "j_hi": Symbol("j_lo")}) for x in (interval.lo, interval.hi))
+    return at_most(ex.apply("add", lo, Const(1)), hi, facts)

@@ -94,10 +94,22 @@ def _no_gradient(graph: Graph, tensor: str, reason: str) -> PlanError:
 
 
 def _slope(node: Map, variable: Symbol | Element) -> Expr:
-    """The derivative of a map's formula, over the map's operand by its own name. sympy is imported where it is needed."""
+    """The derivative of a map's formula, over the map's operand by its own name. sympy, which is slow to import, is left to
+    formulas that are more than a multiple or a sum."""
+    match node.expr:
+        case Apply("mul", (a, b)) if a == variable and not _mentions(b, variable):
+            return ex.substitute(b, {"s": Symbol(node.operand, "float")})
+        case Apply("add", (a, b)) if a == variable and not _mentions(b, variable):
+            return Const(1.0)
+        case _:
+            pass
     from attngen.ir.symbolic import derivative
 
     return ex.substitute(derivative(node.expr, variable), {"s": Symbol(node.operand, "float")})
+
+
+def _mentions(expr: Expr, variable: Expr) -> bool:
+    return any(part == variable for part in ex.walk(expr))
 
 
 def _finish(reverse: _Reverse, name: str, node: Finish) -> None:

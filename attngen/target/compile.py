@@ -30,7 +30,7 @@ from attngen.target.pool import MAX_WORKERS, WorkerDiedError, shared_pool
 from attngen.target.resources import Features, Resources, amd_resources, features, nvidia_resources
 from attngen.target.seal import digest, seal, unseal
 
-FORMAT = 2  # part of the cache key: raise it when reports of the same input change
+FORMAT = 3  # part of the cache key: raise it when reports of the same input change
 TIMEOUT_S = 180.0
 
 Constexpr = int | float | bool | str | None

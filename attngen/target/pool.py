@@ -197,4 +197,6 @@ def _environment(folder: str) -> dict[str, str]:
     """A worker's environment: tools may be chosen by path, no other TRITON_ switch reaches the compiler."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_") or k.endswith("_PATH")}
     own = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": f"{folder}/triton", "TMPDIR": folder}
+    # triton's own cache takes equal kernels of two files for one, with the lines of the first
+    own |= {"TRITON_ALWAYS_COMPILE": "1"}
     return kept | own | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}

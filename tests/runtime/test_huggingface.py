@@ -379,8 +379,11 @@ def test_chunked_masks_are_refused():
         create_chunked_causal_mask(config, torch.zeros(1, 6, 64), None, None)
 
 
-def test_training_raises_at_the_backward(model):
-    """These kernels have no gradients: a loss must not silently leave the attention out."""
+def test_training_without_a_backward_raises():
+    """A loss must not silently leave the attention out."""
+    register("attngen-test", built("llama3_causal", grad=False))
+    model = llama()
+    model.set_attn_implementation("attngen-test")
     loss = model(tokens(1, 6)).logits.sum()
-    with pytest.raises(RuntimeError, match="attngen"):
+    with pytest.raises(RuntimeError, match="generated without a backward: add `grad: true`"):
         loss.backward()
