@@ -491,9 +491,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 64, "padded": 64},
@@ -505,9 +505,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 64, "padded": 64},
@@ -519,9 +519,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 64, "padded": 64},

@@ -287,9 +287,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 64, "padded": 64},
@@ -893,7 +893,6 @@ def _backward_dkdv(
     factor = softmax_scale * 1.4426950408889634
     row_begin = j + seqlen_q - seqlen_k
     term_0 = seqlen_k - seqlen_q
-    row_end = seqlen_q
     scale = softmax_scale
 
     key_offsets = j.to(tl.int64)[:, None]
@@ -919,7 +918,6 @@ def _backward_dkdv(
     else:
         q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
         dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
-    seen = (row_begin < row_end)[:, None]
     if USE_DESCRIPTORS:
         k_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 64], [stride_ks, 1], [BLOCK_N, 64]).load(
             [tile_n * BLOCK_N, 0]
@@ -930,7 +928,6 @@ def _backward_dkdv(
             mask=key_valid[:, None],
             other=0.0,
         )
-    k_0 = tl.where(seen, k_0, 0.0).to(k.dtype.element_ty)
     dk_0 = tl.zeros([BLOCK_N, 64], tl.float32)
     if USE_DESCRIPTORS:
         v_0 = tl.make_tensor_descriptor(v_base, [seqlen_k, 64], [stride_vs, 1], [BLOCK_N, 64]).load(
@@ -942,7 +939,6 @@ def _backward_dkdv(
             mask=key_valid[:, None],
             other=0.0,
         )
-    v_0 = tl.where(seen, v_0, 0.0).to(v.dtype.element_ty)
     dv_0 = tl.zeros([BLOCK_N, 64], tl.float32)
 
     # tiles that the mask cuts, or that reach past the end

@@ -328,9 +328,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 128, "padded": 128},
@@ -342,9 +342,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 128, "padded": 128},
@@ -1343,7 +1343,6 @@ def _backward_dkdv(
     per_key_1 = tl.load(
         doc + b.to(tl.int64) * stride_doc_0 + j.to(DOC_INDEX) * stride_doc_1, mask=(j < seqlen_k), other=0
     )
-    row_end = seqlen_q
     scale = softmax_scale
 
     key_offsets = j.to(tl.int64)[:, None]
@@ -1369,7 +1368,6 @@ def _backward_dkdv(
     else:
         q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
         dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
-    seen = (row_begin < row_end)[:, None]
     if USE_DESCRIPTORS:
         k_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 128], [stride_ks, 1], [BLOCK_N, 128]).load(
             [tile_n * BLOCK_N, 0]
@@ -1380,7 +1378,6 @@ def _backward_dkdv(
             mask=key_valid[:, None],
             other=0.0,
         )
-    k_0 = tl.where(seen, k_0, 0.0).to(k.dtype.element_ty)
     dk_0 = tl.zeros([BLOCK_N, 128], tl.float32)
     if USE_DESCRIPTORS:
         v_0 = tl.make_tensor_descriptor(v_base, [seqlen_k, 128], [stride_vs, 1], [BLOCK_N, 128]).load(
@@ -1392,7 +1389,6 @@ def _backward_dkdv(
             mask=key_valid[:, None],
             other=0.0,
         )
-    v_0 = tl.where(seen, v_0, 0.0).to(v.dtype.element_ty)
     dv_0 = tl.zeros([BLOCK_N, 128], tl.float32)
 
     # full tiles: no mask arithmetic

@@ -497,9 +497,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 256, "padded": 256},
@@ -511,9 +511,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 256, "padded": 256},
@@ -525,9 +525,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 256, "padded": 256},

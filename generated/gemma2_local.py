@@ -498,9 +498,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 256, "padded": 256},
@@ -512,9 +512,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 256, "padded": 256},
@@ -526,9 +526,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 256, "padded": 256},
@@ -1326,7 +1326,9 @@ def _backward_dkdv(
     else:
         q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
         dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
-    seen = (row_begin < row_end)[:, None]
+    seen = (tl.maximum(j + seqlen_q - seqlen_k, 0) < tl.minimum(seqlen_q + j - seqlen_k + 4096, seqlen_q))[
+        :, None
+    ]
     if USE_DESCRIPTORS:
         k_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 256], [stride_ks, 1], [BLOCK_N, 256]).load(
             [tile_n * BLOCK_N, 0]

@@ -504,9 +504,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 64, "padded": 64},
@@ -518,9 +518,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 64, "padded": 64},
@@ -532,9 +532,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 64, "padded": 64, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 64, "padded": 64},
@@ -1308,7 +1308,9 @@ def _backward_dkdv(
     else:
         q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
         dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
-    seen = (row_begin < row_end)[:, None]
+    seen = (tl.maximum(j + seqlen_q - seqlen_k, 0) < tl.minimum(seqlen_q + j - seqlen_k + 128, seqlen_q))[
+        :, None
+    ]
     if USE_DESCRIPTORS:
         k_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 64], [stride_ks, 1], [BLOCK_N, 64]).load(
             [tile_n * BLOCK_N, 0]

@@ -506,9 +506,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 128, "padded": 128},
@@ -520,9 +520,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 128, "padded": 128},
@@ -534,9 +534,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 128, "padded": 128},

@@ -507,9 +507,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 128, "padded": 128},
@@ -521,9 +521,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 128, "padded": 128},
@@ -535,9 +535,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 128, "padded": 128},
@@ -1347,7 +1347,10 @@ def _backward_dkdv(
     else:
         q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
         dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
-    seen = (row_begin < row_end)[:, None]
+    seen = (
+        tl.maximum(j + seqlen_q - seqlen_k, 0)
+        < tl.minimum(seqlen_q + tl.cast(j // 8192, tl.int64) * 8192 - seqlen_k + 8192, seqlen_q)
+    )[:, None]
     if USE_DESCRIPTORS:
         k_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 128], [stride_ks, 1], [BLOCK_N, 128]).load(
             [tile_n * BLOCK_N, 0]

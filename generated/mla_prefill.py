@@ -487,9 +487,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 192, "padded": 192, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 192, "padded": 192, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 192, "padded": 192, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 192, "padded": 192},
@@ -501,9 +501,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 192, "padded": 192, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 192, "padded": 192, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 192, "padded": 192, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 192, "padded": 192},
@@ -515,9 +515,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 192, "padded": 192, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 192, "padded": 192, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 192, "padded": 192, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 192, "padded": 192},

@@ -312,9 +312,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 32, "padded": 32},
@@ -326,9 +326,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 32, "padded": 32},
@@ -1083,7 +1083,6 @@ def _backward_dkdv(
     )
     term_0 = seqlen_k - seqlen_q
     term_1 = seqlen_k - 63
-    row_begin = 0
     scale = softmax_scale
 
     key_offsets = j.to(tl.int64)[:, None]
@@ -1109,7 +1108,38 @@ def _backward_dkdv(
     else:
         q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
         dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
-    seen = (row_begin < row_end)[:, None]
+    seen = (
+        (
+            0
+            < tl.where(
+                -j <= 0,
+                tl.where(seqlen_k - j <= 63, seqlen_q, tl.minimum(j + seqlen_q - seqlen_k + 32, seqlen_q)),
+                0,
+            )
+        )
+        & (
+            (
+                0
+                < tl.where(
+                    (-j <= 0) & (j <= 62),
+                    tl.where(
+                        seqlen_k - j <= 63, seqlen_q, tl.minimum(j + seqlen_q - seqlen_k + 32, seqlen_q)
+                    ),
+                    0,
+                )
+            )
+            | (
+                tl.maximum(j + seqlen_q - seqlen_k - 31, 0)
+                < tl.where(
+                    (-j <= 0) & (j - seqlen_k <= -1),
+                    tl.where(
+                        seqlen_k - j <= 63, seqlen_q, tl.minimum(j + seqlen_q - seqlen_k + 32, seqlen_q)
+                    ),
+                    0,
+                )
+            )
+        )
+    )[:, None]
     if USE_DESCRIPTORS:
         k_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 32], [stride_ks, 1], [BLOCK_N, 32]).load(
             [tile_n * BLOCK_N, 0]

@@ -290,9 +290,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 32, "padded": 32},
@@ -974,7 +974,6 @@ def _backward_dkdv(
     per_key_0 = j // 14
     term_1 = seqlen_k - seqlen_q
     per_key_2 = j % 14
-    row_begin = 0
     scale = softmax_scale
 
     key_offsets = j.to(tl.int64)[:, None]
@@ -1000,7 +999,44 @@ def _backward_dkdv(
     else:
         q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
         dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
-    seen = (row_begin < row_end)[:, None]
+    seen = (
+        (
+            0
+            < tl.where(
+                -(j // 14) <= 0,
+                tl.where(
+                    -(j // 14) <= -7, seqlen_q, tl.minimum(seqlen_q + j // 14 * 14 - seqlen_k + 56, seqlen_q)
+                ),
+                0,
+            )
+        )
+        & (
+            (
+                0
+                < tl.where(
+                    (-(j // 14) <= 0) & (j // 14 <= 6),
+                    tl.where(
+                        -(j // 14) <= -7,
+                        seqlen_q,
+                        tl.minimum(seqlen_q + j // 14 * 14 - seqlen_k + 56, seqlen_q),
+                    ),
+                    0,
+                )
+            )
+            | (
+                tl.maximum(j // 14 * 14 + seqlen_q - seqlen_k - 42, 0)
+                < tl.where(
+                    (-(j // 14) <= 0) & (j // 14 <= 13),
+                    tl.where(
+                        -(j // 14) <= -7,
+                        seqlen_q,
+                        tl.minimum(seqlen_q + j // 14 * 14 - seqlen_k + 56, seqlen_q),
+                    ),
+                    0,
+                )
+            )
+        )
+    )[:, None]
     if USE_DESCRIPTORS:
         k_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 32], [stride_ks, 1], [BLOCK_N, 32]).load(
             [tile_n * BLOCK_N, 0]

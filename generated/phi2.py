@@ -498,9 +498,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 80, "padded": 80, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 80, "padded": 80, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 80, "padded": 80, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 80, "padded": 80, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 80, "padded": 80, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 80, "padded": 80, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 80, "padded": 80, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 80, "padded": 80},
@@ -512,9 +512,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 80, "padded": 80, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 80, "padded": 80, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 80, "padded": 80, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 80, "padded": 80, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 80, "padded": 80, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 80, "padded": 80, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 80, "padded": 80, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 80, "padded": 80},
@@ -526,9 +526,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 80, "padded": 80, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 80, "padded": 80, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 80, "padded": 80, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 80, "padded": 80, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 80, "padded": 80, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 80, "padded": 80, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 80, "padded": 80, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 80, "padded": 80},

@@ -315,9 +315,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 128, "padded": 128},
@@ -329,9 +329,9 @@ MANIFEST = json.loads(r"""
           "node": "dk",
           "products": [
             {"node": "qk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dp", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 128, "padded": 128, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 128, "padded": 128},
@@ -1078,7 +1078,10 @@ def _backward_dkdv(
     else:
         q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
         dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
-    seen = (row_begin < row_end)[:, None]
+    seen = (
+        tl.maximum(j + seqlen_q - seqlen_k, 0)
+        < tl.where(j < 4, seqlen_q, tl.minimum(seqlen_q + j - seqlen_k + 1020, seqlen_q))
+    )[:, None]
     if USE_DESCRIPTORS:
         k_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 128], [stride_ks, 1], [BLOCK_N, 128]).load(
             [tile_n * BLOCK_N, 0]

@@ -140,6 +140,7 @@ def _loop_data(loop: LoopReport) -> dict[str, object]:
         "node": loop.node,
         "line": loop.line,
         "instructions": loop.count.instructions,
+        "most_instructions": loop.count.most_instructions,
         "matrix": dict(loop.count.matrix),
         "kinds": dict(loop.count.kinds),
         "useful_flops": loop.useful_flops,

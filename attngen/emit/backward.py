@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -33,6 +34,9 @@ from attngen.ir.tiles import Interval
 S = Symbol("s", "float")
 J = Symbol("j")
 PADDING = 128  # of a sequence's rows in the buffers of statistics: no tile is larger
+LOG2E = Const(math.log2(math.e))
+_SINK = Apply("mul", (ex.Element("sinks", (Symbol("h"),), "float"), LOG2E))
+SUNK = ex.apply("neg", ex.apply("mul", Apply("weight_exp2", (_SINK, Symbol("lse2", "float"))), S))
 DS = ex.apply("mul", Symbol("p", "float"), ex.apply("sub", S, Symbol("delta", "float")))
 
 
@@ -77,11 +81,38 @@ def find_adjoint(graph: Graph) -> Adjoint:
         "dk and dv are of the heads that programs own": dk.axes[1]
         == dv.axes[1]
         == ("Hq" if heads else "Hkv"),
+        "dk and dv visit the same rows": dk.tiles == dv.tiles,
+        "sums per row visit the keys that dq does": all(
+            _fold(graph, n).tiles == dq.tiles for n in _row_sums(graph)
+        ),
+        **_row_rules(graph),
     }
     broken = [rule for rule, holds in rules.items() if not holds]
     if broken:
         raise InternalError(f"{graph.provenance.name}: the backward templates need: {'; '.join(broken)}")
     return Adjoint(weight, slope, dq, dk, dv, bool(heads), _sums(graph), _sinks(graph))
+
+
+def _row_rules(graph: Graph) -> dict[str, bool]:
+    """What the kernel over rows computes, whatever the graph says."""
+    delta, lse2, total = (graph.nodes[n] for n in ("delta", "lse2", "out_dout"))
+    assert isinstance(delta, Map)
+    assert isinstance(lse2, Map)
+    assert isinstance(total, Contract)
+    sunk = graph.nodes[_sinks(graph)] if _sinks(graph) else None
+    return {
+        "delta is the sum of out times dout, less dlse": (total.left, total.right) == ("out", "dout")
+        and (delta.operand, delta.expr) == ("out_dout", ex.apply("sub", S, Symbol("dlse", "float"))),
+        "lse2 is lse in base two": (lse2.operand, lse2.expr) == ("lse", ex.apply("mul", S, LOG2E)),
+        "a sink's weight times delta is taken away": sunk is None
+        or (isinstance(sunk, Map) and (sunk.operand, sunk.expr) == ("delta", SUNK)),
+    }
+
+
+def _fold(graph: Graph, name: str) -> Fold:
+    fold = graph.nodes[name]
+    assert isinstance(fold, Fold)
+    return fold
 
 
 def _slope(expr: Expr) -> Expr:
@@ -97,11 +128,15 @@ def _stored(graph: Graph, result: str) -> list[str]:
     return [s.operand for n in launch.stores if isinstance(s := graph.nodes[n], Store)]
 
 
+def _row_sums(graph: Graph) -> list[str]:
+    """What the kernel of dq adds up per row beside it."""
+    return _stored(graph, "dq")[1:]
+
+
 def _sums(graph: Graph) -> tuple[tuple[str, Expr], ...]:
     found: list[tuple[str, Expr]] = []
-    for name in _stored(graph, "dq")[1:]:
-        fold = graph.nodes[name]
-        assert isinstance(fold, Fold)
+    for name in _row_sums(graph):
+        fold = _fold(graph, name)
         element = graph.nodes[fold.element]
         assert isinstance(element, Map)
         factor = ex.Const(1.0) if fold.element == "ds" else ex.substitute(_slope(element.expr), {"qk": S})
@@ -121,6 +156,7 @@ def backward(graph: Graph, parts: Parts, captured: Mapping[str, Captured], helpe
     by_rows = Printer(captured, helpers=helpers)
     by_keys = Printer(captured, helpers=helpers, walks="rows")
     per_head = adjoint.per_head
+    gradients = _gradients(graph, parts.launch.rows == "packed")
     dq, dkdv = _kernel(graph, "dq", adjoint, parts, by_rows), _kernel(graph, "dk", adjoint, parts, by_keys)
     return Backward(
         dq=dq,
@@ -140,8 +176,9 @@ def backward(graph: Graph, parts: Parts, captured: Mapping[str, Captured], helpe
         sinks_rows=adjoint.sinks,
         per_head=per_head,
         walk_group="1" if per_head else str(graph.axis("Hkv").group),
-        reduces=any("_reduced(" in value for value in _gradients(graph)),
-        results=", ".join(_gradients(graph)),
+        reduces=any("_reduced(" in value for value in gradients),
+        by_sequence=any("_by_sequence(" in value for value in gradients),
+        results=", ".join(gradients),
     )
 
 
@@ -149,7 +186,7 @@ def _sum_factors(adjoint: Adjoint) -> list[tuple[str, str]]:
     return [(name, "" if factor == ex.Const(1.0) else f"factor_{name}") for name, factor in adjoint.sums]
 
 
-def _gradients(graph: Graph) -> list[str]:
+def _gradients(graph: Graph, packed: bool) -> list[str]:
     """Per differentiable input, in the order of the graph: the launcher's expression for its gradient."""
     found: list[str] = []
     for name, node in graph.all(Input):
@@ -160,14 +197,13 @@ def _gradients(graph: Graph) -> list[str]:
         if not fold.into:
             found.append(f"d{name}")
             continue
-        kept = {
-            axis: ex.Symbol(symbol, "int") in fold.at
-            for axis, symbol in (("b", "b"), ("h", "h"), ("s", "row"))
-        }
-        summed = [n for n, axis in enumerate("bhs") if not kept[axis]]
-        order = [x for x in ("b", "h", "row") if ex.Symbol(x, "int") in fold.at]
-        places = [order.index(index.name) for index in fold.at if isinstance(index, ex.Symbol)]
-        found.append(f"_reduced({fold.element}, {summed}, {places}, {name})")
+        places = [index.name for index in fold.at if isinstance(index, ex.Symbol)]
+        rows, axes = fold.element, ["h", "row"] if packed else ["b", "h", "row"]
+        if packed and "b" in places:
+            rows, axes = f"_by_sequence({rows}, cu_seqlens_q)", ["b", "h"]
+        summed = [n for n, axis in enumerate(axes) if axis not in places]
+        kept = [axis for axis in axes if axis in places]
+        found.append(f"_reduced({rows}, {summed}, {[kept.index(place) for place in places]}, {name})")
     return found
 
 
@@ -245,7 +281,29 @@ def _formula(adjoint: Adjoint, printer: Printer, body: Body) -> list[str]:
     return [*body.lines, *lines]
 
 
-WHERE = 'qk = tl.where(allowed, qk, float("-inf"))'
+def _hidden(adjoint: Adjoint, printer: Printer) -> list[str]:
+    """Statements that take out what the mask forbids. A weight of 0 does, unless what it meets is infinite."""
+    lines = ['qk = tl.where(allowed, qk, float("-inf"))']
+    return lines + [f"{name} = tl.where(allowed, {name}, 0.0)" for name in _unbounded(adjoint, printer)]
+
+
+def _unbounded(adjoint: Adjoint, printer: Printer) -> list[str]:
+    """The slope and the factors of sums, by name, that may be infinite for a finite score."""
+    named = [("slope", adjoint.slope)] if adjoint.slope is not None else []
+    if printer.walks == "keys":
+        texts = [text for _, text in _sum_factors(adjoint)]
+        named += [(text, f) for (_, f), text in zip(adjoint.sums, texts, strict=True) if text]
+    return [name for name, formula in named if any(_may_be_infinite(e) for e in ex.walk(formula))]
+
+
+def _may_be_infinite(expr: Expr) -> bool:
+    match expr:
+        case Apply("div", (_, divisor)):
+            return not isinstance(divisor, Const)
+        case Apply("exp" | "exp2" | "log" | "log2"):
+            return True
+        case _:
+            return False
 
 
 def _separate(
@@ -264,7 +322,7 @@ def _separate(
     if masked:
         mask, masks = mask_body(fold.tiles, printer, ends=_needs_ends(adjoint, fold, printer))
         body = Body(printer, "tile", guard="allowed", named=masks.named)
-    formula = [*mask, *_formula(adjoint, printer, body), *([WHERE] if mask else [])]
+    formula = [*mask, *_formula(adjoint, printer, body), *(_hidden(adjoint, printer) if mask else [])]
     comment = (
         "tiles that the mask cuts, or that reach past the end" if masked else "full tiles: no mask arithmetic"
     )
@@ -276,6 +334,8 @@ def _separate(
 def _needs_ends(adjoint: Adjoint, fold: Fold, printer: Printer) -> bool:
     """Whether rows past the last need a test. Their weights are 0 already; but captured elements must not be read there."""
     assert fold.tiles is not None
+    if _unbounded(adjoint, printer):
+        return True
     formulas = [adjoint.weight, fold.tiles.residual, *([] if adjoint.slope is None else [adjoint.slope])]
     elements = [e for f in formulas for e in ex.walk(f) if isinstance(e, ex.Element)]
     return printer.walks == "keys" or any(place_of(e) == "tile" for e in elements)
@@ -290,7 +350,7 @@ def _merged(
     span, tests = _span(plan, tile, printer)
     formula = _formula(adjoint, printer, Body(printer, "tile", guard="", ragged=True))
     mask, _ = mask_body(fold.tiles, printer, ends=_needs_ends(adjoint, fold, printer))
-    mask = [*mask, WHERE] if mask else []
+    mask = [*mask, *_hidden(adjoint, printer)] if mask else []
     positions = walked_positions([*formula, *mask], printer)
     comment = "all tiles: those that the mask cuts, or that reach past the end, take the branch"
     test = " | ".join(tests) or f"{tile} >= 0"
@@ -449,7 +509,8 @@ def _seen(fold: Fold, printer: Printer) -> tuple[str, ...]:
     if tiles.residual != ex.TRUE and not any(_always_seen(interval) for interval in tiles.may):
         some = [ex.apply("lt", interval.lo, interval.hi) for interval in tiles.may]
         anywhere = reduce(lambda a, b: ex.apply("or", a, b), some, ex.FALSE)
-        tests.append(ex.substitute(anywhere, {"j_lo": J, "j_hi": J}))
+        if not any(isinstance(e, ex.Search) for e in ex.walk(anywhere)):  # searches are of tiles, not of keys
+            tests.append(ex.substitute(anywhere, {"j_lo": J, "j_hi": J}))
     tests += [c for c in conjuncts(tiles.residual) if place_of(c) == "keys"]
     if not tests:
         return ()
@@ -462,5 +523,7 @@ def _seen(fold: Fold, printer: Printer) -> tuple[str, ...]:
 def _always_seen(interval: Interval) -> bool:
     """Whether it is proved that some row may see every key (where there are rows and keys at all)."""
     facts = tile_facts("j", Symbol("seqlen_k"), Symbol("BLOCK_M"), {"j_lo": 0, "seqlen_q": 1, "seqlen_k": 1})
-    lo, hi = (ex.substitute(x, {"j": Symbol("j_lo"), "j_hi": Symbol("j_lo")}) for x in (interval.lo, interval.hi))
+    lo, hi = (
+        ex.substitute(x, {"j": Symbol("j_lo"), "j_hi": Symbol("j_lo")}) for x in (interval.lo, interval.hi)
+    )
     return at_most(ex.apply("add", lo, Const(1)), hi, facts)

@@ -57,6 +57,7 @@ class BackwardFace:
     kept: str  # and plain values
     named: str  # the gradients of the backward op
     results: str  # a gradient, or None, per argument of the forward op
+    without: tuple[tuple[int, str], ...]  # captured tensors of floats that get none, by their place
     fake: str
     grads: str  # of q, k and v
     gradient_arguments: tuple[str, ...]
@@ -233,6 +234,7 @@ class _Builder:
             gradient_arguments=tuple(f"{t}: torch.Tensor" for t in self.tensors),
             gradient_call=", ".join(self.tensors),
             results=", ".join(f"d{n}" if n in graded else "None" for n in forward),
+            without=tuple((p, n) for p, n in enumerate(forward) if self._is_ungraded(n)),
             index_types=tuple(_index_type(n) for n in self.captured),
             padded=self._padded(),
             keys_length=self._lengths_of_keys(),
@@ -242,6 +244,10 @@ class _Builder:
             grads_empty=tuple(self._gradient(n, per_head) for n in self.tensors),
             sums=tuple(sums),
         )
+
+    def _is_ungraded(self, name: str) -> bool:
+        node = self.inputs.get(name)
+        return node is not None and node.role == "captured" and not node.grad and "float" in node.dtype
 
     def _padded(self) -> str:
         heads = f"q.shape[{self.heads}]"

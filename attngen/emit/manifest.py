@@ -56,12 +56,14 @@ def manifest(
 def _backward(graph: Graph, parts: Parts, face: BackwardFace, reverse: Backward) -> dict[str, object]:
     """The backward kernels, with schedules of their own."""
     qk, dp = {"node": "qk", **_columns(parts.k)}, {"node": "dp", **_columns(parts.v)}
+    dk, dv = {"node": "dk", **_columns(parts.k)}, {"node": "dv", **_columns(parts.v)}
     tile = {"tile": ["BLOCK_M", "BLOCK_N"]}
     products = {
         "dq": [{**x, **tile} for x in (qk, dp, {"node": "dq", **_columns(parts.k)})],
         "dk": [
-            {**x, **tile}
-            for x in (qk, dp, {"node": "dk", **_columns(parts.k)}, {"node": "dv", **_columns(parts.v)})
+            {**qk, **tile},
+            *({**x, **tile, "when": "WANT_DK"} for x in (dp, dk)),
+            {**dv, **tile, "when": "WANT_DV"},
         ],
     }
     loads = {

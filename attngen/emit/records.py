@@ -130,6 +130,7 @@ class Backward:
     per_head: bool
     walk_group: str
     reduces: bool
+    by_sequence: bool
     results: str  # what the launcher returns
 
 

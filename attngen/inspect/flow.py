@@ -114,10 +114,14 @@ def innermost(loops: Sequence[NaturalLoop], weights: Sequence[int]) -> list[Natu
     return [loop for loop in heavy if not any(other.blocks < loop.blocks for other in heavy)]
 
 
-def busiest_path(found: Flow, loop: NaturalLoop, weights: Sequence[tuple[int, ...]]) -> list[int]:
-    """One turn of a loop: of the paths from its header back to it, the one of most weight, then of fewest instructions."""
+def busiest_path(
+    found: Flow, loop: NaturalLoop, weights: Sequence[tuple[int, ...]], *, longest: bool = False
+) -> list[int]:
+    """One turn of a loop: of the paths from its header back to it, the one of most weight, then of fewest (or, for the
+    `longest`, most) instructions."""
     body = _without_back_edges(found, loop)
-    cost = {b: (*(-w for w in weights[b]), len(found.issued(b))) for b in body}
+    sign = -1 if longest else 1
+    cost = {b: (*(-w for w in weights[b]), sign * len(found.issued(b))) for b in body}
     best: dict[int, tuple[tuple[int, ...], int | None]] = {loop.header: (cost[loop.header], None)}
     for block in nx.topological_sort(body):
         if block not in best:

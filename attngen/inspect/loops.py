@@ -22,6 +22,9 @@ class CountedLoop:
     """
 
     instructions: int
+    most_instructions: (
+        int  # on the longest way round: where a partial tile takes a branch of a loop over all tiles
+    )
     kinds: Mapping[Kind, int]
     ops: Mapping[str, int]
     matrix: Mapping[str, int]  # shape to count
@@ -71,16 +74,23 @@ def matrix_loops(
     loads = [sum(_loads(isa, code[n].op) for n in block) for block in blocks]
     counted: list[CountedLoop] = []
     for loop in innermost(natural_loops(found), works):
-        path = busiest_path(found, loop, list(zip(works, loads, strict=True)))
+        weights = list(zip(works, loads, strict=True))
+        path = busiest_path(found, loop, weights)
+        most = sum(len(found.issued(block)) for block in busiest_path(found, loop, weights, longest=True))
         turn = [i for block in path for i in found.issued(block)]
         computed = [products[n] for block in path for n in blocks[block] if n in products]
         everywhere = [i for block in loop.blocks for i in found.blocks[block]]
-        counted.append(_count(turn, computed, everywhere, isa, lanes))
+        counted.append(_count(turn, most, computed, everywhere, isa, lanes))
     return counted
 
 
 def _count(
-    turn: list[Instruction], products: list[Product], everywhere: list[Instruction], isa: Isa, lanes: int
+    turn: list[Instruction],
+    most: int,
+    products: list[Product],
+    everywhere: list[Instruction],
+    isa: Isa,
+    lanes: int,
 ) -> CountedLoop:
     kinds: Counter[Kind] = Counter(kind_of(isa, i.op) for i in turn)
     flops: Counter[Operands] = Counter()
@@ -88,6 +98,7 @@ def _count(
         flops[product.operands] += product.flops
     return CountedLoop(
         instructions=len(turn),
+        most_instructions=most,
         kinds=kinds,
         ops=Counter(i.op.split(".")[0] for i in turn),
         matrix=Counter(p.shape for p in products),

@@ -71,10 +71,11 @@ def inspect_modules(
     progress: Callable[[int, int], None] | None = None,
     *,
     config: dict[str, Any] | None = None,
+    kernels: Sequence[str] | None = None,
 ) -> list[KernelReport]:
     """Inspect the kernels of generated modules, each with a dtype, for targets; in that order.
 
-    `config` replaces the module's own schedule for the target. `progress(done, total)` counts compilations. Raises
+    `config` replaces the module's own schedule for the target; `kernels` names those of interest. `progress(done, total)` counts compilations. Raises
     UserError for an unknown target, an unreadable module and missing tools; what the compiler refuses, and code that we
     fail to read, is in a report.
     """
@@ -84,6 +85,7 @@ def inspect_modules(
         for path, dtype in modules
         for goal in goals
         for request in requests(path, goal.name, dtype, config)
+        if kernels is None or request.kernel in kernels
     ]
     compiled = compile_many([request for *_, request in asked], progress=progress)
     return [_report(*one, found) for one, found in zip(asked, compiled, strict=True)]

@@ -15,10 +15,6 @@ from attngen.inspect.assembly import Source
 from attngen.target.requests import manifest
 
 
-# Products of the backward that a launch for one gradient alone leaves out, by the constant that says so
-_ONLY_FOR = {"dp": "WANT_DK", "dk": "WANT_DK", "dv": "WANT_DV"}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """What the plan says of one tile of a loop, for a whole program: FLOPs of its products, and bytes that it loads.
@@ -72,7 +68,9 @@ def _work(loop: dict[str, Any], sizes: Mapping[str, Any], element_bytes: int) ->
     def area(names: Sequence[str]) -> int:
         return math.prod(int(sizes[name]) for name in names)
 
-    products = [p for p in loop["products"] if sizes.get(_ONLY_FOR.get(p.get("node"), ""), True)]
+    products = [
+        p for p in loop["products"] if sizes.get(p.get("when", ""), True)
+    ]  # a flag may leave some out
     loads = loop["loads"]
     return Work(
         role=loop["role"],

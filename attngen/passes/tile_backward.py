@@ -80,6 +80,11 @@ def _captured(
             f"{graph.provenance.name}: captured: no gradient of {fold.into}, read at ["
             f"{', '.join(ex.text(i) for i in fold.at)}]: only b, h and row are possible"
         )
+    if {"b", "row"} <= used and any(a.origin for a in map(graph.axis, fold.axes)):
+        raise PlanError(
+            f"{graph.provenance.name}: captured: no gradient of {fold.into}: a packed token is of one sequence: read it by"
+            " b or by row"
+        )
     element = graph.nodes[fold.element]
     if getattr(element, "axes", ()) == ROWS:
         changed[name] = replace(fold, level="split", order="sequential", carrier="buffer")

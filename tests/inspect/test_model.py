@@ -13,6 +13,7 @@ from attngen.target.facts import TARGETS, target
 # By a warp; FLOPs by the program
 LOOP = CountedLoop(
     instructions=500,
+    most_instructions=600,
     kinds={
         "mufu": 66,
         "fma": 100,

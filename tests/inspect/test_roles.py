@@ -108,6 +108,25 @@ def test_work_is_products_and_loads_of_a_tile(tmp_path):
     assert (after.useful_flops, after.load_bytes) == (0, 0)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "columns"),
+    [
+        ({}, 32 + 64 + 128 + 256),
+        ({"WANT_DK": True, "WANT_DV": False}, 32 + 64 + 128),
+        ({"WANT_DK": False}, 32 + 256),
+    ],
+)
+def test_a_launch_for_one_gradient_leaves_products_out(tmp_path, wanted, columns):
+    widths = {"qk": 32, "dp": 64, "dk": 128, "dv": 256}
+    flags = {"dp": "WANT_DK", "dk": "WANT_DK", "dv": "WANT_DV"}
+    products = [
+        {"node": node, "tile": ["BLOCK_M"], "columns": width, "padded": width, "when": flags.get(node, "")}
+        for node, width in widths.items()
+    ]
+    path = module(tmp_path, [LOOPS[0], described("dkdv full", products), LOOPS[2]])
+    assert of(path, {"BLOCK_M": 16, **wanted})[1].work.useful_flops == 2 * 16 * columns
+
+
 @pytest.mark.parametrize(("loops", "count"), [(LOOPS[:2], 2), ([*LOOPS, LOOPS[0]], 4), (None, 0)])
 def test_a_manifest_of_other_loops_is_an_error_of_ours(tmp_path, loops, count):
     with pytest.raises(InternalError, match=rf"describes {count} loops of _attention_forward, not 3"):

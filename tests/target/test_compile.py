@@ -316,6 +316,14 @@ def test_the_key_is_the_content_not_the_place(tmp_path, own_cache):
     assert not compile_kernel(matmul(num_stages=3)).cached
 
 
+def test_equal_kernels_of_two_files_keep_their_own_lines(tmp_path, own_cache):
+    for name in ("one.py", "two.py"):
+        moved = tmp_path / name
+        moved.write_text(KERNELS.read_text())
+        ptx = Path(compile_kernel(matmul(module=moved)).artifacts["ptx"]).read_text()
+        assert [other for other in ("one.py", "two.py") if f'/{other}"' in ptx] == [name]
+
+
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"key": 1}', "null", "half"])
 def test_a_damaged_entry_is_ignored_and_written_again(damage, own_cache):
     first = compile_kernel(matmul())
