@@ -197,12 +197,12 @@ def _attention_forward(
     tile_m = program % num_tiles_m
     h = program // num_tiles_m % num_q_heads
     b = program // num_tiles_m // num_q_heads
+    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_valid = row < seqlen_q
     hk = h // 1
 
     # positions: row counts queries, i is the row's place on the key axis (ends aligned), j counts keys
     rows_n = tl.arange(0, BLOCK_N)
-    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    row_valid = row < seqlen_q
     end_tile = (seqlen_k + BLOCK_N - 1) // BLOCK_N
     end_full = seqlen_k // BLOCK_N
     term_0 = softmax_scale * 1.4426950408889634

@@ -634,12 +634,12 @@ def _attention_forward(
     tile_m = program % num_tiles_m
     h = program // num_tiles_m % num_q_heads
     b = program // num_tiles_m // num_q_heads
+    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_valid = row < seqlen_q
     hk = h // 4
 
     # positions: row counts queries, i is the row's place on the key axis (ends aligned), j counts keys
     rows_n = tl.arange(0, BLOCK_N)
-    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    row_valid = row < seqlen_q
     shift = seqlen_k - seqlen_q
     i = row + shift
     i_lo = tile_m * BLOCK_M + shift
@@ -878,10 +878,6 @@ def _backward_rows(
     tile_m = program % num_tiles_m
     h = program // num_tiles_m % num_q_heads
     b = program // num_tiles_m // num_q_heads
-    hk = h // 4
-
-    # positions: row counts queries, i is the row's place on the key axis (ends aligned), j counts keys
-    rows_n = tl.arange(0, BLOCK_N)
     row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     row_valid = row < seqlen_q
     row_offsets = row.to(tl.int64)[:, None]
@@ -954,12 +950,12 @@ def _backward_dq(
     tile_m = program % num_tiles_m
     h = program // num_tiles_m % num_q_heads
     b = program // num_tiles_m // num_q_heads
+    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_valid = row < seqlen_q
     hk = h // 4
 
     # positions: row counts queries, i is the row's place on the key axis (ends aligned), j counts keys
     rows_n = tl.arange(0, BLOCK_N)
-    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    row_valid = row < seqlen_q
     shift = seqlen_k - seqlen_q
     i = row + shift
     i_lo = tile_m * BLOCK_M + shift
@@ -1068,7 +1064,6 @@ def _backward_dq(
     v_base = v + tl.cast(b, tl.int64) * stride_vb + tl.cast(hk, tl.int64) * stride_vh
     dout_base = dout + tl.cast(b, tl.int64) * stride_gb + tl.cast(h, tl.int64) * stride_gh
     dq_base = dq + tl.cast(b, tl.int64) * stride_dqb + tl.cast(h, tl.int64) * stride_dqh
-    per_row = tl.cast(b, tl.int64) * stride_lb + tl.cast(h, tl.int64) * stride_lh + row
     padded_row = tl.cast(b, tl.int64) * stride_rb + tl.cast(h, tl.int64) * stride_rh + row
     d_0 = tl.arange(0, 128)
     e_0 = tl.arange(0, 128)

@@ -806,20 +806,20 @@ def _attention_forward(
     tile_m = program % num_tiles_m
     h = program // num_tiles_m % num_q_heads
     b = program // num_tiles_m // num_q_heads
-    hk = h // 4
     q_start = tl.load(cu_seqlens_q + b)
-    k_start = tl.load(cu_seqlens_k + b)
     seqlen_q = tl.load(cu_seqlens_q + b + 1) - q_start
+    if tile_m * BLOCK_M >= seqlen_q:
+        return
+    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_valid = row < seqlen_q
+    hk = h // 4
+    k_start = tl.load(cu_seqlens_k + b)
     seqlen_k = tl.load(cu_seqlens_k + b + 1) - k_start
     if HAS_SEQUSED_K:
         seqlen_k = tl.load(seqused_k + b)
-    if tile_m * BLOCK_M >= seqlen_q:
-        return
 
     # positions: row counts queries, i is the row's place on the key axis (ends aligned), j counts keys
     rows_n = tl.arange(0, BLOCK_N)
-    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    row_valid = row < seqlen_q
     shift = seqlen_k - seqlen_q
     i = row + shift
     i_lo = tile_m * BLOCK_M + shift
@@ -948,18 +948,10 @@ def _backward_rows(
     tile_m = program % num_tiles_m
     h = program // num_tiles_m % num_q_heads
     b = program // num_tiles_m // num_q_heads
-    hk = h // 4
     q_start = tl.load(cu_seqlens_q + b)
-    k_start = tl.load(cu_seqlens_k + b)
     seqlen_q = tl.load(cu_seqlens_q + b + 1) - q_start
-    seqlen_k = tl.load(cu_seqlens_k + b + 1) - k_start
-    if HAS_SEQUSED_K:
-        seqlen_k = tl.load(seqused_k + b)
     if tile_m * BLOCK_M >= seqlen_q:
         return
-
-    # positions: row counts queries, i is the row's place on the key axis (ends aligned), j counts keys
-    rows_n = tl.arange(0, BLOCK_N)
     row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     row_valid = row < seqlen_q
     row_offsets = row.to(tl.int64)[:, None]
@@ -1025,20 +1017,20 @@ def _backward_dq(
     tile_m = program % num_tiles_m
     h = program // num_tiles_m % num_q_heads
     b = program // num_tiles_m // num_q_heads
-    hk = h // 4
     q_start = tl.load(cu_seqlens_q + b)
-    k_start = tl.load(cu_seqlens_k + b)
     seqlen_q = tl.load(cu_seqlens_q + b + 1) - q_start
+    if tile_m * BLOCK_M >= seqlen_q:
+        return
+    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_valid = row < seqlen_q
+    hk = h // 4
+    k_start = tl.load(cu_seqlens_k + b)
     seqlen_k = tl.load(cu_seqlens_k + b + 1) - k_start
     if HAS_SEQUSED_K:
         seqlen_k = tl.load(seqused_k + b)
-    if tile_m * BLOCK_M >= seqlen_q:
-        return
 
     # positions: row counts queries, i is the row's place on the key axis (ends aligned), j counts keys
     rows_n = tl.arange(0, BLOCK_N)
-    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    row_valid = row < seqlen_q
     shift = seqlen_k - seqlen_q
     i = row + shift
     i_lo = tile_m * BLOCK_M + shift
@@ -1058,7 +1050,6 @@ def _backward_dq(
     v_base = v + tl.cast(k_start, tl.int64) * stride_vs + tl.cast(hk, tl.int64) * stride_vh
     dout_base = dout + tl.cast(q_start, tl.int64) * stride_gs + tl.cast(h, tl.int64) * stride_gh
     dq_base = dq + tl.cast(q_start, tl.int64) * stride_dqs + tl.cast(h, tl.int64) * stride_dqh
-    per_row = q_start + tl.cast(h, tl.int64) * stride_lh + row
     padded_row = 128 * b + q_start + tl.cast(h, tl.int64) * stride_rh + row
     d_0 = tl.arange(0, 128)
     e_0 = tl.arange(0, 128)

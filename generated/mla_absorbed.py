@@ -156,12 +156,12 @@ def _attention_forward(
     tile_m = program % num_tiles_m
     h = program // num_tiles_m % num_q_heads
     b = program // num_tiles_m // num_q_heads
+    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_valid = row < seqlen_q
     hk = h // 16
 
     # positions: row counts queries, i is the row's place on the key axis (ends aligned), j counts keys
     rows_n = tl.arange(0, BLOCK_N)
-    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    row_valid = row < seqlen_q
     shift = seqlen_k - seqlen_q
     i = row + shift
     i_lo = tile_m * BLOCK_M + shift

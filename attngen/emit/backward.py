@@ -162,7 +162,7 @@ def backward(graph: Graph, parts: Parts, captured: Mapping[str, Captured], helpe
         dq=dq,
         dkdv=dkdv,
         row_bases=_bases(parts, ("out", "dout")),
-        dq_bases=_bases(parts, ("q", "k", "v", "dout", "dq")),
+        dq_bases=_bases(parts, ("q", "k", "v", "dout", "dq"), per_row=bool(adjoint.sums)),
         dkdv_bases=_bases(parts, ("q", "k", "v", "dout", "dk", "dv"), "hk" if not per_head else "h"),
         v_columns=tuple(line for line in columns(parts) if line.startswith("e_")),
         own_k_chunks=chunks(parts.k, "d", "", owner="key_valid"),
@@ -457,8 +457,10 @@ def _row_offsets(parts: Parts) -> tuple[str, ...]:
     )
 
 
-def _bases(parts: Parts, tensors: tuple[str, ...], keys_head: str = "hk") -> tuple[str, ...]:
-    """Where a program's rows of some tensors begin, and its per-row statistics."""
+def _bases(
+    parts: Parts, tensors: tuple[str, ...], keys_head: str = "hk", *, per_row: bool = True
+) -> tuple[str, ...]:
+    """Where a program's rows of some tensors begin, and its statistics, padded and as lse is laid out (`per_row`)."""
     packed = parts.launch.rows == "packed"
     shorts = {"out": "o", "dout": "g"}
     heads = {"k": "hk", "v": "hk", "dk": keys_head, "dv": keys_head}
@@ -477,8 +479,8 @@ def _bases(parts: Parts, tensors: tuple[str, ...], keys_head: str = "hk") -> tup
     statistics = f"{padded} + tl.cast(h, tl.int64) * stride_rh"
     if "dk" in tensors:
         return (*lines, *(f"{n}_base = {n} + {statistics}" for n in ("lse2", "delta")))
-    own = f"per_row = {where} + tl.cast(h, tl.int64) * stride_lh + row"
-    return (*lines, own, f"padded_row = {statistics} + row")
+    own = [f"per_row = {where} + tl.cast(h, tl.int64) * stride_lh + row"] if per_row else []
+    return (*lines, *own, f"padded_row = {statistics} + row")
 
 
 def _carried(kind: str, bounds: list[tuple[str, str]]) -> dict[str, Any]:

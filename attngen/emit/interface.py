@@ -235,7 +235,7 @@ class _Builder:
             gradient_call=", ".join(self.tensors),
             results=", ".join(f"d{n}" if n in graded else "None" for n in forward),
             without=tuple((p, n) for p, n in enumerate(forward) if self._is_ungraded(n)),
-            index_types=tuple(_index_type(n) for n in self.captured),
+            index_types=tuple(_index_type(n) for n in self.captured if n != "sinks"),
             padded=self._padded(),
             keys_length=self._lengths_of_keys(),
             keys_heads=f"q.shape[{self.heads}]" if per_head else f"k.shape[{self.heads}]",

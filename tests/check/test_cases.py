@@ -10,7 +10,6 @@ from attngen.check.cases import problems
 from attngen.check.inputs import make_inputs
 from attngen.check.problem import Problem
 from attngen.check.uses import constants, integer_use, largest_number, must_be_positive
-from attngen.ir.nodes import Fold
 from attngen.ir.tile_counts import count
 from attngen.passes.pipeline import schedule
 from attngen.reference.oracle import reference
@@ -49,7 +48,7 @@ def test_problems_are_deterministic_small_and_varied(path: Path) -> None:
 def test_full_partial_and_empty_tiles_occur(name: str) -> None:
     """With tiles of 16 x 16, over the problems of a spec."""
     spec = load_spec(SPECS[0].with_name(f"{name}.yaml"))
-    tiles = schedule(spec).only(Fold)[1].tiles
+    tiles = schedule(spec).nodes["fold"].tiles
     assert tiles is not None
     full = partial = empty = 0
     for problem in problems(spec):

@@ -15,7 +15,6 @@ from attngen.check.runner import check_specs, check_task, tasks
 from attngen.check.shrink import shrink
 from attngen.cli.app import app
 from attngen.ir.expr import Const
-from attngen.ir.nodes import Fold
 from attngen.spec import Spec, load_spec
 
 SPECS = Path(__file__).parents[2] / "specs"
@@ -36,7 +35,7 @@ def wrong_build(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def build(spec: Spec) -> Any:
         graph = right(spec)
-        name, fold = graph.only(Fold)
+        name, fold = "fold", graph.nodes["fold"]
         return graph.with_nodes({name: replace(fold, domain=replace(fold.domain, mask=Const(True)))})
 
     monkeypatch.setattr(triangle, "build", build)
@@ -103,10 +102,10 @@ def test_a_layer_that_raises_is_named_too(tiny: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_spec_without_a_kernel_exits_2(tiny: Path) -> None:
-    tiny.write_text(TEXT + "grad: true\n")
+    tiny.write_text(TEXT + "deterministic: false\n")
     result = CliRunner().invoke(app, ["check", str(tiny), "--workers", "1"])
     assert result.exit_code == 2
-    assert "tiny.yaml:7:7: grad:" in result.stderr
+    assert "tiny.yaml:7:16: deterministic:" in result.stderr
 
 
 @pytest.mark.slow

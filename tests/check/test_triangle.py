@@ -16,7 +16,6 @@ from attngen.check.triangle import Broken, Subject, check_problem, guilty_pass
 from attngen.generate import generate
 from attngen.ir.expr import Const
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Fold
 from attngen.ir.tiles import Interval
 from attngen.passes.pipeline import PIPELINE
 from attngen.runtime.load import load_module
@@ -94,12 +93,12 @@ def test_a_kernel_with_p_rounded_too_early_is_over_budget(subject: Subject, tmp_
 
 
 def edited(graph: Graph, **changes: Any) -> Graph:
-    name, fold = graph.only(Fold)
+    name, fold = "fold", graph.nodes["fold"]
     return graph.with_nodes({name: replace(fold, **changes)})
 
 
 def test_a_wrong_plan_is_the_fault_of_the_passes(subject: Subject) -> None:
-    tiles = subject.scheduled.only(Fold)[1].tiles
+    tiles = subject.scheduled.nodes["fold"].tiles
     assert tiles is not None
     too_much = replace(tiles, must=(Interval(Const(0), tiles.may[0].hi),))
     found = broken(replace(subject, scheduled=edited(subject.scheduled, tiles=too_much)))
@@ -108,7 +107,7 @@ def test_a_wrong_plan_is_the_fault_of_the_passes(subject: Subject) -> None:
 
 
 def test_a_wrong_graph_is_the_fault_of_build(subject: Subject) -> None:
-    fold = subject.semantic.only(Fold)[1]
+    fold = subject.semantic.nodes["fold"]
     wrong = edited(subject.semantic, domain=replace(fold.domain, mask=Const(True)))
     assert broken(replace(subject, semantic=wrong)).layer == "build"
 
@@ -121,7 +120,7 @@ def test_the_guilty_pass_is_named(subject: Subject, monkeypatch: pytest.MonkeyPa
             return edited(graph, factor=Const(1.0))
 
     assert guilty_pass(subject, PROBLEM, "float32") == ""
-    monkeypatch.setattr(triangle, "PIPELINE", (*PIPELINE[:2], Spoil(), *PIPELINE[2:]))
+    monkeypatch.setattr(triangle, "PIPELINE", (*PIPELINE[:3], Spoil(), *PIPELINE[3:]))
     assert guilty_pass(subject, PROBLEM, "float32") == "spoil"
 
 

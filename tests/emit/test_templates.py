@@ -75,6 +75,7 @@ def test_records_hold_finished_values():
         "tuple[Chunk, ...]",
         "tuple[CapturedArgument, ...]",
         "tuple[ScalarArgument, ...]",
+        "tuple[tuple[int, str], ...]",
         "tuple[BackwardLoop, ...]",
         "tuple[RowSum, ...]",
         "BackwardKernel",

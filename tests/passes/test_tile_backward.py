@@ -1,0 +1,206 @@
+"""Tile, backward: scheduled gradients mean what the semantic ones do at any tile sizes, and kernels follow the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from attngen.check.problem import Problem
+from attngen.emit.render import render
+from attngen.errors import InternalError, PlanError
+from attngen.ir import expr as ex
+from attngen.ir.expr import Const
+from attngen.ir.graph import Graph
+from attngen.ir.tiles import Interval
+from attngen.passes.pipeline import schedule
+from attngen.reference.interpreter import interpret_all
+from attngen.spec import Spec, load_spec
+from tests.passes.gradients import autograd, committed, graph_of, inputs_of, make
+from tests.passes.test_differentiate import (
+    MORE_QUERIES,
+    NAMES,
+    NO_KEYS,
+    NO_QUERIES,
+    ONE_KEY,
+    ONE_QUERY,
+    PACKED,
+    RAGGED,
+    SMALL,
+    TWO_KV,
+    UNUSED,
+    with_params,
+)
+
+BLOCKS = [(16, 16), (5, 7), (3, 32), (64, 2)]
+X = {"x": {"dtype": "float32", "axes": ["Hq"]}}
+
+
+def schedulable(name: str) -> Spec:
+    """A committed spec with the gradients of captured tensors that can be planned."""
+    spec = committed(name, **SMALL.get(name, {}))
+    data = spec.canonical()
+    for tensor, captured in data.get("captured", {}).items():
+        captured["grad"] = tensor == "slopes"
+    return load_spec(data)
+
+
+def agree(spec: Spec, problem: Problem, blocks: list[tuple[int, int]]) -> None:
+    inputs = inputs_of(spec, with_params(spec, problem))
+    _, dout, dlse = autograd(spec, inputs)
+    inputs |= {"dout": dout, "dlse": dlse}
+    want = interpret_all(graph_of(spec), inputs)
+    scheduled = schedule(spec)
+    for block_m, block_n in blocks:
+        found = interpret_all(scheduled, inputs, block_m=block_m, block_n=block_n)
+        assert found.keys() == want.keys()
+        for name, right in want.items():
+            torch.testing.assert_close(
+                found[name],
+                right,
+                rtol=1e-9,
+                atol=1e-11,
+                msg=lambda m, n=name, b=(block_m, block_n): f"{n} {b}: {m}",
+            )
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "mla_absorbed"])
+def test_committed_specs(name):
+    spec = schedulable(name)
+    problems = (PACKED, UNUSED) if spec.layout == "thd" else (RAGGED, MORE_QUERIES, ONE_QUERY)
+    for problem in problems:
+        agree(spec, problem, BLOCKS if problem in (RAGGED, PACKED) else BLOCKS[1:2])
+
+
+MASKS = ["j <= i", "j <= i and i - j < 5", "abs(i - j) <= 4", "j <= i and i // 6 == j // 6", "j <= i and (i - j < 4 or j < 2)",
+         "j <= i and (j * 7 + i) % 3 == 0", "j + 4 <= i", "j <= i + 2 * h", "j % 5 != 2"]  # fmt: skip
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("layout", ["bshd", "thd"])
+def test_masks(mask, layout):
+    spec = make(
+        heads={"q": 4, "kv": 2},
+        mask=mask,
+        layout=layout,
+        score="s + x[h] * (j - i) / 8",
+        captured=X,
+        sinks=True,
+    )
+    for problem in (
+        (PACKED, UNUSED) if layout == "thd" else (TWO_KV, MORE_QUERIES, ONE_KEY, NO_KEYS, NO_QUERIES)
+    ):
+        agree(spec, problem, BLOCKS[:2])
+
+
+# ---- an edit of the scheduled graph reaches kernel and interpreter alike, or is refused
+
+EDITED = make(heads={"q": 2, "kv": 1}, mask="j <= i", score="s + x[h] * (j - i) / 8", captured=X, sinks=True)
+PLAIN = make(heads={"q": 2, "kv": 1}, mask="j <= i")
+Edit = Callable[[Graph], Graph]
+
+
+def changing(*names: str, **changes: Callable[[Any], Any]) -> Edit:
+    """Change attributes of some nodes."""
+
+    def edit(graph: Graph) -> Graph:
+        nodes = {
+            n: replace(
+                graph.nodes[n],
+                **{key: change(getattr(graph.nodes[n], key)) for key, change in changes.items()},
+            )
+            for n in names
+        }
+        return graph.with_nodes(nodes)
+
+    return edit
+
+
+def doubled(factor: ex.Expr) -> ex.Expr:
+    return ex.apply("mul", factor, Const(2.0))
+
+
+def from_two(tiles: Any) -> Any:
+    """A plan that leaves out the first two places."""
+
+    def later(x: Interval) -> Interval:
+        return Interval(ex.apply("max", x.lo, Const(2)), x.hi)
+
+    return replace(
+        tiles, may=tuple(map(later, tiles.may)), must=tuple(map(later, tiles.must)), row=later(tiles.row)
+    )
+
+
+FOLLOWED: dict[str, tuple[Spec, Edit]] = {
+    "factor": (PLAIN, changing("dq", "dk", factor=doubled)),
+    "rows that keys meet": (PLAIN, changing("dk", "dv", tiles=from_two)),
+    "keys that rows meet": (PLAIN, changing("dq", tiles=from_two)),
+}
+REFUSED: dict[str, tuple[Spec, Edit]] = {
+    "factor of dq": (PLAIN, changing("dq", factor=doubled)),
+    "factor of dv": (PLAIN, changing("dv", factor=lambda _: Const(2.0))),
+    "plan of dk alone": (PLAIN, changing("dk", tiles=from_two)),
+    "plan of dv alone": (PLAIN, changing("dv", tiles=from_two)),
+    "plan of a sum per row": (EDITED, changing("dx_rows", tiles=from_two)),
+    "plan of dq under sums per row": (EDITED, changing("dq", tiles=from_two)),
+    "ds": (PLAIN, changing("ds", expr=doubled)),
+    "p": (PLAIN, changing("p", expr=doubled)),
+    "delta": (PLAIN, changing("delta", expr=doubled)),
+    "lse2": (PLAIN, changing("lse2", expr=doubled)),
+    "a sink's gradient per row": (EDITED, changing("ds_sinks", expr=doubled)),
+    "what delta sums": (PLAIN, changing("out_dout", right=lambda _: "out")),
+    "what dv adds": (PLAIN, changing("dv", value=lambda _: "q_tile")),
+}
+
+
+def gradients_of_kernel(
+    graph: Graph, path: Path, inputs: dict[str, Any], dout: Any, dlse: Any
+) -> dict[str, Any]:
+    pytest.importorskip("triton")
+    from attngen.runtime.load import load_module
+
+    path.write_text(render(graph))
+    module = load_module(path, interpret=True)
+    leaves = {n: inputs[n].float().requires_grad_() for n in "qkv"}
+    out, lse = module.attention(**{**inputs, **leaves}, return_lse=True)
+    found = torch.autograd.grad([out, lse], list(leaves.values()), [dout.float(), dlse.float()])
+    return dict(zip(leaves, found, strict=True))
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_kernels_follow_an_edit(name, tmp_path):
+    spec, edit = FOLLOWED[name]
+    graph = schedule(spec)
+    inputs = inputs_of(spec, RAGGED)
+    inputs = {n: x.float().double() if n in "qkv" else x for n, x in inputs.items()}
+    _, dout, dlse = autograd(spec, inputs)
+    dout, dlse = dout.float().double(), dlse.float().double()
+    edited = edit(graph)
+    before = interpret_all(graph, {**inputs, "dout": dout, "dlse": dlse})
+    want = interpret_all(edited, {**inputs, "dout": dout, "dlse": dlse})
+    assert any(not torch.allclose(before[n], want[n]) for n in want), "the edit changes nothing"
+    found = gradients_of_kernel(edited, tmp_path / "edited.py", inputs, dout, dlse)
+    for n, got in found.items():
+        torch.testing.assert_close(got.double(), want[f"d{n}"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_edit_that_templates_cannot_follow_is_refused(name):
+    spec, edit = REFUSED[name]
+    with pytest.raises(InternalError, match="the backward templates need"):
+        render(edit(schedule(spec)))
+
+
+# ---- captured tensors
+
+
+def test_packed_tokens_are_not_read_by_sequence_too():
+    spec = make(
+        layout="thd", score="s * x[b, row]", captured={"x": {"dtype": "float32", "axes": ["B", "Tq"]}}
+    )
+    with pytest.raises(PlanError, match="no gradient of x: a packed token is of one sequence"):
+        schedule(spec)
