@@ -75,9 +75,9 @@ def inspect_modules(
 ) -> list[KernelReport]:
     """Inspect the kernels of generated modules, each with a dtype, for targets; in that order.
 
-    `config` replaces the module's own schedule for the target; `kernels` names those of interest. `progress(done, total)` counts compilations. Raises
-    UserError for an unknown target, an unreadable module and missing tools; what the compiler refuses, and code that we
-    fail to read, is in a report.
+    `config` replaces the module's own schedule for the target, `kernels` names those of interest. `progress(done,
+    total)` counts compilations. Raises UserError for an unknown target, an unreadable module and missing tools;
+    what the compiler refuses, and code that we fail to read, is in a report.
     """
     goals = [target(name) for name in targets]
     asked = [
