@@ -283,3 +283,12 @@ def test_a_captured_tensor_without_grad_gets_none():
         "citizen: bias: the spec asks for no gradient of it: add `grad: true` to captured.bias, or detach it"
     ):
         out.sum().backward()
+
+
+def test_statistics_need_tiles_that_fill_their_padding():
+    module = build()
+    q, k, v = (t.detach() for t in arguments("dense").values())
+    out, lse = module.launch(q, k, v, 0.25)
+    small = {"_backward_rows": {"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}}
+    with pytest.raises(ValueError, match="BLOCK_M must be a multiple of 128"):
+        module.launch_backward(out, None, out, lse, q, k, v, 0.25, configs=small)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,9 @@ def inspect_modules(
     what the compiler refuses, and code that we fail to read, is in a report.
     """
     goals = [target(name) for name in targets]
+    for goal, (_, dtype) in product(goals, modules):
+        if dtype != "float32" and dtype not in goal.dtypes:
+            raise UserError(f"{goal.name} multiplies no {dtype}; it has {', '.join(goal.dtypes)}")
     asked = [
         (path, dtype, goal, request)
         for path, dtype in modules

@@ -52,7 +52,7 @@ class Target:
 
     Sizes are bytes; registers are 32 bits wide. `sms`, `clock_ghz` and `dram_gbps` (GB/s) belong to the reference
     `product`. `matrix_flops` is FLOP per clock and SM by operand type: "16" (fp16, bf16), "8" (fp8, or int8 where there
-    is no fp8), "tf32", "32" (fp32).
+    is no fp8), "tf32", "32" (fp32). `dtypes` names the operand types of the matrix unit as torch does, and "tf32".
     """
 
     name: str
@@ -77,6 +77,7 @@ class Target:
     schedulers: int = 4  # sub-partitions, SIMDs: each issues at most one warp instruction per clock
     vector_issue_clocks: int = 1  # that a vector instruction of one warp holds its scheduler
     dram_gbps: int
+    dtypes: tuple[str, ...]
     tensor_memory_columns: int = 0
 
     @property
@@ -112,6 +113,7 @@ def _nvidia(
 
     `flops` is the 16-bit matrix rate; 8-bit operands double it and tf32 halves it in every generation.
     """
+    fp8 = ("float8_e4m3fn", "float8_e5m2") if arch >= 89 else ()
     return Target(
         name=f"sm_{arch}",
         product=product,
@@ -131,6 +133,7 @@ def _nvidia(
         lanes=Lanes(mufu=16, fma=fma, alu=64, convert=64, shuffle=32),
         shared_bytes_per_clock=128,
         dram_gbps=dram,
+        dtypes=("float16", "bfloat16", *fp8, "tf32", "int8"),
         tensor_memory_columns=tensor_memory,
     )
 
@@ -146,6 +149,7 @@ def _amd(
     mufu: int,
     lds_read: int,
     dram: int,
+    dtypes: tuple[str, ...],
 ) -> Target:
     """A CDNA target: 4 SIMDs of 512 vector registers for each of 64 lanes, 8 waves per SIMD, `lds` KiB."""
     return Target(
@@ -167,6 +171,7 @@ def _amd(
         shared_bytes_per_clock=lds_read,
         vector_issue_clocks=4,
         dram_gbps=dram,
+        dtypes=("float16", "bfloat16", *dtypes, "float32", "int8"),
     )
 
 
@@ -174,6 +179,8 @@ def _amd(
 _SM90_MMA_SYNC = 0.62
 _CDNA3 = {"16": 2048, "8": 4096, "tf32": 1024, "32": 256}
 _CDNA4 = {"16": 4096, "8": 8192, "32": 256}
+_FNUZ = ("float8_e4m3fnuz", "float8_e5m2fnuz", "tf32")  # CDNA 3 predates the OCP formats
+_OCP = ("float8_e4m3fn", "float8_e5m2")
 
 # fmt: off
 TARGETS: Mapping[str, Target] = MappingProxyType(
@@ -191,9 +198,9 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             _nvidia(120, "GeForce RTX 5090", shared=100, warps=48, ctas=24, sms=170,
                     clock=2.407, flops=512, dram=1792),
             _amd("gfx942", "Instinct MI300X", lds=64, cus=304,
-                 clock=2.1, flops=_CDNA3, mufu=16, lds_read=128, dram=5300),
+                 clock=2.1, flops=_CDNA3, mufu=16, lds_read=128, dram=5300, dtypes=_FNUZ),
             _amd("gfx950", "Instinct MI355X", lds=160, cus=256,
-                 clock=2.4, flops=_CDNA4, mufu=32, lds_read=256, dram=8000),
+                 clock=2.4, flops=_CDNA4, mufu=32, lds_read=256, dram=8000, dtypes=_OCP),
         )
     }
 )

@@ -143,3 +143,13 @@ def test_importing_the_service_imports_neither_torch_nor_triton():
     code += "\nprint({'torch', 'triton'} & {*sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert run.stdout.strip() == "set()"
+
+
+def test_supported_types_go_with_the_rates():
+    for goal in TARGETS.values():
+        has = {"8": any("float8" in d or d == "int8" for d in goal.dtypes), "tf32": "tf32" in goal.dtypes}
+        has |= {"16": {"float16", "bfloat16"} <= set(goal.dtypes), "32": "float32" in goal.dtypes}
+        assert {kind for kind, there in has.items() if there} == set(goal.matrix_flops), goal.name
+    assert "float8_e4m3fn" not in TARGETS["sm_80"].dtypes
+    assert "float8_e4m3fn" in TARGETS["sm_90"].dtypes
+    assert {d for d in TARGETS["gfx942"].dtypes if "float8" in d} == {"float8_e4m3fnuz", "float8_e5m2fnuz"}
