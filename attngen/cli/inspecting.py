@@ -41,7 +41,7 @@ def inspect_and_show(
     if svg is not None:
         _refuse_picture(svg)
     asked = [(generate_to_cache(spec), _dtype(path, spec, dtype)) for path, spec in loaded]
-    reports = _with_progress(asked, targets)
+    reports = _with_progress(asked, targets, with_code)
     names = {module: spec.name for (module, _), (_, spec) in zip(asked, loaded, strict=True)}
     if as_json:
         print_json([as_data(report, names[report.module]) for report in reports])
@@ -76,7 +76,9 @@ def _dtype(path: Path, spec: Spec, asked: str | None) -> str:
     return asked or spec.dtypes[0]
 
 
-def _with_progress(asked: Sequence[tuple[Path, str]], targets: Sequence[str]) -> list[KernelReport]:
+def _with_progress(
+    asked: Sequence[tuple[Path, str]], targets: Sequence[str], with_code: bool
+) -> list[KernelReport]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -85,7 +87,10 @@ def _with_progress(asked: Sequence[tuple[Path, str]], targets: Sequence[str]) ->
     with Progress(*shown, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=None)
         return inspect_modules(
-            asked, targets, lambda done, total: progress.update(bar, completed=done, total=total)
+            asked,
+            targets,
+            lambda done, total: progress.update(bar, completed=done, total=total),
+            with_code=with_code,
         )
 
 

@@ -68,6 +68,8 @@ def render(graph: Graph, *, regenerate: str = "") -> str:
 def _refuse_taken_names(graph: Graph, text: str) -> None:
     """A parameter or captured tensor must not have the name of a variable of the generated functions."""
     own = {n for n, i in graph.all(Input) if i.role in ("captured", "scalar") and not i.default}
+    if not own:
+        return
     tree = ast.parse(text)
     checked = [
         a for a in ast.walk(tree) if isinstance(a, ast.Assign) and "_check_captured" in ast.unparse(a.value)

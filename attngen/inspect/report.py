@@ -12,6 +12,7 @@ from typing import Any
 from attngen.errors import UserError
 from attngen.inspect.assembly import Listing, Source, parse_amd, parse_sass
 from attngen.inspect.instructions import Isa, kind_of
+from attngen.inspect.kept import Counts, kept_counts
 from attngen.inspect.loops import CountedLoop, matrix_loops
 from attngen.inspect.model import Prediction, predict
 from attngen.inspect.residency import Residency, residency
@@ -73,12 +74,14 @@ def inspect_modules(
     *,
     config: dict[str, Any] | None = None,
     kernels: Sequence[str] | None = None,
+    with_code: bool = False,
 ) -> list[KernelReport]:
     """Inspect the kernels of generated modules, each with a dtype, for targets; in that order.
 
-    `config` replaces the module's own schedule for the target, `kernels` names those of interest. `progress(done,
-    total)` counts compilations. Raises UserError for an unknown target, an unreadable module and missing tools;
-    what the compiler refuses, and code that we fail to read, is in a report.
+    `config` replaces the module's own schedule for the target, `kernels` names those of interest. The loops'
+    instructions are read only `with_code`. `progress(done, total)` counts compilations. Raises UserError for an
+    unknown target, an unreadable module and missing tools; what the compiler refuses, and code that we fail to
+    read, is in a report.
     """
     goals = [target(name) for name in targets]
     for goal, (_, dtype) in product(goals, modules):
@@ -92,11 +95,16 @@ def inspect_modules(
         if kernels is None or request.kernel in kernels
     ]
     compiled = compile_many([request for *_, request in asked], progress=progress)
-    return [_report(*one, found) for one, found in zip(asked, compiled, strict=True)]
+    return [_report(*one, found, with_code) for one, found in zip(asked, compiled, strict=True)]
 
 
 def _report(
-    module: Path, dtype: str, goal: Target, request: CompileRequest, compiled: CompileReport
+    module: Path,
+    dtype: str,
+    goal: Target,
+    request: CompileRequest,
+    compiled: CompileReport,
+    with_code: bool,
 ) -> KernelReport:
     constants = {name: value for name, value in request.constexprs.items() if name.isupper()}
     basis = KernelReport(
@@ -109,31 +117,36 @@ def _report(
     if not compiled.ok:
         return basis
     try:
-        return _counted(basis, goal)
+        return _counted(basis, goal, with_code)
     except UserError:
         raise
     except Exception as error:
         return replace(basis, failure=error)
 
 
-def _counted(basis: KernelReport, goal: Target) -> KernelReport:
+def _counted(basis: KernelReport, goal: Target, with_code: bool) -> KernelReport:
     """A report with its code read and its loops counted."""
     file = basis.module.name
     num_warps = basis.config["num_warps"]
     isa: Isa = "amd" if goal.backend == "hip" else "sass"
-    listing, code_bytes = disassembled(basis.compiled)
     described = source_loops(basis.module, basis.name, basis.config, ELEMENT_BYTES[basis.dtype])
 
     def of_products(source: Source) -> bool:
         place = loop_of({source: 1}, file, described)
         return place is not None and place.work.useful_flops > 0
 
-    counted = matrix_loops(listing, isa, num_warps=num_warps, lanes=goal.warp_size, wanted=of_products)
+    def count() -> Counts:
+        listing, code_bytes = disassembled(basis.compiled)
+        loops = matrix_loops(listing, isa, num_warps=num_warps, lanes=goal.warp_size, wanted=of_products)
+        matrix = sum(kind_of(isa, i.op) == "matrix" for i in listing.instructions)
+        return Counts(code_bytes, matrix, tuple(loops))
+
+    counts = count() if with_code else kept_counts(basis.compiled, count)
     return replace(
         basis,
-        code_bytes=code_bytes,
-        matrix_instructions=sum(kind_of(isa, i.op) == "matrix" for i in listing.instructions),
-        loops=tuple(_loop(x, loop_of(x.sources, file, described), goal, num_warps) for x in counted),
+        code_bytes=counts.code_bytes,
+        matrix_instructions=counts.matrix_instructions,
+        loops=tuple(_loop(x, loop_of(x.sources, file, described), goal, num_warps) for x in counts.loops),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,12 @@ class SourceLoop:
     work: Work
 
 
+@functools.cache
+def _read_module(module: Path, changed: int) -> tuple[dict[str, Any], ast.Module]:
+    """A module's manifest and syntax tree; `changed` is when the file was."""
+    return manifest(module), ast.parse(module.read_text(encoding="utf-8"))
+
+
 def source_loops(
     module: Path, kernel: str, sizes: Mapping[str, Any], element_bytes: int
 ) -> tuple[SourceLoop, ...]:
@@ -45,8 +52,9 @@ def source_loops(
 
     `sizes` gives the value of the names that the manifest uses (BLOCK_M, ...).
     """
-    described: Sequence[dict[str, Any]] = manifest(module)["kernels"][kernel].get("loops", ())
-    found = _for_statements(module, kernel)
+    told, tree = _read_module(module, module.stat().st_mtime_ns)
+    described: Sequence[dict[str, Any]] = told["kernels"][kernel].get("loops", ())
+    found = _for_statements(tree, kernel)
     if len(described) != len(found):
         raise InternalError(
             f"{module}: the manifest describes {len(described)} loops of {kernel}, not {len(found)}"
@@ -57,8 +65,7 @@ def source_loops(
     )
 
 
-def _for_statements(module: Path, kernel: str) -> list[ast.For]:
-    tree = ast.parse(module.read_text(encoding="utf-8"))
+def _for_statements(tree: ast.Module, kernel: str) -> list[ast.For]:
     functions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == kernel]
     found = [n for f in functions for n in ast.walk(f) if isinstance(n, ast.For)]
     return sorted(found, key=lambda n: n.lineno)

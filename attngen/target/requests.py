@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from pathlib import Path
@@ -18,18 +17,15 @@ TRITON_DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 def manifest(module: Path) -> dict[str, Any]:
     """Read the manifest of a generated module without importing it (which would need torch and triton)."""
     try:
-        tree = ast.parse(module.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+        text = module.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise LoadError(f"{module}: not a generated module: {error}") from error
-    for node in tree.body:
-        match node:
-            case ast.Assign(
-                targets=[ast.Name(id="MANIFEST")], value=ast.Call(args=[ast.Constant(value=str() as text)])
-            ):
-                return json.loads(text)
-            case _:
-                pass
-    raise LoadError(f"{module}: not a generated module: it has no MANIFEST")
+    _, found, rest = text.partition('\nMANIFEST = json.loads(r"""')
+    try:
+        return json.loads(rest.partition('""")')[0])
+    except ValueError as error:
+        reason = error if found else "it has no MANIFEST"
+        raise LoadError(f"{module}: not a generated module: {reason}") from None
 
 
 def requests(

@@ -1,0 +1,58 @@
+"""Counts that are kept beside the code they are of: counting takes longer than all else that a second run does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from attngen.cache import write_atomic
+from attngen.inspect.loops import CountedLoop
+from attngen.target.compile import CompileReport
+from attngen.target.seal import seal, unseal
+
+FORMAT = 1  # raise it when counts of the same code change
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What is read off the code of a kernel."""
+
+    code_bytes: int
+    matrix_instructions: int
+    loops: tuple[CountedLoop, ...]
+
+
+def kept_counts(compiled: CompileReport, count: Callable[[], Counts]) -> Counts:
+    """The counts of an earlier run, without the loops' instructions; or new ones, which are kept."""
+    code = compiled.artifacts.get("cubin") or compiled.artifacts["amdgcn"]
+    path = Path(code).with_suffix(".loops")
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return _read(json.loads(unseal(path.read_bytes())))
+    found = count()
+    with contextlib.suppress(OSError):
+        write_atomic(path, seal(json.dumps(_data(found))))
+    return found
+
+
+def _data(counts: Counts) -> dict[str, Any]:
+    loops: list[dict[str, Any]] = []
+    for loop in counts.loops:
+        plain = {f.name: getattr(loop, f.name) for f in fields(loop) if f.name not in ("sources", "code")}
+        maps = {name: dict(value) for name, value in plain.items() if hasattr(value, "items")}
+        loops.append(plain | maps | {"sources": [[*source, n] for source, n in loop.sources.items()]})
+    head = {"format": FORMAT, "code_bytes": counts.code_bytes, "matrix": counts.matrix_instructions}
+    return head | {"loops": loops}
+
+
+def _read(data: dict[str, Any]) -> Counts:
+    if data["format"] != FORMAT:
+        raise ValueError("counts of another format")
+    loops: list[CountedLoop] = []
+    for loop in data["loops"]:
+        sources = {(file, line): n for file, line, n in loop.pop("sources")}
+        loops.append(CountedLoop(**loop, sources=sources, code=()))
+    return Counts(data["code_bytes"], data["matrix"], tuple(loops))
