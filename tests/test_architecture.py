@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "emit": {"errors", "ir", "cache", "version"},
     "generate": {"cache", "spec", "ir", "passes", "emit"},
     "target": {"errors", "cache"},
-    "inspect": {"errors", "target"},
+    "inspect": {"errors", "cache", "target"},
     "reference.oracle": {"errors", "spec"},
     "reference.interpreter": {"errors", "ir"},
     "runtime": {"errors", "cache", "spec", "emit", "generate", "reference.oracle"},
