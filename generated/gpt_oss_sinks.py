@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < 128.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - 127, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - 127, 0), min(i_lo + 1, seqlen_k)).
 
-Digest 336c8c911c2a92b5f0e89c220cb4c493127955991f84acc1123a02c70f27f942. Needs torch and triton, nothing else.
+Digest c9921c00bc0be37622eec119e655eb4d45507dc41779152ef8fd6acb0f79c5ac. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "sinks": true
 }
 """)
-DIGEST = "336c8c911c2a92b5f0e89c220cb4c493127955991f84acc1123a02c70f27f942"
+DIGEST = "c9921c00bc0be37622eec119e655eb4d45507dc41779152ef8fd6acb0f79c5ac"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -466,8 +466,8 @@ MANIFEST = json.loads(r"""
         "k": "*io",
         "v": "*io",
         "dout": "*io",
-        "dk": "*fp32",
-        "dv": "*fp32",
+        "dk": "*io",
+        "dv": "*io",
         "lse2": "*fp32",
         "delta": "*fp32",
         "softmax_scale": "fp32",
@@ -493,7 +493,7 @@ MANIFEST = json.loads(r"""
         "stride_rh": "i32",
         "stride_lb": "i32",
         "stride_rb": "i32",
-        "num_q_heads": "i32",
+        "num_kv_heads": "i32",
         "seqlen_q": "i32",
         "seqlen_k": "i32"
       },
@@ -1237,7 +1237,7 @@ def _backward_dkdv(
     stride_rh,
     stride_lb,
     stride_rb,
-    num_q_heads,
+    num_kv_heads,
     seqlen_q,
     seqlen_k,
     LARGE_STRIDES: tl.constexpr,
@@ -1253,9 +1253,9 @@ def _backward_dkdv(
     num_tiles_n = tl.cdiv(seqlen_k, BLOCK_N)
     program = tl.program_id(0)
     tile_n = program % num_tiles_n
-    h = program // num_tiles_n % num_q_heads
-    b = program // num_tiles_n // num_q_heads
-    hk = h // 8
+    hk = program // num_tiles_n % num_kv_heads
+    b = program // num_tiles_n // num_kv_heads
+    h = hk * 8
 
     # positions: j counts keys, rows of queries follow in the loops
     rows_m = tl.arange(0, BLOCK_M)
@@ -1287,18 +1287,18 @@ def _backward_dkdv(
     k_base = k + tl.cast(b, tl.int64) * stride_kb + tl.cast(hk, tl.int64) * stride_kh
     v_base = v + tl.cast(b, tl.int64) * stride_vb + tl.cast(hk, tl.int64) * stride_vh
     dout_base = dout + tl.cast(b, tl.int64) * stride_gb + tl.cast(h, tl.int64) * stride_gh
-    dk_base = dk + tl.cast(b, tl.int64) * stride_dkb + tl.cast(h, tl.int64) * stride_dkh
-    dv_base = dv + tl.cast(b, tl.int64) * stride_dvb + tl.cast(h, tl.int64) * stride_dvh
+    dk_base = dk + tl.cast(b, tl.int64) * stride_dkb + tl.cast(hk, tl.int64) * stride_dkh
+    dv_base = dv + tl.cast(b, tl.int64) * stride_dvb + tl.cast(hk, tl.int64) * stride_dvh
     lse2_base = lse2 + tl.cast(b, tl.int64) * stride_rb + tl.cast(h, tl.int64) * stride_rh
     delta_base = delta + tl.cast(b, tl.int64) * stride_rb + tl.cast(h, tl.int64) * stride_rh
     d_0 = tl.arange(0, 64)
     e_0 = tl.arange(0, 64)
     if USE_DESCRIPTORS:
         q_descriptor_0 = tl.make_tensor_descriptor(
-            q_base, [1, seqlen_q, 64], [stride_qh, stride_qs, 1], [1, BLOCK_M, 64]
+            q_base, [8, seqlen_q, 64], [stride_qh, stride_qs, 1], [1, BLOCK_M, 64]
         )
         dout_descriptor_0 = tl.make_tensor_descriptor(
-            dout_base, [1, seqlen_q, 64], [stride_gh, stride_gs, 1], [1, BLOCK_M, 64]
+            dout_base, [8, seqlen_q, 64], [stride_gh, stride_gs, 1], [1, BLOCK_M, 64]
         )
     else:
         q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
@@ -1347,7 +1347,7 @@ def _backward_dkdv(
         q_wrap = stride_qh + wrap * q_step
         dout_wrap = stride_gh + wrap * dout_step
         row_wrap = stride_rh + wrap * BLOCK_M
-        for step in tl.range(0, steps * 1):
+        for step in tl.range(0, steps * 8):
             start_m = tile_m * BLOCK_M
             q_rows = q_base + q_at
             dout_rows = dout_base + dout_at
@@ -1401,7 +1401,7 @@ def _backward_dkdv(
         q_wrap = stride_qh + wrap * q_step
         dout_wrap = stride_gh + wrap * dout_step
         row_wrap = stride_rh + wrap * BLOCK_M
-        for step in tl.range(0, steps * 1):
+        for step in tl.range(0, steps * 8):
             start_m = tile_m * BLOCK_M
             q_rows = q_base + q_at
             dout_rows = dout_base + dout_at
@@ -1453,7 +1453,7 @@ def _backward_dkdv(
         gap = end_full - first_full + 1
         q_gap = gap * q_step
         dout_gap = gap * dout_step
-        for step in tl.range(0, steps * 1):
+        for step in tl.range(0, steps * 8):
             start_m = tile_m * BLOCK_M
             q_rows = q_base + q_at
             dout_rows = dout_base + dout_at
@@ -1619,7 +1619,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gpt_oss_sinks_336c8c911c2a", mutates_args=())
+@torch.library.custom_op("attngen::gpt_oss_sinks_c9921c00bc0b", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1641,12 +1641,6 @@ def _(
     return _outputs(q)
 
 
-def _group_sum(heads: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Add up the query heads of each kv head."""
-    groups = (like.shape[2], 8)
-    return heads.unflatten(2, groups).sum(3).to(like.dtype)
-
-
 def _reduced(rows: torch.Tensor, summed: list, places: list, like: torch.Tensor) -> torch.Tensor:
     """The gradient of a captured tensor from sums per row: add up the axes that its index lacks, then broadcast ones."""
     total = rows.sum(summed) if summed else rows
@@ -1661,8 +1655,8 @@ def _empty_gradients(
     v: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    dk = torch.empty([*k.shape[:2], q.shape[2], *k.shape[3:]], dtype=torch.float32, device=k.device)
-    dv = torch.empty([*v.shape[:2], q.shape[2], *v.shape[3:]], dtype=torch.float32, device=v.device)
+    dk = torch.empty(k.shape, dtype=k.dtype, device=k.device)
+    dv = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     return dq, dk, dv
 
 
@@ -1776,7 +1770,7 @@ def launch_backward(
             )
         config = {**chosen["_backward_dkdv"]}
         apart = config.pop("APART")
-        programs = triton.cdiv(k.shape[1], config["BLOCK_N"]) * q.shape[2] * q.shape[0]
+        programs = triton.cdiv(k.shape[1], config["BLOCK_N"]) * k.shape[2] * q.shape[0]
         for want_dk, want_dv in ((True, False), (False, True)) if apart else ((True, True),):
             if programs:
                 _backward_dkdv[(programs,)](
@@ -1811,7 +1805,7 @@ def launch_backward(
                     stride_rh=lse2.stride(-2),
                     stride_lb=lse.stride(0),
                     stride_rb=lse2.stride(0),
-                    num_q_heads=q.shape[2],
+                    num_kv_heads=k.shape[2],
                     seqlen_q=q.shape[1],
                     seqlen_k=k.shape[1],
                     LARGE_STRIDES=large,
@@ -1819,11 +1813,10 @@ def launch_backward(
                     WANT_DV=want_dv,
                     **config,
                 )
-    dk, dv = _group_sum(dk, k), _group_sum(dv, v)
     return dq, dk, dv, _reduced(ds_sinks, [0, 2], [0], sinks)
 
 
-@torch.library.custom_op("attngen::gpt_oss_sinks_336c8c911c2a_backward", mutates_args=())
+@torch.library.custom_op("attngen::gpt_oss_sinks_c9921c00bc0b_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import networkx as nx
+
 from attngen.errors import PlanError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const
@@ -23,7 +25,7 @@ def tile_backward(graph: Graph, loaded: Mapping[str, Node], address: Address) ->
     """Return the changed and added nodes of the backward; ``loaded`` holds the tiles that the forward made."""
     changed: dict[str, Node] = {}
     reads = reads_per_element(graph)
-    by_head = graph.axis("Hkv").group > 1 and "h" in formula_symbols(graph)
+    by_head = graph.axis("Hkv").group > 1 and "h" in key_symbols(graph)
     keys = ("dk_heads", "dv_heads") if by_head else ("dk", "dv")
     stores: dict[str, tuple[str, ...]] = {"rows": ("lse2", "delta"), "dq": ("dq",), "dkdv": keys}
     for name, fold in graph.all(Fold):
@@ -46,10 +48,12 @@ def tile_backward(graph: Graph, loaded: Mapping[str, Node], address: Address) ->
     return changed
 
 
-def formula_symbols(graph: Graph) -> frozenset[str]:
-    """What the formulas of scores and masks vary with."""
-    maps = [node.expr for _, node in graph.all(Map)] + [fold.domain.mask for _, fold in graph.all(Fold)]
-    return frozenset(name for formula in maps for name in ex.symbols(formula))
+def key_symbols(graph: Graph) -> frozenset[str]:
+    """What the formulas vary with that dk and dv depend on; the gradient of sinks, say, is no concern of theirs."""
+    needed = nx.ancestors(graph.dag, "dk") | nx.ancestors(graph.dag, "dv")
+    formulas = [node.expr for name, node in graph.all(Map) if name in needed]
+    formulas += [fold.domain.mask for _, fold in graph.all(Fold)]
+    return frozenset(name for formula in formulas for name in ex.symbols(formula))
 
 
 def _by_head(graph: Graph, name: str, fold: Fold) -> dict[str, Node]:

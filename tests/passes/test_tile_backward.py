@@ -204,3 +204,23 @@ def test_packed_tokens_are_not_read_by_sequence_too():
     )
     with pytest.raises(PlanError, match="no gradient of x: a packed token is of one sequence"):
         schedule(spec)
+
+
+@pytest.mark.parametrize(
+    ("keys", "by_head"),
+    [
+        ({"sinks": True}, False),
+        ({"score": "s * (1 + h)"}, True),
+        ({"mask": "j <= i + h"}, True),
+    ],
+)
+def test_only_formulas_of_dk_and_dv_make_them_per_head(keys, by_head):
+    spec = {
+        "attngen": 1,
+        "name": "x",
+        "heads": {"q": 4, "kv": 2},
+        "head_dim": 16,
+        "dtype": "float32",
+        "grad": True,
+    }
+    assert ("dk_heads" in schedule(load_spec({**spec, **keys})).nodes) == by_head
