@@ -5,7 +5,7 @@
 Softmax attention over keys j with: True.
 A tile of queries at positions i_lo..i_hi meets keys in [0, seqlen_k); all are allowed in [0, seqlen_k).
 
-Digest 5f8bbd707ff38db7ab86d384bc17862f284fff9e5086fbc54c7a2556ed44cc5e. Needs torch and triton, nothing else.
+Digest 09db2dbffd5cb7b630a67dc6c9e629c4c35082aa0b10f4fe3ff63db85801aa49. Needs torch and triton, nothing else.
 """
 
 import json
@@ -18,8 +18,9 @@ import triton.language as tl
 SPEC = json.loads(r"""
 {
   "attngen": 1,
-  "captured": {"bias": {"axes": ["Hq", "Sq", "Sk"], "dtype": "float32"}},
+  "captured": {"bias": {"axes": ["Hq", "Sq", "Sk"], "dtype": "float32", "grad": true}},
   "dtype": ["bfloat16", "float32"],
+  "grad": true,
   "head_dim": {"qk": 32, "v": 32},
   "heads": {"kv": 8, "q": 8},
   "layout": "bshd",
@@ -27,7 +28,7 @@ SPEC = json.loads(r"""
   "score": "s + bias[h, row, j]"
 }
 """)
-DIGEST = "5f8bbd707ff38db7ab86d384bc17862f284fff9e5086fbc54c7a2556ed44cc5e"
+DIGEST = "09db2dbffd5cb7b630a67dc6c9e629c4c35082aa0b10f4fe3ff63db85801aa49"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -43,6 +44,7 @@ MANIFEST = json.loads(r"""
   },
   "run_time": ["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"],
   "mask": {"may": ["[0, seqlen_k)"], "must": ["[0, seqlen_k)"], "residual": "True", "exact": true, "notes": []},
+  "deterministic": true,
   "configs": {
     "default": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
     "cpu": [
@@ -148,6 +150,468 @@ MANIFEST = json.loads(r"""
           ]
         }
       ]
+    },
+    "_backward_rows": {
+      "arguments": {
+        "out": "*io",
+        "dout": "*io",
+        "lse": "*fp32",
+        "dlse": "*fp32",
+        "lse2": "*fp32",
+        "delta": "*fp32",
+        "stride_ob": "i32",
+        "stride_os": "i32",
+        "stride_oh": "i32",
+        "stride_gb": "i32",
+        "stride_gs": "i32",
+        "stride_gh": "i32",
+        "stride_lh": "i32",
+        "stride_rh": "i32",
+        "stride_lb": "i32",
+        "stride_rb": "i32",
+        "num_q_heads": "i32",
+        "seqlen_q": "i32",
+        "seqlen_k": "i32"
+      },
+      "constants": ["HAS_DLSE", "BLOCK_M", "BLOCK_N"],
+      "loops": [],
+      "configs": {
+        "default": [{"BLOCK_M": 128, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
+        "cpu": [{"BLOCK_M": 128, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}]
+      }
+    },
+    "_backward_dq": {
+      "arguments": {
+        "q": "*io",
+        "k": "*io",
+        "v": "*io",
+        "dout": "*io",
+        "dq": "*io",
+        "lse2": "*fp32",
+        "delta": "*fp32",
+        "bias": "*fp32",
+        "softmax_scale": "fp32",
+        "stride_qb": "i32",
+        "stride_qs": "i32",
+        "stride_qh": "i32",
+        "stride_kb": "i32",
+        "stride_ks": "i32",
+        "stride_kh": "i32",
+        "stride_vb": "i32",
+        "stride_vs": "i32",
+        "stride_vh": "i32",
+        "stride_gb": "i32",
+        "stride_gs": "i32",
+        "stride_gh": "i32",
+        "stride_dqb": "i32",
+        "stride_dqs": "i32",
+        "stride_dqh": "i32",
+        "stride_lh": "i32",
+        "stride_rh": "i32",
+        "stride_lb": "i32",
+        "stride_rb": "i32",
+        "stride_bias_0": "i32",
+        "stride_bias_1": "i32",
+        "stride_bias_2": "i32",
+        "num_q_heads": "i32",
+        "seqlen_q": "i32",
+        "seqlen_k": "i32"
+      },
+      "constants": ["BIAS_INDEX", "LARGE_STRIDES", "BLOCK_M", "BLOCK_N", "USE_DESCRIPTORS"],
+      "loops": [
+        {
+          "role": "dq full",
+          "node": "dq",
+          "products": [
+            {"node": "qk", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"]},
+            {"node": "dp", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"]},
+            {"node": "dq", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"]}
+          ],
+          "loads": [
+            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 32, "padded": 32},
+            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 32, "padded": 32}
+          ]
+        },
+        {
+          "role": "dq partial",
+          "node": "dq",
+          "products": [
+            {"node": "qk", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"]},
+            {"node": "dp", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"]},
+            {"node": "dq", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"]}
+          ],
+          "loads": [
+            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 32, "padded": 32},
+            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 32, "padded": 32}
+          ]
+        }
+      ],
+      "configs": {
+        "default": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
+        "cpu": [
+          {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false},
+          {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": true},
+          {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}
+        ],
+        "sm_80/16": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+        "sm_86/16": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+        "sm_89/16": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+        "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": true}],
+        "sm_100/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": true}],
+        "sm_120/16": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+        "gfx942/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
+        "gfx950/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
+        "sm_80/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+        "sm_86/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+        "sm_89/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+        "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+        "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+        "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+        "gfx942/32": [{"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
+        "gfx950/32": [{"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}]
+      }
+    },
+    "_backward_dkdv": {
+      "arguments": {
+        "q": "*io",
+        "k": "*io",
+        "v": "*io",
+        "dout": "*io",
+        "dk": "*io",
+        "dv": "*io",
+        "lse2": "*fp32",
+        "delta": "*fp32",
+        "bias": "*fp32",
+        "softmax_scale": "fp32",
+        "stride_qb": "i32",
+        "stride_qs": "i32",
+        "stride_qh": "i32",
+        "stride_kb": "i32",
+        "stride_ks": "i32",
+        "stride_kh": "i32",
+        "stride_vb": "i32",
+        "stride_vs": "i32",
+        "stride_vh": "i32",
+        "stride_gb": "i32",
+        "stride_gs": "i32",
+        "stride_gh": "i32",
+        "stride_dkb": "i32",
+        "stride_dks": "i32",
+        "stride_dkh": "i32",
+        "stride_dvb": "i32",
+        "stride_dvs": "i32",
+        "stride_dvh": "i32",
+        "stride_lh": "i32",
+        "stride_rh": "i32",
+        "stride_lb": "i32",
+        "stride_rb": "i32",
+        "stride_bias_0": "i32",
+        "stride_bias_1": "i32",
+        "stride_bias_2": "i32",
+        "num_kv_heads": "i32",
+        "seqlen_q": "i32",
+        "seqlen_k": "i32"
+      },
+      "constants": ["BIAS_INDEX", "LARGE_STRIDES", "WANT_DK", "WANT_DV", "BLOCK_M", "BLOCK_N", "USE_DESCRIPTORS"],
+      "loops": [
+        {
+          "role": "dkdv full",
+          "node": "dk",
+          "products": [
+            {"node": "qk", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"]},
+            {"node": "dp", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
+          ],
+          "loads": [
+            {"tensor": "q", "tile": ["BLOCK_M"], "columns": 32, "padded": 32},
+            {"tensor": "dout", "tile": ["BLOCK_M"], "columns": 32, "padded": 32}
+          ]
+        },
+        {
+          "role": "dkdv partial",
+          "node": "dk",
+          "products": [
+            {"node": "qk", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"]},
+            {"node": "dp", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dk", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DK"},
+            {"node": "dv", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_DV"}
+          ],
+          "loads": [
+            {"tensor": "q", "tile": ["BLOCK_M"], "columns": 32, "padded": 32},
+            {"tensor": "dout", "tile": ["BLOCK_M"], "columns": 32, "padded": 32}
+          ]
+        }
+      ],
+      "configs": {
+        "default": [
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          }
+        ],
+        "cpu": [
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 64,
+            "BLOCK_N": 32,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": true,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "APART": true
+          }
+        ],
+        "sm_80/16": [
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 128,
+            "num_warps": 4,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          }
+        ],
+        "sm_86/16": [
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 128,
+            "num_warps": 4,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          }
+        ],
+        "sm_89/16": [
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 128,
+            "num_warps": 4,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          }
+        ],
+        "sm_90/16": [
+          {
+            "BLOCK_M": 64,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": true,
+            "APART": false
+          }
+        ],
+        "sm_100/16": [
+          {
+            "BLOCK_M": 64,
+            "BLOCK_N": 128,
+            "num_warps": 4,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": true,
+            "APART": false
+          }
+        ],
+        "sm_120/16": [
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 128,
+            "num_warps": 4,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          }
+        ],
+        "gfx942/16": [
+          {
+            "BLOCK_M": 64,
+            "BLOCK_N": 128,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          }
+        ],
+        "gfx950/16": [
+          {
+            "BLOCK_M": 64,
+            "BLOCK_N": 128,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          }
+        ],
+        "sm_80/32": [
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          }
+        ],
+        "sm_86/32": [
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          }
+        ],
+        "sm_89/32": [
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          }
+        ],
+        "sm_90/32": [
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          }
+        ],
+        "sm_100/32": [
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          }
+        ],
+        "sm_120/32": [
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          }
+        ],
+        "gfx942/32": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          }
+        ],
+        "gfx950/32": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          }
+        ]
+      }
+    },
+    "_backward_captured_bias": {
+      "arguments": {
+        "q": "*io",
+        "k": "*io",
+        "v": "*io",
+        "dout": "*io",
+        "lse2": "*fp32",
+        "delta": "*fp32",
+        "bias": "*fp32",
+        "softmax_scale": "fp32",
+        "stride_qb": "i32",
+        "stride_qs": "i32",
+        "stride_qh": "i32",
+        "stride_kb": "i32",
+        "stride_ks": "i32",
+        "stride_kh": "i32",
+        "stride_vb": "i32",
+        "stride_vs": "i32",
+        "stride_vh": "i32",
+        "stride_gb": "i32",
+        "stride_gs": "i32",
+        "stride_gh": "i32",
+        "stride_lh": "i32",
+        "stride_rh": "i32",
+        "stride_lb": "i32",
+        "stride_rb": "i32",
+        "stride_bias_0": "i32",
+        "stride_bias_1": "i32",
+        "stride_bias_2": "i32",
+        "num_q_heads": "i32",
+        "dbias": "*fp32",
+        "stride_dbias_0": "i32",
+        "stride_dbias_1": "i32",
+        "stride_dbias_2": "i32",
+        "batch": "i32",
+        "seqlen_q": "i32",
+        "seqlen_k": "i32"
+      },
+      "constants": ["BIAS_INDEX", "DBIAS_INDEX", "BLOCK_M", "BLOCK_N"],
+      "loops": [
+        {
+          "role": "captured",
+          "node": "dbias",
+          "products": [
+            {"node": "qk", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"]},
+            {"node": "dp", "columns": 32, "padded": 32, "tile": ["BLOCK_M", "BLOCK_N"]}
+          ],
+          "loads": []
+        }
+      ],
+      "configs": {
+        "default": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "cpu": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "sm_80/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_86/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_89/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_120/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_80/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "sm_86/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "sm_89/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "gfx942/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "gfx950/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}]
+      }
     }
   }
 }
@@ -321,6 +785,632 @@ def _attention_forward(
     tl.store(lse_base + row, lse_rows, mask=row_valid)
 
 
+@triton.jit(do_not_specialize=["num_q_heads", "seqlen_q", "seqlen_k"])
+def _backward_rows(
+    out,
+    dout,
+    lse,
+    dlse,
+    lse2,
+    delta,
+    stride_ob,
+    stride_os,
+    stride_oh,
+    stride_gb,
+    stride_gs,
+    stride_gh,
+    stride_lh,
+    stride_rh,
+    stride_lb,
+    stride_rb,
+    num_q_heads,
+    seqlen_q,
+    seqlen_k,
+    HAS_DLSE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Per row: delta = sum(out * dout) - dlse, and lse in base two, +inf where a row has no key, so that its weights are 0."""
+    # which tile of queries, which head, which batch entry
+    num_tiles_m = tl.cdiv(seqlen_q, BLOCK_M)
+    program = tl.program_id(0)
+    tile_m = program % num_tiles_m
+    h = program // num_tiles_m % num_q_heads
+    b = program // num_tiles_m // num_q_heads
+    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_valid = row < seqlen_q
+    row_offsets = row.to(tl.int64)[:, None]
+    out_base = out + tl.cast(b, tl.int64) * stride_ob + tl.cast(h, tl.int64) * stride_oh
+    dout_base = dout + tl.cast(b, tl.int64) * stride_gb + tl.cast(h, tl.int64) * stride_gh
+    per_row = tl.cast(b, tl.int64) * stride_lb + tl.cast(h, tl.int64) * stride_lh + row
+    padded_row = tl.cast(b, tl.int64) * stride_rb + tl.cast(h, tl.int64) * stride_rh + row
+    e_0 = tl.arange(0, 32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    out_0 = tl.load(out_base + row_offsets * stride_os + e_0[None, :], mask=row_valid[:, None], other=0.0)
+    dout_0 = tl.load(dout_base + row_offsets * stride_gs + e_0[None, :], mask=row_valid[:, None], other=0.0)
+    total += tl.sum(out_0.to(tl.float32) * dout_0.to(tl.float32), 1)
+    if HAS_DLSE:
+        total -= tl.load(dlse + per_row, mask=row_valid, other=0.0)
+    lse_rows = tl.load(lse + per_row, mask=row_valid, other=float("-inf"))
+    keyless = lse_rows == float("-inf")
+    lse2_rows = tl.where(keyless, float("inf"), lse_rows * 1.4426950408889634)
+    delta_rows = tl.where(keyless, 0.0, total)
+    tl.store(
+        lse2 + padded_row, lse2_rows
+    )  # up to a multiple of 128 rows: past the last one weights are 0, too
+    tl.store(delta + padded_row, delta_rows)
+
+
+@triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"])
+def _backward_dq(
+    q,
+    k,
+    v,
+    dout,
+    dq,
+    lse2,
+    delta,
+    bias,
+    softmax_scale,
+    stride_qb,
+    stride_qs,
+    stride_qh,
+    stride_kb,
+    stride_ks,
+    stride_kh,
+    stride_vb,
+    stride_vs,
+    stride_vh,
+    stride_gb,
+    stride_gs,
+    stride_gh,
+    stride_dqb,
+    stride_dqs,
+    stride_dqh,
+    stride_lh,
+    stride_rh,
+    stride_lb,
+    stride_rb,
+    stride_bias_0,
+    stride_bias_1,
+    stride_bias_2,
+    num_q_heads,
+    seqlen_q,
+    seqlen_k,
+    BIAS_INDEX: tl.constexpr,
+    LARGE_STRIDES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    USE_DESCRIPTORS: tl.constexpr,
+):
+    """One program adds the keys of one head up to BLOCK_M rows of dq: True."""
+    # which tile of queries, which head, which batch entry
+    num_tiles_m = tl.cdiv(seqlen_q, BLOCK_M)
+    program = tl.program_id(0)
+    tile_m = program % num_tiles_m
+    h = program // num_tiles_m % num_q_heads
+    b = program // num_tiles_m // num_q_heads
+    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_valid = row < seqlen_q
+    hk = h // 1
+
+    # positions: row counts queries, i is the row's place on the key axis (ends aligned), j counts keys
+    rows_n = tl.arange(0, BLOCK_N)
+    end_tile = (seqlen_k + BLOCK_N - 1) // BLOCK_N
+    end_full = seqlen_k // BLOCK_N
+    term_0 = softmax_scale * 1.4426950408889634
+    key_end = seqlen_k
+    scale = softmax_scale
+
+    row_offsets = row.to(tl.int64)[:, None]
+    if LARGE_STRIDES:
+        rows_n = rows_n.to(tl.int64)
+    q_base = q + tl.cast(b, tl.int64) * stride_qb + tl.cast(h, tl.int64) * stride_qh
+    k_base = k + tl.cast(b, tl.int64) * stride_kb + tl.cast(hk, tl.int64) * stride_kh
+    v_base = v + tl.cast(b, tl.int64) * stride_vb + tl.cast(hk, tl.int64) * stride_vh
+    dout_base = dout + tl.cast(b, tl.int64) * stride_gb + tl.cast(h, tl.int64) * stride_gh
+    dq_base = dq + tl.cast(b, tl.int64) * stride_dqb + tl.cast(h, tl.int64) * stride_dqh
+    padded_row = tl.cast(b, tl.int64) * stride_rb + tl.cast(h, tl.int64) * stride_rh + row
+    d_0 = tl.arange(0, 32)
+    e_0 = tl.arange(0, 32)
+    if USE_DESCRIPTORS:
+        k_descriptor_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 32], [stride_ks, 1], [BLOCK_N, 32])
+        v_descriptor_0 = tl.make_tensor_descriptor(v_base, [seqlen_k, 32], [stride_vs, 1], [BLOCK_N, 32])
+    k_offsets_0 = rows_n[:, None] * stride_ks + d_0[None, :]
+    v_offsets_0 = rows_n[:, None] * stride_vs + e_0[None, :]
+    if USE_DESCRIPTORS:
+        q_0 = tl.make_tensor_descriptor(q_base, [seqlen_q, 32], [stride_qs, 1], [BLOCK_M, 32]).load(
+            [tile_m * BLOCK_M, 0]
+        )
+    else:
+        q_0 = tl.load(
+            q_base + row_offsets * stride_qs + d_0[None, :],
+            mask=row_valid[:, None],
+            other=0.0,
+        )
+    if USE_DESCRIPTORS:
+        dout_0 = tl.make_tensor_descriptor(dout_base, [seqlen_q, 32], [stride_gs, 1], [BLOCK_M, 32]).load(
+            [tile_m * BLOCK_M, 0]
+        )
+    else:
+        dout_0 = tl.load(
+            dout_base + row_offsets * stride_gs + e_0[None, :],
+            mask=row_valid[:, None],
+            other=0.0,
+        )
+    lse2_rows = tl.load(lse2 + padded_row)
+    delta_rows = tl.load(delta + padded_row)
+    dq_0 = tl.zeros([BLOCK_M, 32], tl.float32)
+
+    # full tiles: no mask arithmetic
+    for tile_n in tl.range(0, end_full):
+        start_n = tile_n * BLOCK_N
+        k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks
+        v_rows = v_base + tl.cast(start_n, tl.int64) * stride_vs
+        if USE_DESCRIPTORS:
+            k_0 = k_descriptor_0.load([start_n, 0])
+        else:
+            k_0 = tl.load(k_rows + k_offsets_0)
+        qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
+        if USE_DESCRIPTORS:
+            v_0 = v_descriptor_0.load([start_n, 0])
+        else:
+            v_0 = tl.load(v_rows + v_offsets_0)
+        j = start_n + rows_n
+        qk = (
+            qk * term_0
+            + tl.load(
+                bias
+                + h.to(tl.int64) * stride_bias_0
+                + row[:, None].to(BIAS_INDEX) * stride_bias_1
+                + j[None, :].to(BIAS_INDEX) * stride_bias_2,
+                mask=row_valid[:, None],
+                other=0,
+            ).to(tl.float32)
+            * 1.4426950408889634
+        )
+        p = tl.math.exp2(qk - lse2_rows[:, None])
+        dp = tl.dot(dout_0, tl.trans(v_0), input_precision="ieee")
+        ds = p * (dp - delta_rows[:, None])
+        dq_0 = tl.dot(ds.to(k_0.dtype), k_0, dq_0, input_precision="ieee")
+
+    # tiles that the mask cuts, or that reach past the end
+    for tile_n in tl.range(end_full, end_tile):
+        start_n = tile_n * BLOCK_N
+        k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks
+        v_rows = v_base + tl.cast(start_n, tl.int64) * stride_vs
+        key_valid = (rows_n < seqlen_k - start_n)[:, None]
+        if USE_DESCRIPTORS:
+            k_0 = k_descriptor_0.load([start_n, 0])
+        else:
+            k_0 = tl.load(k_rows + k_offsets_0, mask=key_valid, other=0.0)
+        qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
+        if USE_DESCRIPTORS:
+            v_0 = v_descriptor_0.load([start_n, 0])
+        else:
+            v_0 = tl.load(v_rows + v_offsets_0, mask=key_valid, other=0.0)
+        j = start_n + rows_n
+        allowed = rows_n[None, :] < (key_end - start_n)
+        qk = (
+            qk * term_0
+            + tl.load(
+                bias
+                + h.to(tl.int64) * stride_bias_0
+                + row[:, None].to(BIAS_INDEX) * stride_bias_1
+                + j[None, :].to(BIAS_INDEX) * stride_bias_2,
+                mask=allowed & row_valid[:, None],
+                other=0,
+            ).to(tl.float32)
+            * 1.4426950408889634
+        )
+        qk = tl.where(allowed, qk, float("-inf"))
+        p = tl.math.exp2(qk - lse2_rows[:, None])
+        dp = tl.dot(dout_0, tl.trans(v_0), input_precision="ieee")
+        ds = p * (dp - delta_rows[:, None])
+        dq_0 = tl.dot(ds.to(k_0.dtype), k_0, dq_0, input_precision="ieee")
+
+    if USE_DESCRIPTORS:
+        tl.make_tensor_descriptor(dq_base, [seqlen_q, 32], [stride_dqs, 1], [BLOCK_M, 32]).store(
+            [tile_m * BLOCK_M, 0], (dq_0 * scale).to(dq.dtype.element_ty)
+        )
+    else:
+        tl.store(
+            dq_base + row_offsets * stride_dqs + d_0[None, :],
+            (dq_0 * scale).to(dq.dtype.element_ty),
+            mask=row_valid[:, None],
+        )
+
+
+@triton.jit(do_not_specialize=["softmax_scale", "num_kv_heads", "seqlen_q", "seqlen_k"])
+def _backward_dkdv(
+    q,
+    k,
+    v,
+    dout,
+    dk,
+    dv,
+    lse2,
+    delta,
+    bias,
+    softmax_scale,
+    stride_qb,
+    stride_qs,
+    stride_qh,
+    stride_kb,
+    stride_ks,
+    stride_kh,
+    stride_vb,
+    stride_vs,
+    stride_vh,
+    stride_gb,
+    stride_gs,
+    stride_gh,
+    stride_dkb,
+    stride_dks,
+    stride_dkh,
+    stride_dvb,
+    stride_dvs,
+    stride_dvh,
+    stride_lh,
+    stride_rh,
+    stride_lb,
+    stride_rb,
+    stride_bias_0,
+    stride_bias_1,
+    stride_bias_2,
+    num_kv_heads,
+    seqlen_q,
+    seqlen_k,
+    BIAS_INDEX: tl.constexpr,
+    LARGE_STRIDES: tl.constexpr,
+    WANT_DK: tl.constexpr,
+    WANT_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    USE_DESCRIPTORS: tl.constexpr,
+):
+    """One program adds the queries of a group of heads up to BLOCK_N rows of dk and dv; scores are transposed, keys by queries."""
+    # which tile of keys, which head, which batch entry
+    num_tiles_n = tl.cdiv(seqlen_k, BLOCK_N)
+    program = tl.program_id(0)
+    tile_n = program % num_tiles_n
+    hk = program // num_tiles_n % num_kv_heads
+    b = program // num_tiles_n // num_kv_heads
+    h = hk * 1
+
+    # positions: j counts keys, rows of queries follow in the loops
+    rows_m = tl.arange(0, BLOCK_M)
+    j = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    key_valid = j < seqlen_k
+    end_tile = (seqlen_q + BLOCK_M - 1) // BLOCK_M
+    end_full = seqlen_q // BLOCK_M
+    term_0 = softmax_scale * 1.4426950408889634
+    row_end = seqlen_q
+    scale = softmax_scale
+
+    key_offsets = j.to(tl.int64)[:, None]
+    if LARGE_STRIDES:
+        rows_m = rows_m.to(tl.int64)
+    q_base = q + tl.cast(b, tl.int64) * stride_qb + tl.cast(h, tl.int64) * stride_qh
+    k_base = k + tl.cast(b, tl.int64) * stride_kb + tl.cast(hk, tl.int64) * stride_kh
+    v_base = v + tl.cast(b, tl.int64) * stride_vb + tl.cast(hk, tl.int64) * stride_vh
+    dout_base = dout + tl.cast(b, tl.int64) * stride_gb + tl.cast(h, tl.int64) * stride_gh
+    dk_base = dk + tl.cast(b, tl.int64) * stride_dkb + tl.cast(hk, tl.int64) * stride_dkh
+    dv_base = dv + tl.cast(b, tl.int64) * stride_dvb + tl.cast(hk, tl.int64) * stride_dvh
+    lse2_base = lse2 + tl.cast(b, tl.int64) * stride_rb + tl.cast(h, tl.int64) * stride_rh
+    delta_base = delta + tl.cast(b, tl.int64) * stride_rb + tl.cast(h, tl.int64) * stride_rh
+    d_0 = tl.arange(0, 32)
+    e_0 = tl.arange(0, 32)
+    if USE_DESCRIPTORS:
+        q_descriptor_0 = tl.make_tensor_descriptor(
+            q_base, [1, seqlen_q, 32], [stride_qh, stride_qs, 1], [1, BLOCK_M, 32]
+        )
+        dout_descriptor_0 = tl.make_tensor_descriptor(
+            dout_base, [1, seqlen_q, 32], [stride_gh, stride_gs, 1], [1, BLOCK_M, 32]
+        )
+    else:
+        q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
+        dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
+    if USE_DESCRIPTORS:
+        k_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 32], [stride_ks, 1], [BLOCK_N, 32]).load(
+            [tile_n * BLOCK_N, 0]
+        )
+    else:
+        k_0 = tl.load(
+            k_base + key_offsets * stride_ks + d_0[None, :],
+            mask=key_valid[:, None],
+            other=0.0,
+        )
+    dk_0 = tl.zeros([BLOCK_N, 32], tl.float32)
+    if USE_DESCRIPTORS:
+        v_0 = tl.make_tensor_descriptor(v_base, [seqlen_k, 32], [stride_vs, 1], [BLOCK_N, 32]).load(
+            [tile_n * BLOCK_N, 0]
+        )
+    else:
+        v_0 = tl.load(
+            v_base + key_offsets * stride_vs + e_0[None, :],
+            mask=key_valid[:, None],
+            other=0.0,
+        )
+    dv_0 = tl.zeros([BLOCK_N, 32], tl.float32)
+
+    # full tiles: no mask arithmetic
+    steps = end_full
+    head = 0
+    # tile and offsets are carried along, which costs less than working them out
+    tile_m = 0
+    last = end_full - 1
+    q_step = tl.cast(stride_qs, tl.int64) * BLOCK_M
+    dout_step = tl.cast(stride_gs, tl.int64) * BLOCK_M
+    q_at = tile_m * q_step
+    dout_at = tile_m * dout_step
+    row_at = tile_m * BLOCK_M
+    wrap = tile_m - last
+    q_wrap = stride_qh + wrap * q_step
+    dout_wrap = stride_gh + wrap * dout_step
+    row_wrap = stride_rh + wrap * BLOCK_M
+    for step in tl.range(0, steps * 1):
+        start_m = tile_m * BLOCK_M
+        q_rows = q_base + q_at
+        dout_rows = dout_base + dout_at
+        padded_row = row_at
+        if USE_DESCRIPTORS:
+            q_0 = q_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 32])
+        else:
+            q_0 = tl.load(q_rows + q_offsets_0)
+        qk = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
+        if USE_DESCRIPTORS:
+            dout_0 = dout_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 32])
+        else:
+            dout_0 = tl.load(dout_rows + dout_offsets_0)
+        if not WANT_DV:
+            dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
+        lse2_rows = tl.load(lse2_base + padded_row + rows_m)
+        row = start_m + rows_m
+        qk = (
+            qk * term_0
+            + tl.load(
+                bias
+                + h.to(tl.int64) * stride_bias_0
+                + row[None, :].to(BIAS_INDEX) * stride_bias_1
+                + j[:, None].to(BIAS_INDEX) * stride_bias_2,
+                mask=key_valid[:, None],
+                other=0,
+            ).to(tl.float32)
+            * 1.4426950408889634
+        )
+        p = tl.math.exp2(qk - lse2_rows[None, :])
+        if WANT_DV:
+            dv_0 = tl.dot(p.to(dout_0.dtype), dout_0, dv_0, input_precision="ieee")
+        if WANT_DK:
+            delta_rows = tl.load(delta_base + padded_row + rows_m)
+            if WANT_DV:
+                dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
+            ds = p * (dp - delta_rows[None, :])
+            dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
+        wraps = tile_m == last
+        head = tl.where(wraps, head + 1, head)
+        q_at += tl.where(wraps, q_wrap, q_step)
+        dout_at += tl.where(wraps, dout_wrap, dout_step)
+        row_at += tl.where(wraps, row_wrap, BLOCK_M)
+        tile_m += tl.where(wraps, wrap, 1)
+
+    # tiles that the mask cuts, or that reach past the end
+    steps = end_tile - end_full
+    head = 0
+    # tile and offsets are carried along, which costs less than working them out
+    tile_m = end_full
+    last = end_tile - 1
+    q_step = tl.cast(stride_qs, tl.int64) * BLOCK_M
+    dout_step = tl.cast(stride_gs, tl.int64) * BLOCK_M
+    q_at = tile_m * q_step
+    dout_at = tile_m * dout_step
+    row_at = tile_m * BLOCK_M
+    wrap = tile_m - last
+    q_wrap = stride_qh + wrap * q_step
+    dout_wrap = stride_gh + wrap * dout_step
+    row_wrap = stride_rh + wrap * BLOCK_M
+    for step in tl.range(0, steps * 1):
+        start_m = tile_m * BLOCK_M
+        q_rows = q_base + q_at
+        dout_rows = dout_base + dout_at
+        padded_row = row_at
+        row_valid = rows_m < seqlen_q - start_m
+        if USE_DESCRIPTORS:
+            q_0 = q_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 32])
+        else:
+            q_0 = tl.load(q_rows + q_offsets_0, mask=row_valid[:, None], other=0.0)
+        qk = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
+        if USE_DESCRIPTORS:
+            dout_0 = dout_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 32])
+        else:
+            dout_0 = tl.load(dout_rows + dout_offsets_0, mask=row_valid[:, None], other=0.0)
+        if not WANT_DV:
+            dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
+        lse2_rows = tl.load(lse2_base + padded_row + rows_m)
+        row = start_m + rows_m
+        allowed = rows_m[None, :] < (row_end - start_m)
+        qk = (
+            qk * term_0
+            + tl.load(
+                bias
+                + h.to(tl.int64) * stride_bias_0
+                + row[None, :].to(BIAS_INDEX) * stride_bias_1
+                + j[:, None].to(BIAS_INDEX) * stride_bias_2,
+                mask=allowed & key_valid[:, None],
+                other=0,
+            ).to(tl.float32)
+            * 1.4426950408889634
+        )
+        qk = tl.where(allowed, qk, float("-inf"))
+        p = tl.math.exp2(qk - lse2_rows[None, :])
+        if WANT_DV:
+            dv_0 = tl.dot(p.to(dout_0.dtype), dout_0, dv_0, input_precision="ieee")
+        if WANT_DK:
+            delta_rows = tl.load(delta_base + padded_row + rows_m)
+            if WANT_DV:
+                dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
+            ds = p * (dp - delta_rows[None, :])
+            dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
+        wraps = tile_m == last
+        head = tl.where(wraps, head + 1, head)
+        q_at += tl.where(wraps, q_wrap, q_step)
+        dout_at += tl.where(wraps, dout_wrap, dout_step)
+        row_at += tl.where(wraps, row_wrap, BLOCK_M)
+        tile_m += tl.where(wraps, wrap, 1)
+
+    if WANT_DK:
+        if USE_DESCRIPTORS:
+            tl.make_tensor_descriptor(dk_base, [seqlen_k, 32], [stride_dks, 1], [BLOCK_N, 32]).store(
+                [tile_n * BLOCK_N, 0], (dk_0 * scale).to(dk.dtype.element_ty)
+            )
+        else:
+            tl.store(
+                dk_base + key_offsets * stride_dks + d_0[None, :],
+                (dk_0 * scale).to(dk.dtype.element_ty),
+                mask=key_valid[:, None],
+            )
+    if WANT_DV:
+        if USE_DESCRIPTORS:
+            tl.make_tensor_descriptor(dv_base, [seqlen_k, 32], [stride_dvs, 1], [BLOCK_N, 32]).store(
+                [tile_n * BLOCK_N, 0], (dv_0).to(dv.dtype.element_ty)
+            )
+        else:
+            tl.store(
+                dv_base + key_offsets * stride_dvs + e_0[None, :],
+                (dv_0).to(dv.dtype.element_ty),
+                mask=key_valid[:, None],
+            )
+
+
+@triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "batch", "seqlen_q", "seqlen_k"])
+def _backward_captured_bias(
+    q,
+    k,
+    v,
+    dout,
+    lse2,
+    delta,
+    bias,
+    softmax_scale,
+    stride_qb,
+    stride_qs,
+    stride_qh,
+    stride_kb,
+    stride_ks,
+    stride_kh,
+    stride_vb,
+    stride_vs,
+    stride_vh,
+    stride_gb,
+    stride_gs,
+    stride_gh,
+    stride_lh,
+    stride_rh,
+    stride_lb,
+    stride_rb,
+    stride_bias_0,
+    stride_bias_1,
+    stride_bias_2,
+    num_q_heads,
+    dbias,
+    stride_dbias_0,
+    stride_dbias_1,
+    stride_dbias_2,
+    batch,
+    seqlen_q,
+    seqlen_k,
+    BIAS_INDEX: tl.constexpr,
+    DBIAS_INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program adds ds up for its places of a captured tensor, in one order."""
+    program = tl.program_id(0)
+    rows_m = tl.arange(0, BLOCK_M)
+    rows_n = tl.arange(0, BLOCK_N)
+    d_0 = tl.arange(0, 32)
+    e_0 = tl.arange(0, 32)
+    num_tiles_m = tl.cdiv(seqlen_q, BLOCK_M)
+    num_tiles_n = tl.cdiv(seqlen_k, BLOCK_N)
+    tile_n = program % num_tiles_n
+    tile_m = program // num_tiles_n % num_tiles_m
+    rest = program // num_tiles_n // num_tiles_m
+    h = rest % num_q_heads
+    hk = h // 1
+    start_m = tile_m * BLOCK_M
+    start_n = tile_n * BLOCK_N
+    row = start_m + rows_m
+    j = start_n + rows_n
+    row_valid = row < seqlen_q
+    key_valid = (j < seqlen_k)[:, None]
+    end_tile = (seqlen_k + BLOCK_N - 1) // BLOCK_N
+    end_full = seqlen_k // BLOCK_N
+    key_end = seqlen_k
+    term_0 = softmax_scale * 1.4426950408889634
+    per_row_1 = row < seqlen_q
+    per_key_0 = j < seqlen_k
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for turn in tl.range(0, batch):
+        b = turn
+        q_base = q + tl.cast(b, tl.int64) * stride_qb + tl.cast(h, tl.int64) * stride_qh
+        k_base = k + tl.cast(b, tl.int64) * stride_kb + tl.cast(hk, tl.int64) * stride_kh
+        v_base = v + tl.cast(b, tl.int64) * stride_vb + tl.cast(hk, tl.int64) * stride_vh
+        dout_base = dout + tl.cast(b, tl.int64) * stride_gb + tl.cast(h, tl.int64) * stride_gh
+        padded_row = tl.cast(b, tl.int64) * stride_rb + tl.cast(h, tl.int64) * stride_rh + row
+        if (
+            (start_m < seqlen_q)
+            & (start_n < seqlen_k)
+            & (((tile_n >= 0) & (tile_n < end_full)) | ((tile_n >= end_full) & (tile_n < end_tile)))
+        ):
+            q_0 = tl.load(
+                q_base + row.to(tl.int64)[:, None] * stride_qs + d_0[None, :],
+                mask=row_valid[:, None],
+                other=0.0,
+            )
+            k_0 = tl.load(
+                k_base + j.to(tl.int64)[:, None] * stride_ks + d_0[None, :], mask=key_valid, other=0.0
+            )
+            qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
+            dout_0 = tl.load(
+                dout_base + row.to(tl.int64)[:, None] * stride_gs + e_0[None, :],
+                mask=row_valid[:, None],
+                other=0.0,
+            )
+            v_0 = tl.load(
+                v_base + j.to(tl.int64)[:, None] * stride_vs + e_0[None, :], mask=key_valid, other=0.0
+            )
+            dp = tl.dot(dout_0, tl.trans(v_0), input_precision="ieee")
+            lse2_rows = tl.load(lse2 + padded_row, mask=row_valid, other=float("inf"))
+            delta_rows = tl.load(delta + padded_row, mask=row_valid, other=0.0)
+            allowed = rows_n[None, :] < (key_end - start_n)
+            allowed = allowed & row_valid[:, None]
+            qk = (
+                qk * term_0
+                + tl.load(
+                    bias
+                    + h.to(tl.int64) * stride_bias_0
+                    + row[:, None].to(BIAS_INDEX) * stride_bias_1
+                    + j[None, :].to(BIAS_INDEX) * stride_bias_2,
+                    mask=allowed & row_valid[:, None],
+                    other=0,
+                ).to(tl.float32)
+                * 1.4426950408889634
+            )
+            qk = tl.where(allowed, qk, float("-inf"))
+            p = tl.math.exp2(qk - lse2_rows[:, None])
+            ds = p * (dp - delta_rows[:, None])
+            total += tl.where(allowed, ds, 0.0)
+    tl.store(
+        dbias
+        + h.to(tl.int64) * stride_dbias_0
+        + row[:, None].to(DBIAS_INDEX) * stride_dbias_1
+        + j[None, :].to(DBIAS_INDEX) * stride_dbias_2,
+        total,
+        mask=(per_row_1[:, None]) & (per_key_0[None, :]),
+    )
+
+
 def _schedule(configs: dict, device: torch.device, bits: int, aligned: bool) -> dict:
     """Return the untuned schedule for a device; tensors that descriptors cannot address get pointers."""
     if device.type == "cpu":
@@ -426,7 +1516,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::additive_bias_5f8bbd707ff3", mutates_args=())
+@torch.library.custom_op("attngen::additive_bias_09db2dbffd5c", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -448,13 +1538,286 @@ def _(
     return _outputs(q)
 
 
-def _no_gradients(ctx, *grads):
-    raise RuntimeError(
-        "additive_bias: was generated without a backward: add `grad: true` to the spec and generate again"
+def _empty_gradients(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    dk = torch.empty(k.shape, dtype=k.dtype, device=k.device)
+    dv = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    return dq, dk, dv
+
+
+def launch_backward(
+    dout: torch.Tensor,
+    dlse: torch.Tensor | None,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    softmax_scale: float,
+    bias: torch.Tensor,
+    configs: dict | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Run the backward kernels; `configs` overrides their schedules by kernel name, such as _backward_dq."""
+    if q.device.type == "cpu":
+        _check_cpu(q.dtype)
+    dout = dout if dout.stride(-1) == 1 else dout.contiguous()
+    dlse = None if dlse is None else dlse.contiguous()
+    dq, dk, dv = _empty_gradients(q, k, v)
+    # statistics per row, padded to whole tiles of at most 128 rows
+    lse2, delta = (
+        torch.empty(
+            [q.shape[0], q.shape[2], triton.cdiv(q.shape[1], 128) * 128], dtype=torch.float32, device=q.device
+        )
+        for _ in range(2)
+    )
+    fits = _descriptors_fit(q, k, v, dout)
+    chosen = {
+        name: (configs or {}).get(name) or _schedule(kernel["configs"], q.device, q.element_size() * 8, fits)
+        for name, kernel in MANIFEST["kernels"].items()
+        if "configs" in kernel
+    }
+    if any(config.get("USE_DESCRIPTORS") for config in chosen.values()) and q.device.type != "cpu":
+        triton.set_allocator(
+            lambda size, alignment, stream: torch.empty(size, device=q.device, dtype=torch.int8)
+        )
+    large = max(0, q.stride(1), k.stride(1), v.stride(1), dout.stride(1)) * 128 >= 2**31
+    bias_index = tl.int64 if _extent(bias) >= 2**31 else tl.int32
+    with torch.cuda.device_of(q):
+        config = chosen["_backward_rows"]
+        if config["BLOCK_M"] % 128:
+            raise ValueError(
+                "additive_bias: _backward_rows: BLOCK_M must be a multiple of 128, it fills the padding of statistics"
+            )
+        programs = triton.cdiv(q.shape[1], config["BLOCK_M"]) * q.shape[2] * q.shape[0]
+        if programs:
+            _backward_rows[(programs,)](
+                out=out,
+                dout=dout,
+                lse=lse,
+                dlse=dlse,
+                lse2=lse2,
+                delta=delta,
+                stride_ob=out.stride(0),
+                stride_os=out.stride(1),
+                stride_oh=out.stride(2),
+                stride_gb=dout.stride(0),
+                stride_gs=dout.stride(1),
+                stride_gh=dout.stride(2),
+                stride_lh=lse.stride(-2),
+                stride_rh=lse2.stride(-2),
+                stride_lb=lse.stride(0),
+                stride_rb=lse2.stride(0),
+                num_q_heads=q.shape[2],
+                seqlen_q=q.shape[1],
+                seqlen_k=k.shape[1],
+                HAS_DLSE=dlse is not None,
+                **config,
+            )
+        config = chosen["_backward_dq"]
+        programs = triton.cdiv(q.shape[1], config["BLOCK_M"]) * q.shape[2] * q.shape[0]
+        if programs:
+            _backward_dq[(programs,)](
+                q=q,
+                k=k,
+                v=v,
+                dout=dout,
+                dq=dq,
+                lse2=lse2,
+                delta=delta,
+                bias=bias,
+                softmax_scale=softmax_scale,
+                stride_qb=q.stride(0),
+                stride_qs=q.stride(1),
+                stride_qh=q.stride(2),
+                stride_kb=k.stride(0),
+                stride_ks=k.stride(1),
+                stride_kh=k.stride(2),
+                stride_vb=v.stride(0),
+                stride_vs=v.stride(1),
+                stride_vh=v.stride(2),
+                stride_gb=dout.stride(0),
+                stride_gs=dout.stride(1),
+                stride_gh=dout.stride(2),
+                stride_dqb=dq.stride(0),
+                stride_dqs=dq.stride(1),
+                stride_dqh=dq.stride(2),
+                stride_lh=lse.stride(-2),
+                stride_rh=lse2.stride(-2),
+                stride_lb=lse.stride(0),
+                stride_rb=lse2.stride(0),
+                stride_bias_0=bias.stride(0),
+                stride_bias_1=bias.stride(1),
+                stride_bias_2=bias.stride(2),
+                num_q_heads=q.shape[2],
+                seqlen_q=q.shape[1],
+                seqlen_k=k.shape[1],
+                BIAS_INDEX=bias_index,
+                LARGE_STRIDES=large,
+                **config,
+            )
+        config = {**chosen["_backward_dkdv"]}
+        apart = config.pop("APART")
+        programs = triton.cdiv(k.shape[1], config["BLOCK_N"]) * k.shape[2] * q.shape[0]
+        for want_dk, want_dv in ((True, False), (False, True)) if apart else ((True, True),):
+            if programs:
+                _backward_dkdv[(programs,)](
+                    q=q,
+                    k=k,
+                    v=v,
+                    dout=dout,
+                    dk=dk,
+                    dv=dv,
+                    lse2=lse2,
+                    delta=delta,
+                    bias=bias,
+                    softmax_scale=softmax_scale,
+                    stride_qb=q.stride(0),
+                    stride_qs=q.stride(1),
+                    stride_qh=q.stride(2),
+                    stride_kb=k.stride(0),
+                    stride_ks=k.stride(1),
+                    stride_kh=k.stride(2),
+                    stride_vb=v.stride(0),
+                    stride_vs=v.stride(1),
+                    stride_vh=v.stride(2),
+                    stride_gb=dout.stride(0),
+                    stride_gs=dout.stride(1),
+                    stride_gh=dout.stride(2),
+                    stride_dkb=dk.stride(0),
+                    stride_dks=dk.stride(1),
+                    stride_dkh=dk.stride(2),
+                    stride_dvb=dv.stride(0),
+                    stride_dvs=dv.stride(1),
+                    stride_dvh=dv.stride(2),
+                    stride_lh=lse.stride(-2),
+                    stride_rh=lse2.stride(-2),
+                    stride_lb=lse.stride(0),
+                    stride_rb=lse2.stride(0),
+                    stride_bias_0=bias.stride(0),
+                    stride_bias_1=bias.stride(1),
+                    stride_bias_2=bias.stride(2),
+                    num_kv_heads=k.shape[2],
+                    seqlen_q=q.shape[1],
+                    seqlen_k=k.shape[1],
+                    BIAS_INDEX=bias_index,
+                    LARGE_STRIDES=large,
+                    WANT_DK=want_dk,
+                    WANT_DV=want_dv,
+                    **config,
+                )
+        config = chosen["_backward_captured_bias"]
+        dbias = torch.zeros(bias.shape, dtype=torch.float32, device=q.device)
+        dbias_index = tl.int64 if _extent(dbias) >= 2**31 else tl.int32
+        programs = (
+            triton.cdiv(q.shape[1], config["BLOCK_M"])
+            * triton.cdiv(k.shape[1], config["BLOCK_N"])
+            * q.shape[2]
+        )
+        if programs:
+            _backward_captured_bias[(programs,)](
+                q=q,
+                k=k,
+                v=v,
+                dout=dout,
+                lse2=lse2,
+                delta=delta,
+                bias=bias,
+                softmax_scale=softmax_scale,
+                stride_qb=q.stride(0),
+                stride_qs=q.stride(1),
+                stride_qh=q.stride(2),
+                stride_kb=k.stride(0),
+                stride_ks=k.stride(1),
+                stride_kh=k.stride(2),
+                stride_vb=v.stride(0),
+                stride_vs=v.stride(1),
+                stride_vh=v.stride(2),
+                stride_gb=dout.stride(0),
+                stride_gs=dout.stride(1),
+                stride_gh=dout.stride(2),
+                stride_lh=lse.stride(-2),
+                stride_rh=lse2.stride(-2),
+                stride_lb=lse.stride(0),
+                stride_rb=lse2.stride(0),
+                stride_bias_0=bias.stride(0),
+                stride_bias_1=bias.stride(1),
+                stride_bias_2=bias.stride(2),
+                num_q_heads=q.shape[2],
+                dbias=dbias,
+                stride_dbias_0=dbias.stride(0),
+                stride_dbias_1=dbias.stride(1),
+                stride_dbias_2=dbias.stride(2),
+                batch=q.shape[0],
+                seqlen_q=q.shape[1],
+                seqlen_k=k.shape[1],
+                BIAS_INDEX=bias_index,
+                DBIAS_INDEX=dbias_index,
+                **config,
+            )
+    return dq, dk, dv, dbias.to(bias.dtype)
+
+
+@torch.library.custom_op("attngen::additive_bias_09db2dbffd5c_backward", mutates_args=())
+def _backward(
+    dout: torch.Tensor,
+    dlse: torch.Tensor | None,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    softmax_scale: float,
+    bias: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    return launch_backward(dout, dlse, out, lse, q, k, v, softmax_scale, bias)
+
+
+@_backward.register_fake
+def _(
+    dout: torch.Tensor,
+    dlse: torch.Tensor | None,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    softmax_scale: float,
+    bias: torch.Tensor,
+):
+    return (
+        torch.empty(q.shape, dtype=q.dtype, device=q.device),
+        torch.empty(k.shape, dtype=k.dtype, device=k.device),
+        torch.empty(v.shape, dtype=v.dtype, device=v.device),
+        torch.empty(bias.shape, dtype=bias.dtype, device=bias.device),
     )
 
 
-_forward.register_autograd(_no_gradients)
+def _setup_context(ctx, inputs, output) -> None:
+    q, k, v, softmax_scale, bias = inputs
+    out, lse = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, bias, out, lse)
+    ctx.kept = (softmax_scale,)
+
+
+def _gradients(ctx, dout, dlse):
+    q, k, v, bias, out, lse = ctx.saved_tensors
+    (softmax_scale,) = ctx.kept
+    dout = torch.zeros_like(out) if dout is None else dout
+    dq, dk, dv, dbias = _backward(dout, dlse, out, lse, q, k, v, softmax_scale, bias)
+    return dq, dk, dv, None, dbias
+
+
+def _no_second_gradients(ctx, *grads):
+    raise RuntimeError("additive_bias: gradients of gradients are not generated")
+
+
+_forward.register_autograd(_gradients, setup_context=_setup_context)
+_backward.register_autograd(_no_second_gradients)
 
 
 def _expect(condition: bool, message: str) -> None:

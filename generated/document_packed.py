@@ -49,6 +49,7 @@ MANIFEST = json.loads(r"""
     "exact": true,
     "notes": []
   },
+  "deterministic": true,
   "configs": {
     "default": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
     "cpu": [
@@ -917,7 +918,7 @@ def _attention_forward(
     tl.store(lse_base + row, lse_rows, mask=row_valid)
 
 
-@triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "max_seqlen_q"])
+@triton.jit(do_not_specialize=["num_q_heads", "max_seqlen_q"])
 def _backward_rows(
     out,
     dout,
@@ -1158,7 +1159,7 @@ def _backward_dq(
         )
 
 
-@triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "max_seqlen_q"])
+@triton.jit(do_not_specialize=["softmax_scale", "num_kv_heads", "max_seqlen_k"])
 def _backward_dkdv(
     q,
     k,

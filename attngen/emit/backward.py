@@ -35,6 +35,7 @@ S = Symbol("s", "float")
 J = Symbol("j")
 PADDING = 128  # of a sequence's rows in the buffers of statistics: no tile is larger
 LOG2E = Const(math.log2(math.e))
+ONE = Const(1.0)
 _SINK = Apply("mul", (ex.Element("sinks", (Symbol("h"),), "float"), LOG2E))
 SUNK = ex.apply("neg", ex.apply("mul", Apply("weight_exp2", (_SINK, Symbol("lse2", "float"))), S))
 DS = ex.apply("mul", Symbol("p", "float"), ex.apply("sub", S, Symbol("delta", "float")))
@@ -51,6 +52,7 @@ class Adjoint:
     dv: Fold
     per_head: bool  # dk and dv are summed per query head, since formulas vary with it
     sums: tuple[tuple[str, Expr], ...]  # per row: name, and the factor of ds that is added
+    added: tuple[tuple[str, Expr, ex.Element], ...]  # by atomics: name, factor, place
     sinks: str
 
 
@@ -90,7 +92,7 @@ def find_adjoint(graph: Graph) -> Adjoint:
     broken = [rule for rule, holds in rules.items() if not holds]
     if broken:
         raise InternalError(f"{graph.provenance.name}: the backward templates need: {'; '.join(broken)}")
-    return Adjoint(weight, slope, dq, dk, dv, bool(heads), _sums(graph), _sinks(graph))
+    return Adjoint(weight, slope, dq, dk, dv, bool(heads), _sums(graph), _added(graph), _sinks(graph))
 
 
 def _row_rules(graph: Graph) -> dict[str, bool]:
@@ -130,18 +132,27 @@ def _stored(graph: Graph, result: str) -> list[str]:
 
 def _row_sums(graph: Graph) -> list[str]:
     """What the kernel of dq adds up per row beside it."""
-    return _stored(graph, "dq")[1:]
+    return [name for name in _stored(graph, "dq")[1:] if not _fold(graph, name).into]
+
+
+def factor_of(graph: Graph, fold: Fold) -> Expr:
+    """What ds is multiplied by before a fold adds it."""
+    element = graph.nodes[fold.element]
+    assert isinstance(element, Map)
+    return Const(1.0) if fold.element == "ds" else ex.substitute(_slope(element.expr), {"qk": S})
 
 
 def _sums(graph: Graph) -> tuple[tuple[str, Expr], ...]:
-    found: list[tuple[str, Expr]] = []
-    for name in _row_sums(graph):
-        fold = _fold(graph, name)
-        element = graph.nodes[fold.element]
-        assert isinstance(element, Map)
-        factor = ex.Const(1.0) if fold.element == "ds" else ex.substitute(_slope(element.expr), {"qk": S})
-        found.append((name, factor))
-    return tuple(found)
+    return tuple((name, factor_of(graph, _fold(graph, name))) for name in _row_sums(graph))
+
+
+def _added(graph: Graph) -> tuple[tuple[str, Expr, ex.Element], ...]:
+    folds = [(name, _fold(graph, name)) for name in _stored(graph, "dq")[1:]]
+    return tuple(
+        (name, factor_of(graph, fold), ex.Element(name, fold.at, "float"))
+        for name, fold in folds
+        if fold.into
+    )
 
 
 def _sinks(graph: Graph) -> str:
@@ -161,16 +172,18 @@ def backward(graph: Graph, parts: Parts, captured: Mapping[str, Captured], helpe
     return Backward(
         dq=dq,
         dkdv=dkdv,
-        row_bases=_bases(parts, ("out", "dout")),
-        dq_bases=_bases(parts, ("q", "k", "v", "dout", "dq"), per_row=bool(adjoint.sums)),
-        dkdv_bases=_bases(parts, ("q", "k", "v", "dout", "dk", "dv"), "hk" if not per_head else "h"),
+        row_bases=bases(parts, ("out", "dout")),
+        dq_bases=bases(parts, ("q", "k", "v", "dout", "dq"), per_row=bool(adjoint.sums)),
+        dkdv_bases=bases(parts, ("q", "k", "v", "dout", "dk", "dv"), "hk" if not per_head else "h"),
         v_columns=tuple(line for line in columns(parts) if line.startswith("e_")),
         own_k_chunks=chunks(parts.k, "d", "", owner="key_valid"),
         own_v_chunks=chunks(parts.v, "e", "", owner="key_valid"),
         scale=ex.text(adjoint.dq.factor) if adjoint.dq.factor is not None else "1.0",
         has_slope=adjoint.slope is not None,
-        keeps_ds=bool(adjoint.sums),
-        slope_later=adjoint.slope is not None and bool(adjoint.sums),
+        keeps_ds=bool(adjoint.sums or adjoint.added),
+        slope_later=adjoint.slope is not None and bool(adjoint.sums or adjoint.added),
+        captured=(),
+        places=(),
         sums=tuple(RowSum(name, factor and f" * {factor}") for name, factor in _sum_factors(adjoint)),
         sinks=parts.sink.operand if parts.sink and adjoint.sinks else "",
         sinks_rows=adjoint.sinks,
@@ -183,7 +196,7 @@ def backward(graph: Graph, parts: Parts, captured: Mapping[str, Captured], helpe
 
 
 def _sum_factors(adjoint: Adjoint) -> list[tuple[str, str]]:
-    return [(name, "" if factor == ex.Const(1.0) else f"factor_{name}") for name, factor in adjoint.sums]
+    return [(name, "" if factor == ONE else f"factor_{name}") for name, factor in adjoint.sums]
 
 
 def _gradients(graph: Graph, packed: bool) -> list[str]:
@@ -197,6 +210,9 @@ def _gradients(graph: Graph, packed: bool) -> list[str]:
         if not fold.into:
             found.append(f"d{name}")
             continue
+        if _in_place(fold):
+            found.append(f"d{name}.to({name}.dtype)")
+            continue
         places = [index.name for index in fold.at if isinstance(index, ex.Symbol)]
         rows, axes = fold.element, ["h", "row"] if packed else ["b", "h", "row"]
         if packed and "b" in places:
@@ -205,6 +221,11 @@ def _gradients(graph: Graph, packed: bool) -> list[str]:
         kept = [axis for axis in axes if axis in places]
         found.append(f"_reduced({rows}, {summed}, {[kept.index(place) for place in places]}, {name})")
     return found
+
+
+def _in_place(fold: Fold) -> bool:
+    """Whether kernels leave the gradient as it is returned; else the launcher adds up what they store per row."""
+    return fold.carrier != "buffer" or fold.axis == "Sd"
 
 
 def _kernel(graph: Graph, result: str, adjoint: Adjoint, parts: Parts, printer: Printer) -> BackwardKernel:
@@ -218,8 +239,8 @@ def _kernel(graph: Graph, result: str, adjoint: Adjoint, parts: Parts, printer: 
     for name, bound in plan.bindings:
         printer.assign(name, bound)
     hull = hull_of(parts, printer) if result == "dq" else Hull("", "seqlen_q")
-    if _is_plain(adjoint.weight):
-        printer.assign("factor", _plain_factor(adjoint.weight))
+    if is_plain(adjoint.weight):
+        printer.assign("factor", plain_factor(adjoint.weight))
     _, launch = launch_of(graph, result + ("_heads" if result == "dk" and adjoint.per_head else ""))
     loops: list[BackwardLoop] = []
     merged: tuple[BackwardLoop, ...] = ()
@@ -230,7 +251,7 @@ def _kernel(graph: Graph, result: str, adjoint: Adjoint, parts: Parts, printer: 
     if plan.partial:
         loops.append(_separate("partial", plan.partial, fold, adjoint, parts, printer, hull))
     seen = _seen(fold, printer) if result == "dk" else ()
-    lines = [*(x for loop in (*merged, *loops) for x in (*loop.formula, *loop.mask)), *seen]
+    lines = [*(x for loop in (*merged, *loops) for x in (*loop.formula, *loop.added, *loop.mask)), *seen]
     return BackwardKernel(
         prologue=with_positions(printer.prologue, lines, walks=printer.walks),
         descriptors=descriptors(parts, hull) if result == "dq" else _row_descriptors(parts, adjoint),
@@ -238,11 +259,11 @@ def _kernel(graph: Graph, result: str, adjoint: Adjoint, parts: Parts, printer: 
         seen=seen,
         merged=merged,
         loops=tuple(loops),
-        weight="qk * factor" if _is_plain(adjoint.weight) else "qk",
+        weight="qk * factor" if is_plain(adjoint.weight) else "qk",
     )
 
 
-def _is_plain(weight: Expr) -> bool:
+def is_plain(weight: Expr) -> bool:
     """Whether a weight is the raw score times a positive factor: its product meets lse in one multiply-add, after the mask."""
     return (
         isinstance(weight, Apply)
@@ -263,25 +284,42 @@ def _is_positive(factor: Expr) -> bool:
             return factor == Symbol("softmax_scale", "float")
 
 
-def _plain_factor(weight: Expr) -> Expr:
+def plain_factor(weight: Expr) -> Expr:
     assert isinstance(weight, Apply)
     return weight.args[1]
 
 
-def _formula(adjoint: Adjoint, printer: Printer, body: Body) -> list[str]:
+def formula_lines(adjoint: Adjoint, printer: Printer, body: Body) -> list[str]:
     """Statements that need the raw score, which the last of them replaces: slope, factors of sums, the exponent."""
     lines: list[str] = []
     if adjoint.slope is not None:
         lines.append(f"slope = {whole_tile(body, adjoint.slope)}")
     if printer.walks == "keys":
-        for (_, factor), (_, text) in zip(adjoint.sums, _sum_factors(adjoint), strict=True):
-            lines += [f"{text} = {whole_tile(body, factor)}"] if text else []
-    if not _is_plain(adjoint.weight):
+        factors = [(name, factor) for name, factor, *_ in (*adjoint.sums, *adjoint.added)]
+        for name, factor in factors:
+            lines += [f"factor_{name} = {whole_tile(body, factor)}"] if factor != ONE else []
+    if not is_plain(adjoint.weight):
         lines.append(f"qk = {whole_tile(body, adjoint.weight)}")
     return [*body.lines, *lines]
 
 
-def _hidden(adjoint: Adjoint, printer: Printer) -> list[str]:
+def _additions(adjoint: Adjoint, printer: Printer, body: Body) -> tuple[str, ...]:
+    """Add ds where a captured tensor was read, in any order: what shares a place within the tile is added up first."""
+    found: list[str] = []
+    for name, factor, element in adjoint.added if printer.walks == "keys" else ():
+        place = place_of(element)
+        own = body if place == "tile" else Body(printer, place, "", body.ragged)
+        pointer, mask = own.address(element)
+        value = "ds" if factor == ONE else f"ds * factor_{name}"
+        value = {"tile": value, "rows": f"tl.sum({value}, 1)", "keys": f"tl.sum({value}, 0)"}.get(
+            place, f"tl.sum({value})"
+        )
+        guard = f", mask={mask}" if mask else ""
+        found += [*(own.lines if own is not body else ()), f"tl.atomic_add({pointer}, {value}{guard})"]
+    return tuple(found)
+
+
+def hidden_lines(adjoint: Adjoint, printer: Printer) -> list[str]:
     """Statements that take out what the mask forbids. A weight of 0 does, unless what it meets is infinite."""
     lines = ['qk = tl.where(allowed, qk, float("-inf"))']
     return lines + [f"{name} = tl.where(allowed, {name}, 0.0)" for name in _unbounded(adjoint, printer)]
@@ -291,8 +329,8 @@ def _unbounded(adjoint: Adjoint, printer: Printer) -> list[str]:
     """The slope and the factors of sums, by name, that may be infinite for a finite score."""
     named = [("slope", adjoint.slope)] if adjoint.slope is not None else []
     if printer.walks == "keys":
-        texts = [text for _, text in _sum_factors(adjoint)]
-        named += [(text, f) for (_, f), text in zip(adjoint.sums, texts, strict=True) if text]
+        factors = [(name, factor) for name, factor, *_ in (*adjoint.sums, *adjoint.added)]
+        named += [(f"factor_{name}", factor) for name, factor in factors if factor != ONE]
     return [name for name, formula in named if any(_may_be_infinite(e) for e in ex.walk(formula))]
 
 
@@ -322,13 +360,15 @@ def _separate(
     if masked:
         mask, masks = mask_body(fold.tiles, printer, ends=_needs_ends(adjoint, fold, printer))
         body = Body(printer, "tile", guard="allowed", named=masks.named)
-    formula = [*mask, *_formula(adjoint, printer, body), *(_hidden(adjoint, printer) if mask else [])]
+    formula = [*mask, *formula_lines(adjoint, printer, body)]
+    known = len(body.lines)
+    added = _additions(adjoint, printer, body)
+    formula += [*body.lines[known:], *(hidden_lines(adjoint, printer) if mask else [])]
     comment = (
         "tiles that the mask cuts, or that reach past the end" if masked else "full tiles: no mask arithmetic"
     )
-    return _loop(
-        kind, comment, found, (*walked_positions(formula, printer), *formula), (), "", parts, printer, hull
-    )
+    formula = [*walked_positions([*formula, *added], printer), *formula]
+    return _loop(kind, comment, found, tuple(formula), added, (), "", parts, printer, hull)
 
 
 def _needs_ends(adjoint: Adjoint, fold: Fold, printer: Printer) -> bool:
@@ -348,13 +388,14 @@ def _merged(
     assert fold.tiles is not None
     tile = "tile_n" if printer.walks == "keys" else "tile_m"
     span, tests = _span(plan, tile, printer)
-    formula = _formula(adjoint, printer, Body(printer, "tile", guard="", ragged=True))
+    formula = formula_lines(adjoint, printer, Body(printer, "tile", guard="", ragged=True))
     mask, _ = mask_body(fold.tiles, printer, ends=_needs_ends(adjoint, fold, printer))
-    mask = [*mask, *_hidden(adjoint, printer)] if mask else []
+    mask = [*mask, *hidden_lines(adjoint, printer)] if mask else []
     positions = walked_positions([*formula, *mask], printer)
     comment = "all tiles: those that the mask cuts, or that reach past the end, take the branch"
     test = " | ".join(tests) or f"{tile} >= 0"
-    return _loop("merged", comment, (span,), (*positions, *formula), tuple(mask), test, parts, printer, hull)
+    formula = [*positions, *formula]
+    return _loop("merged", comment, (span,), tuple(formula), (), tuple(mask), test, parts, printer, hull)
 
 
 def _span(plan: Ranges, tile: str, printer: Printer) -> tuple[Range, list[str]]:
@@ -381,6 +422,7 @@ def _loop(
     comment: str,
     found: tuple[Range, ...],
     formula: tuple[str, ...],
+    added: tuple[str, ...],
     mask: tuple[str, ...],
     test: str,
     parts: Parts,
@@ -423,6 +465,7 @@ def _loop(
         k_chunks=_walked_chunks(parts, printer, masked)[0],
         v_chunks=_walked_chunks(parts, printer, masked)[1],
         formula=formula,
+        added=added,
         mask=mask,
         partial=test,
     )
@@ -457,7 +500,7 @@ def _row_offsets(parts: Parts) -> tuple[str, ...]:
     )
 
 
-def _bases(
+def bases(
     parts: Parts, tensors: tuple[str, ...], keys_head: str = "hk", *, per_row: bool = True
 ) -> tuple[str, ...]:
     """Where a program's rows of some tensors begin, and its statistics, padded and as lse is laid out (`per_row`)."""

@@ -6,6 +6,7 @@ import json
 
 from attngen.emit.addresses import bases, chunks, columns, descriptors, offsets
 from attngen.emit.backward import backward
+from attngen.emit.captured import with_captured
 from attngen.emit.format import json_text
 from attngen.emit.interface import interface
 from attngen.emit.loops import range_loops, table_kernel, table_loops, with_positions
@@ -28,6 +29,8 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
     loops, hull = table_loops(parts, printer) if listed else range_loops(parts, printer)
     provenance = graph.provenance
     reverse = backward(graph, parts, printer.captured, printer.helpers) if face.backward else None
+    if reverse and face.backward:
+        reverse = with_captured(reverse, graph, parts, face.backward, printer.captured, printer.helpers)
     return Context(
         name=provenance.name,
         version=version,
@@ -82,7 +85,9 @@ def _captured(graph: Graph) -> dict[str, Captured]:
     for name, node in graph.all(Input):
         if node.role == "captured":
             strides = tuple(f"stride_{name}_{p}" for p in range(len(node.axes)))
-            found[name] = Captured(
-                name, strides, tuple(graph.axis(a) for a in node.axes), node.dtype == "int64"
-            )
+            axes = tuple(graph.axis(a) for a in node.axes)
+            found[name] = Captured(name, strides, axes, node.dtype == "int64")
+            if node.grad:
+                strides = tuple(f"stride_d{name}_{p}" for p in range(len(node.axes)))
+                found[f"d{name}"] = Captured(f"d{name}", strides, axes)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from attngen.emit.parts import launch_of
@@ -42,6 +43,21 @@ class KernelFace:
     constants: tuple[str, ...]
     values: tuple[str, ...]
 
+    @property
+    def unspecialized(self) -> str:
+        """The numbers that vary from call to call: no kernel is compiled again for theirs."""
+        return _unspecialized(self.types)
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedFace:
+    """How the launcher runs a kernel of the gradient of one captured tensor."""
+
+    stores: str
+    kernel: KernelFace
+    before: tuple[str, ...]  # statements that make its buffers
+    programs: str
+
 
 @dataclass(frozen=True, slots=True)
 class BackwardFace:
@@ -69,7 +85,8 @@ class BackwardFace:
     row_strides: str
     descriptor_tensors: str
     grads_empty: tuple[str, ...]
-    sums: tuple[str, ...]
+    buffers: tuple[str, ...]  # of gradients of captured tensors
+    captured: tuple[CapturedFace, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +162,7 @@ class _Builder:
             kernel_arguments=tuple(name for name, _, _ in arguments),
             kernel_types=tuple((name, kind) for name, kind, _ in arguments),
             kernel_constants=tuple(name for name, _ in self._constants()),
-            unspecialized=", ".join(
-                f'"{n}"' for n, kind, _ in arguments if kind in ("i32", "fp32") and "stride" not in n
-            ),
+            unspecialized=_unspecialized((n, kind) for n, kind, _ in arguments),
             launch_values=(
                 *(value for _, _, value in arguments),
                 *(f"{n}={v}" for n, v in self._constants() if v),
@@ -184,7 +199,7 @@ class _Builder:
             launch_keys="max_seqlen_k" if self.packed else f"k.shape[{self._dim('s')}]",
             launch_length="max_seqlen_q" if self.packed else f"q.shape[{self._dim('s')}]",
             launch_heads=f"q.shape[{self.heads}]",
-            launch_batch="(cu_seqlens_q.shape[0] - 1)" if self.packed else "q.shape[0]",
+            launch_batch=self._batch(),
             heads=self.heads,
             group_axis=self.heads + 1,
             keys_grid_length="max_seqlen_k" if self.packed else "seqlen_k",
@@ -193,7 +208,8 @@ class _Builder:
 
     def _backward(self) -> BackwardFace:
         stored = {name: self._stored(name) for name in ("lse2", "dq")}
-        sums = [*stored["lse2"][2:], *stored["dq"][1:]]
+        added = [n for n in stored["dq"][1:] if self._fold(n).into]
+        sums = [n for n in (*stored["lse2"][2:], *stored["dq"][1:]) if n not in added]
         graded = [n for n, i in self.inputs.items() if i.grad]
         forward = [n for n, _ in self._op_arguments()]
         tensors = [n for n, t in self._op_arguments() if t.startswith("torch.Tensor")]
@@ -213,7 +229,13 @@ class _Builder:
                 "_backward_rows", ["out", "dout"], ["lse", "dlse", *stored["lse2"]], sinks, ["HAS_DLSE"]
             ),
             dq=self._face(
-                "_backward_dq", [*self.tensors, "dout", "dq"], ["lse2", "delta", *stored["dq"][1:]], None, []
+                "_backward_dq",
+                [*self.tensors, "dout", "dq"],
+                ["lse2", "delta", *(n for n in sums if n in stored["dq"])],
+                None,
+                [],
+                more=[row for n in added for row in self._places(n)],
+                indices=added,
             ),
             dkdv=self._face(
                 "_backward_dkdv",
@@ -242,8 +264,92 @@ class _Builder:
             row_strides=", ".join(f"{t}.stride({self._dim('s')})" for t in (*self.tensors, "dout")),
             descriptor_tensors=", ".join([*self.tensors, "dout"]),
             grads_empty=tuple(self._gradient(n, per_head) for n in self.tensors),
-            sums=tuple(sums),
+            buffers=(
+                *(f"{n} = torch.zeros_like(lse)" for n in sums),
+                *(line for n in added for line in self._zeros(n)),
+            ),
+            captured=self._captured_faces(),
         )
+
+    def _fold(self, name: str) -> Fold:
+        fold = self.graph.nodes[name]
+        assert isinstance(fold, Fold)
+        return fold
+
+    def _zeros(self, gradient: str) -> list[str]:
+        tensor = gradient.removeprefix("d")
+        made = f"{gradient} = torch.zeros({tensor}.shape, dtype=torch.float32, device=q.device)"
+        return [made, _index_type(gradient)]
+
+    def _places(self, gradient: str) -> list[tuple[str, str, str]]:
+        """The arguments by which a kernel finds the places of a captured gradient."""
+        rank = self._rank(gradient.removeprefix("d"))
+        strides = [(f"stride_{gradient}_{p}", "i32", f"{gradient}.stride({p})") for p in range(rank)]
+        return [(gradient, "*fp32", gradient), *strides]
+
+    def _captured_faces(self) -> tuple[CapturedFace, ...]:
+        """The kernels of captured gradients that have their own: over tiles of scores, then over places of diagonals."""
+        folds = [(n, f) for n, f in self.graph.all(Fold) if f.level == "tile" and f.order == "sequential"]
+        return tuple(face for name, fold in folds for face in self._captured_face(name, fold))
+
+    def _captured_face(self, stored: str, fold: Fold) -> list[CapturedFace]:
+        _, launch = launch_of(self.graph, stored)
+        long_q, long_k = ("max_seqlen_q", "max_seqlen_k") if self.packed else ("seqlen_q", "seqlen_k")
+        sizes = dict(zip((long_q, long_k), self._long(), strict=True))
+        tiles_m = f'triton.cdiv({sizes[long_q]}, config["BLOCK_M"])'
+        tiles_n = f'triton.cdiv({sizes[long_k]}, config["BLOCK_N"])'
+        counts = {"B": self._batch(), "Hq": f"q.shape[{self.heads}]"}
+        kept = [counts[axis] for axis in launch.program_axes]
+        gradient = stored if fold.into else stored.removesuffix("_diagonals")
+        diagonal = not fold.into
+        tiles = {"Sq": [tiles_m, tiles_n], "Sk": [tiles_n], "Sd": ["num_diagonals"]}[launch.tile_axis]
+        before = self._zeros(gradient)
+        if diagonal:
+            before += [
+                f"first_diagonal = {tiles_m}",
+                f"num_diagonals = first_diagonal + {tiles_n} + 1",
+                'span = 2 * config["BLOCK_M"]',
+                f"shape = [{', '.join([*kept, 'num_diagonals', 'span'])}]",
+                f"{stored} = torch.empty(shape, dtype=torch.float32, device=q.device)",
+            ]
+        more = [(stored, "*fp32", stored)] if diagonal else self._places(gradient)
+        name = f"_backward_captured_{stored.removeprefix('d')}"
+        face = self._face(
+            name,
+            [*self.tensors, "dout"],
+            ["lse2", "delta"],
+            None,
+            [],
+            more=[*more, ("batch", "i32", self._batch())],
+            indices=[] if diagonal else [gradient],
+        )
+        own = CapturedFace(stored, face, tuple(before), " * ".join([*tiles, *kept]))
+        return [own, self._place_face(gradient, stored)] if diagonal else [own]
+
+    def _place_face(self, gradient: str, diagonals: str) -> CapturedFace:
+        rank = self._rank(gradient.removeprefix("d"))
+        rows = [(diagonals, "*fp32", diagonals), (gradient, "*fp32", gradient)]
+        rows += [(p, _TRITON[self.inputs[p].dtype], p) for p in self.params]
+        rows += [(f"size_{p}", "i32", f"{gradient}.shape[{p}]") for p in range(rank)]
+        rows += [("num_q_heads", "i32", f"q.shape[{self.heads}]")]
+        rows += [(n, "i32", n) for n in ("num_diagonals", "first_diagonal")]
+        rows += [] if self.packed else self._lengths()
+        face = KernelFace(
+            name=f"_backward_captured_{gradient.removeprefix('d')}",
+            arguments=tuple(n for n, _, _ in rows),
+            types=tuple((n, t) for n, t, _ in rows),
+            constants=("SPAN", "BLOCK_N"),
+            values=(*(f"{n}={v}" for n, _, v in rows), "SPAN=span"),
+        )
+        return CapturedFace(gradient, face, (), f"{gradient}.numel()")
+
+    def _long(self) -> tuple[str, str]:
+        if self.packed:
+            return "max_seqlen_q", "max_seqlen_k"
+        return f"q.shape[{self._dim('s')}]", f"k.shape[{self._dim('s')}]"
+
+    def _batch(self) -> str:
+        return "(cu_seqlens_q.shape[0] - 1)" if self.packed else "q.shape[0]"
 
     def _is_ungraded(self, name: str) -> bool:
         node = self.inputs.get(name)
@@ -282,6 +388,8 @@ class _Builder:
         captured: list[str] | None,
         constants: list[str],
         heads: str = "num_q_heads",
+        more: Sequence[tuple[str, str, str]] = (),
+        indices: Sequence[str] = (),
     ) -> KernelFace:
         """The argument list of a backward kernel over some tensors and per-row statistics."""
         used = [c for c in self.captured if c != "sinks"] if captured is None else captured
@@ -308,15 +416,20 @@ class _Builder:
         rows += [(f"stride_{c}_{p}", "i32", f"{c}.stride({p})") for c in used for p in range(self._rank(c))]
         number = {"num_q_heads": f"q.shape[{self.heads}]", "num_kv_heads": f"k.shape[{self.heads}]"}
         rows.append((heads, "i32", number[heads]))
+        rows += more
+        both = captured is None and not {"dq", "dk"} & {*tensors}
         if self.packed:
-            longest = "max_seqlen_k" if "dk" in tensors else "max_seqlen_q"
-            rows.append((longest, "i32", longest))
+            longest = ["max_seqlen_q"] * (both or "dk" not in tensors)
+            longest += ["max_seqlen_k"] * (both or "dk" in tensors)
+            rows += [(n, "i32", n) for n in longest]
         else:
             rows += self._lengths()
         fixed = self._backward_constants(used, captured is None) + [(n, "") for n in constants]
-        merged = any(config.merged for config in self._configs(tensors))
+        fixed = [row for row in fixed if not both or row[0] != "LARGE_STRIDES"]
+        fixed += [(f"{n.upper()}_INDEX", f"{n}_index") for n in indices]
         fixed += [("BLOCK_M", ""), ("BLOCK_N", "")]
-        fixed += [("USE_DESCRIPTORS", "")] if captured is None else []
+        fixed += [] if both or captured is not None else [("USE_DESCRIPTORS", "")]
+        merged = not both and any(config.merged for config in self._configs(tensors))
         fixed += [("MERGED", "")] if merged else []
         values = [*(f"{n}={v}" for n, _, v in rows), *(f"{n}={v}" for n, v in fixed if v)]
         return KernelFace(
@@ -482,6 +595,10 @@ def formulas(graph: Graph) -> list[Expr]:
 
 def _uses_tanh(expr: Expr) -> bool:
     return any(isinstance(e, ex.Apply) and e.op == "tanh_exp2" for e in ex.walk(expr))
+
+
+def _unspecialized(types: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(f'"{n}"' for n, kind in types if kind in ("i32", "fp32") and "stride" not in n)
 
 
 def _size(axis: Axis) -> str:

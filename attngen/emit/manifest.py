@@ -45,6 +45,7 @@ def manifest(
             "exact": tiles.exact,
             "notes": list(tiles.notes),
         },
+        "deterministic": all(fold.carrier != "atomic" for _, fold in graph.all(Fold)),
         "configs": {target: [_forward(c) for c in choices] for target, choices in parts.launch.configs},
         "kernels": {
             **_kernels(graph, parts, face, loops, table_loops),
@@ -91,6 +92,28 @@ def _backward(graph: Graph, parts: Parts, face: BackwardFace, reverse: Backward)
                 }
                 for walk in ((*body.merged, *body.loops) if body else ())
             ],
+            "configs": {
+                target: [{k: v for k, v in _config(c).items() if k in keys} for c in choices]
+                for target, choices in launch.configs
+            },
+        }
+    return {**found, **_captured(graph, face, {"products": [{**x, **tile} for x in (qk, dp)]})}
+
+
+def _captured(graph: Graph, face: BackwardFace, per_tile: dict[str, object]) -> dict[str, object]:
+    """The kernels of captured gradients: loops over tiles of scores, and over what those have stored."""
+    found: dict[str, object] = {}
+    for captured in face.captured:
+        fold, (_, launch) = graph.nodes[captured.stores], launch_of(graph, captured.stores)
+        assert isinstance(fold, Fold)
+        scores = {"role": "captured", "node": captured.stores, **per_tile, "loads": []}
+        others = {"role": "diagonals", "node": captured.stores, "products": [], "loads": []}
+        over_scores = fold.level == "tile"
+        keys = {*captured.kernel.constants, "num_warps", "num_stages"}
+        found[captured.kernel.name] = {
+            "arguments": dict(captured.kernel.types),
+            "constants": list(captured.kernel.constants),
+            "loops": [scores] * over_scores + [others] * (launch.tile_axis == "Sd" or not over_scores),
             "configs": {
                 target: [{k: v for k, v in _config(c).items() if k in keys} for c in choices]
                 for target, choices in launch.configs

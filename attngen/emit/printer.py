@@ -241,16 +241,21 @@ class Body:
         return f"tl.cast({self.text(expr)}, tl.int64)"
 
     def _element(self, expr: Element) -> str:
+        pointer, mask = self.address(expr)
+        loaded = f"tl.load({pointer}{f', mask={mask}, other=0' if mask else ''})"
+        if expr.type == "bool":
+            return f"({loaded} != 0)"
+        return f"{loaded}.to(tl.float32)" if expr.type == "float" else loaded
+
+    def address(self, expr: Element) -> tuple[str, str]:
+        """Where an element lies, and under which mask it may be touched ('' is always)."""
         tensor = self.printer.captured[expr.tensor]
         terms = [
             f"{self._index(x, tensor, axis)} * {stride}"
             for x, stride, axis in zip(expr.indices, tensor.strides, tensor.axes, strict=True)
         ]
         mask = " & ".join(dict.fromkeys(self._checks(expr, tensor)))
-        loaded = f"tl.load({' + '.join([tensor.name, *terms])}{f', mask={mask}, other=0' if mask else ''})"
-        if expr.type == "bool":
-            return f"({loaded} != 0)"
-        return f"{loaded}.to(tl.float32)" if expr.type == "float" else loaded
+        return " + ".join([tensor.name, *terms]), mask
 
     def _index(self, index: Expr, tensor: Captured, axis: Axis) -> str:
         if axis.origin:  # packed tokens: formulas count from the sequence's first one

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attngen.emit.interface import Interface
+from attngen.emit.interface import Interface, KernelFace
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,7 @@ class BackwardLoop:
     k_chunks: tuple[Chunk, ...]
     v_chunks: tuple[Chunk, ...]
     formula: tuple[str, ...]  # on the raw scores: mask, slope, exponent
+    added: tuple[str, ...]  # what becomes of ds where its place is added to memory
     mask: tuple[str, ...]  # what a partial tile of a merged loop adds
     partial: str  # the test of such a tile
 
@@ -109,6 +110,38 @@ class RowSum:
 
 
 @dataclass(frozen=True, slots=True)
+class CapturedKernel:
+    """A kernel that owns places of a captured tensor's gradient and walks over the tiles of scores that are added there."""
+
+    face: KernelFace
+    own: tuple[str, ...]
+    turns: str  # how many tiles it looks at
+    turn: tuple[str, ...]  # which one, and where it lies
+    visited: str
+    formula: tuple[str, ...]
+    weight: str
+    factor: str
+    k_chunks: tuple[Chunk, ...]
+    v_chunks: tuple[Chunk, ...]
+    is_diagonal: bool
+    pointer: str  # where the sum is stored
+    value: str
+    mask: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceKernel:
+    """A kernel that adds up the diagonals of one place of a captured tensor's gradient."""
+
+    face: KernelFace
+    diagonals: str
+    gradient: str
+    own: tuple[str, ...]
+    kept: str  # which of the rows of diagonals
+    match: str  # the diagonals of this place
+
+
+@dataclass(frozen=True, slots=True)
 class Backward:
     """The backward part of a module."""
 
@@ -125,6 +158,8 @@ class Backward:
     keeps_ds: bool  # sums per row need ds before the slope of the score is in it
     slope_later: bool
     sums: tuple[RowSum, ...]
+    captured: tuple[CapturedKernel, ...]
+    places: tuple[PlaceKernel, ...]
     sinks: str
     sinks_rows: str
     per_head: bool

@@ -166,10 +166,10 @@ class Fold(Node):
 
     For sum, of the products element * value, or of the element alone where ``value`` is ''. Axes that the result lacks are
     summed too (the query heads of a group, where the result has kv heads). With ``at``, the element at a place is added
-    where these indices point: the gradient of the captured tensor ``into``, whose shape the result has.
+    where these indices point: the gradient of the captured tensor ``into``, whose shape the result has ('': of its axes).
 
     Scheduling fills the lower half: ``base`` of the exponential and the positive ``factor`` that multiplies the element inside
-    it, the mask's plan, and where the fold is cut.
+    it, the mask's plan, and where the fold is cut. The carrier ``atomic`` adds in any order, in memory.
     """
 
     kind: ClassVar[str] = "fold"
@@ -189,7 +189,7 @@ class Fold(Node):
     tiles: Tiles | None = None
     level: Literal["whole", "tile", "split"] = "whole"
     order: Literal["free", "full-then-partial", "sequential"] = "free"
-    carrier: Literal["none", "register", "buffer"] = "none"
+    carrier: Literal["none", "register", "buffer", "atomic"] = "none"
 
     def verify(self) -> None:
         """A mask is a truth value; a cut fold has a plan, an order and a carrier."""
@@ -306,6 +306,8 @@ class Store(Node):
 class Launch(Node):
     """One kernel: its stores, the axis whose tiles and the axes whose elements become programs, and its schedules.
 
+    ``across`` names a second axis whose tiles become programs: each owns a rectangle.
+
     ``rows`` says how a program finds its rows: ``dense`` (one length for all) or ``packed`` (lengths from cu_seqlens).
     ``configs`` gives, per target, schedules to try in order; the first one is the untuned default.
     """
@@ -316,6 +318,7 @@ class Launch(Node):
     stores: tuple[str, ...]
     rows: Literal["dense", "packed"]
     tile_axis: str
+    across: str = ""
     program_axes: Axes
     configs: tuple[tuple[str, tuple[Config, ...]], ...]
 

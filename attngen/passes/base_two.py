@@ -69,7 +69,9 @@ def _adjoints(graph: Graph, fold: Fold) -> Graph:
             expr = _weights(expr)
         changed[name] = replace(node, operand=operand, others=read, expr=expr, captured=ex.tensors(expr))
     graph = graph.with_nodes(changed)
-    folds = {name: _after_sum(graph, node) for name, node in graph.all(Fold) if node.monoid == "sum"}
+    folds = {
+        name: _after_sum(graph, node) for name, node in graph.all(Fold) if node.monoid == "sum" and node.value
+    }
     graph = graph.with_nodes(folds)
     read = {operand for node in graph.nodes.values() for operand in node.operands()}
     return graph.without({n for n in changed if n not in read and isinstance(graph.nodes[n], Map)})

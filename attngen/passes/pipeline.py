@@ -9,7 +9,7 @@ from attngen.passes.base_two import BaseTwo
 from attngen.passes.build import build
 from attngen.passes.differentiate import Differentiate
 from attngen.passes.plan_masks import PlanMasks
-from attngen.passes.schedules import Wanted
+from attngen.passes.schedules import ANYTHING, Wanted
 from attngen.passes.tile import Tile
 from attngen.spec import Spec
 
@@ -39,11 +39,12 @@ def run(graph: Graph, passes: tuple[Pass, ...] = PIPELINE) -> Graph:
 
 
 def schedule(spec: Spec) -> Graph:
-    """Return the scheduled graph of a spec; its `schedule` restricts what the tile pass chooses."""
-    if spec.schedule is None:
-        return run(build(spec))
+    """Return the scheduled graph of a spec; its `schedule` and `deterministic` say what the tile pass may choose."""
     asked = spec.schedule
-    wanted = Wanted(
-        block_m=asked.block_m, block_n=asked.block_n, num_warps=asked.warps, num_stages=asked.stages
-    )
-    return run(build(spec), tuple(Tile(wanted) if isinstance(step, Tile) else step for step in PIPELINE))
+    wanted = ANYTHING
+    if asked is not None:
+        wanted = Wanted(
+            block_m=asked.block_m, block_n=asked.block_n, num_warps=asked.warps, num_stages=asked.stages
+        )
+    tile = Tile(wanted, spec.deterministic)
+    return run(build(spec), tuple(tile if isinstance(step, Tile) else step for step in PIPELINE))

@@ -167,6 +167,22 @@ def backward_configurations(kernel: str, qk_dim: int, v_dim: int, *, heavy: bool
     return (("default", small), ("cpu", _BACKWARD_CPU), *found)
 
 
+_CAPTURED: tuple[Row, ...] = ((256, (_config(64, 64, 4, 1),)), (1 << 30, (_config(32, 32, 4, 1),)))
+_CAPTURED_FP32: tuple[Row, ...] = ((320, (_config(32, 32, 4, 1),)), (1 << 30, (_config(16, 16, 4, 1),)))
+_PLACES = (_config(1, 1024, 4, 1),)  # a place, and how many diagonals it looks at together
+
+
+def captured_configurations(qk_dim: int, v_dim: int, *, over_scores: bool) -> Choices:
+    """Return schedules of the kernels of captured gradients: square tiles of scores, or a place and its diagonals."""
+    if not over_scores:
+        return (("default", _PLACES), ("cpu", _PLACES))
+    columns = qk_dim + v_dim
+    found = [
+        (name, _choices(_CAPTURED_FP32 if name.endswith("/32") else _CAPTURED, columns)) for name in _TARGETS
+    ]
+    return (("default", _choices(_CAPTURED_FP32, columns)), ("cpu", (_config(32, 32, 4, 1),)), *found)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """What a spec's `schedule` asks for; an empty tuple leaves the planner's choice."""

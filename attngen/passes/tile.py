@@ -17,6 +17,7 @@ class Tile:
     """Needs: planned folds in base 2. Leaves: a scheduled graph; loads, stores and one launch around a fold cut into tiles."""
 
     wanted: Wanted = ANYTHING
+    deterministic: bool = True
     name: str = "tile"
 
     def apply(self, graph: Graph) -> Graph:
@@ -43,7 +44,9 @@ class Tile:
             graph, tuple(n for n in changed if n.startswith("store_")), address, self.wanted
         )
         if "dq" in graph.nodes:
-            changed |= tile_backward(graph, changed, address)
+            added, axes = tile_backward(graph, changed, address, deterministic=self.deterministic)
+            changed |= added
+            graph = replace(graph, axes=(*graph.axes, *axes))
         return graph.with_nodes(changed, level="scheduled")
 
 

@@ -1,7 +1,8 @@
 """The backward half of tile: cut the Sum folds of an attention backward, and say which kernel does what.
 
 Three kernels, none with atomics: one over rows (delta, lse in base two, the gradient of sinks per row), one whose programs
-own rows (dq), one whose programs own keys (dk, dv; it walks over the query heads of a group).
+own rows (dq), one whose programs own keys (dk, dv; it walks over the query heads of a group). Captured tensors that are
+read at keys, elements or distances add kernels of their own (`tile_captured`).
 """
 
 from __future__ import annotations
@@ -11,41 +12,52 @@ from dataclasses import replace
 
 import networkx as nx
 
-from attngen.errors import PlanError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Address, Fold, Input, Launch, Map, Node, Store
-from attngen.passes.schedules import backward_configurations
+from attngen.ir.nodes import Address, Axis, Fold, Input, Launch, Map, Node, Store
+from attngen.passes.schedules import backward_configurations, captured_configurations
+from attngen.passes.tile_captured import Cut, cut_captured, merged_stores
 
-ROWS = ("B", "Hq", "Sq")
 
+def tile_backward(
+    graph: Graph, loaded: Mapping[str, Node], address: Address, *, deterministic: bool = True
+) -> tuple[dict[str, Node], tuple[Axis, ...]]:
+    """Return the changed and added nodes of the backward, and the axes that they add to the graph.
 
-def tile_backward(graph: Graph, loaded: Mapping[str, Node], address: Address) -> dict[str, Node]:
-    """Return the changed and added nodes of the backward; ``loaded`` holds the tiles that the forward made."""
+    ``loaded`` holds the tiles that the forward made.
+    """
     changed: dict[str, Node] = {}
     reads = reads_per_element(graph)
     by_head = graph.axis("Hkv").group > 1 and "h" in key_symbols(graph)
     keys = ("dk_heads", "dv_heads") if by_head else ("dk", "dv")
     stores: dict[str, tuple[str, ...]] = {"rows": ("lse2", "delta"), "dq": ("dq",), "dkdv": keys}
+    cuts: dict[str, Cut] = {}
     for name, fold in graph.all(Fold):
         if fold.monoid != "sum":
             continue
         if fold.into:
-            stores |= _captured(graph, name, fold, stores, changed)
+            cut = cut_captured(graph, name, fold, deterministic=deterministic)
+            cuts |= {kernel: cut for kernel in cut.stores if kernel not in stores}
+            stores = merged_stores(stores, cut.stores)
+            changed |= cut.nodes
             continue
         value = f"{fold.value}_tile" if f"{fold.value}_tile" in loaded else fold.value
-        cut = replace(fold, value=value, level="tile", order="full-then-partial", carrier="register")
-        changed |= _by_head(graph, name, cut) if by_head and fold.axis == "Sq" else {name: cut}
+        cut_fold = replace(fold, value=value, level="tile", order="full-then-partial", carrier="register")
+        changed |= _by_head(graph, name, cut_fold) if by_head and fold.axis == "Sq" else {name: cut_fold}
+    merges = all(_merges(fold) for fold in changed.values() if isinstance(fold, Fold)) and not reads
+    heavy = not merges or "scores" in graph.nodes or "d_scaled" in graph.nodes
     for kernel, names in stores.items():
         for name in names:
             changed[f"store_{name}"] = _store(graph, name, {**graph.nodes, **changed}[name], address)
-        merges = all(_merges(fold) for fold in changed.values() if isinstance(fold, Fold))
         launched = tuple(f"store_{n}" for n in names)
-        merged = merges and not reads
-        heavy = not merged or "scores" in graph.nodes or "d_scaled" in graph.nodes
-        changed[f"kernel_{kernel}"] = _launch(graph, kernel, launched, address, merged, heavy)
-    return changed
+        cut = cuts.get(kernel)
+        changed[f"kernel_{kernel}"] = (
+            _launch_captured(graph, kernel, launched, address, cut)
+            if cut
+            else _launch(graph, kernel, launched, address, merges, heavy)
+        )
+    return changed, tuple(dict.fromkeys(axis for cut in cuts.values() for axis in cut.axes))
 
 
 def key_symbols(graph: Graph) -> frozenset[str]:
@@ -73,45 +85,6 @@ def _by_head(graph: Graph, name: str, fold: Fold) -> dict[str, Node]:
     return {part: replace(fold, axes=axes), name: total}
 
 
-def _captured(
-    graph: Graph, name: str, fold: Fold, stores: Mapping[str, tuple[str, ...]], changed: dict[str, Node]
-) -> dict[str, tuple[str, ...]]:
-    """The gradient of a captured tensor: sums per row in a buffer, which the launcher adds up in a fixed order."""
-    used = {symbol for index in fold.at for symbol in ex.symbols(index)}
-    plain = all(isinstance(index, ex.Symbol) for index in fold.at)
-    if not plain or not used <= {"b", "h", "row"}:
-        raise PlanError(
-            f"{graph.provenance.name}: captured: no gradient of {fold.into}, read at ["
-            f"{', '.join(ex.text(i) for i in fold.at)}]: only b, h and row are possible"
-        )
-    if {"b", "row"} <= used and any(a.origin for a in map(graph.axis, fold.axes)):
-        raise PlanError(
-            f"{graph.provenance.name}: captured: no gradient of {fold.into}: a packed token is of one sequence: read it by"
-            " b or by row"
-        )
-    element = graph.nodes[fold.element]
-    if getattr(element, "axes", ()) == ROWS:
-        changed[name] = replace(fold, level="split", order="sequential", carrier="buffer")
-        return {"rows": (*stores["rows"], fold.element)}
-    part = f"{name}_rows"
-    changed[part] = replace(
-        fold, at=(), into="", axes=ROWS, level="tile", order="full-then-partial", carrier="register"
-    )
-    changed[name] = Fold(
-        monoid="sum",
-        element=part,
-        axis="Sq",
-        domain=replace(fold.domain, mask=ex.TRUE, size=graph.axis("Sq").size),
-        axes=fold.axes,
-        at=fold.at,
-        into=fold.into,
-        level="split",
-        order="sequential",
-        carrier="buffer",
-    )
-    return {"dq": (*stores["dq"], part)}
-
-
 def _store(graph: Graph, name: str, node: Node, address: Address) -> Store:
     axes = node.axes if isinstance(node, Fold | Map) else ()
     source = graph.nodes.get(name.removeprefix("d"))
@@ -122,6 +95,8 @@ def _store(graph: Graph, name: str, node: Node, address: Address) -> Store:
 def _merges(fold: Fold) -> bool:
     """Whether one loop can walk all tiles of a fold: those of one interval, and masks of row limits alone."""
     tiles = fold.tiles
+    if fold.carrier == "atomic":
+        return False
     return tiles is None or (len(tiles.may) == 1 and len(tiles.must) <= 1 and tiles.residual == ex.TRUE)
 
 
@@ -132,11 +107,32 @@ def reads_per_element(graph: Graph) -> bool:
     return any(ex.symbols(e) & {"i", "row"} and "j" in ex.symbols(e) for e in elements)
 
 
+def _launch_captured(
+    graph: Graph, kernel: str, stores: tuple[str, ...], address: Address, cut: Cut
+) -> Launch:
+    """The kernel of one captured gradient; the last of several, over the places of the tensor, has no tiles of scores."""
+    [(_, last)] = [(n, fold) for n, fold in cut.nodes.items() if n == kernel]
+    assert isinstance(last, Fold)
+    tiles, kept = (cut.tiles, cut.kept) if last.level == "tile" else (last.axes[-1:], last.axes[:-1])
+    return Launch(
+        stores=stores,
+        rows="packed" if address == "packed" else "dense",
+        tile_axis=tiles[0],
+        across=tiles[1] if len(tiles) > 1 else "",
+        program_axes=kept,
+        configs=captured_configurations(*_dims(graph), over_scores=last.level == "tile"),
+    )
+
+
+def _dims(graph: Graph) -> list[int]:
+    sizes = [graph.axis(n).size for n in ("Dqk", "Dv")]
+    return [int(s.value) for s in sizes if isinstance(s, Const)]
+
+
 def _launch(
     graph: Graph, kernel: str, stores: tuple[str, ...], address: Address, merges: bool, heavy: bool
 ) -> Launch:
-    sizes = [graph.axis(n).size for n in ("Dqk", "Dv")]
-    dims = [int(s.value) for s in sizes if isinstance(s, Const)]
+    dims = _dims(graph)
     owned = ("Sk", "Hkv") if kernel == "dkdv" else ("Sq", "Hq")
     return Launch(
         stores=stores,

@@ -124,6 +124,7 @@ class _Run:
         """The length of an axis in this problem."""
         q, v = self.problem.tensors["q"], self.problem.tensors.get("v", self.problem.tensors["k"])
         sizes = {"B": q.shape[0], "Hq": q.shape[1], "Sq": self.seqlen_q, "Sk": self.seqlen_k}
+        sizes["Sd"] = max(0, self.seqlen_q + self.seqlen_k - 1)
         return {**sizes, "Hkv": v.shape[1]}[axis]
 
     def formula(self, expr: Expr, **more: Any) -> Tensor:
@@ -208,15 +209,30 @@ def _sum(run: _Run, node: Fold) -> Tensor:
 
 def _added_at(run: _Run, node: Fold, element: Tensor) -> Tensor:
     """Each place of the grid added to the element of the captured tensor that it read."""
-    shape = run.problem.captured[node.into].shape
+    axes = _axes(run, node.element)
+    shape = run.problem.captured[node.into].shape if node.into else [run.size(axis) for axis in node.axes]
     total = torch.zeros(shape, dtype=torch.float64)
+    grid = run.grid if axes[:3] == ("B", "Hq", "Sq") else _grid_along(run, axes)
     places: list[Tensor] = []
+    if not node.into:  # a problem's own places
+        grid = {**grid, "b": grid["b"] - run.problem.first_b} if "b" in grid else grid
     for index, size in zip(node.at, shape, strict=True):
-        place = run.formula(index) * (size != 1)
-        place = place.expand([*element.shape, *[1] * (4 - element.ndim)]).reshape(element.shape)
+        place = as_tensor(ex.evaluate(index, grid, OPS)) * (size != 1)
+        rank = max(place.ndim, element.ndim)
+        place = place.expand([*element.shape, *[1] * (rank - element.ndim)]).reshape(element.shape)
         places.append(torch.where(element != 0, place, 0).long())
     total.index_put_(tuple(p.reshape(-1) for p in places), element.reshape(-1), accumulate=True)
     return total
+
+
+def _grid_along(run: _Run, axes: tuple[str, ...]) -> dict[str, Any]:
+    """The positions of a value over some axes, each along its own."""
+    found: dict[str, Any] = dict(run.scalars)
+    for place, name in enumerate(axes):
+        first = run.problem.first_b if name == "B" else 0
+        positions = torch.arange(run.size(name)) + first
+        found[run.graph.axis(name).symbol] = positions.reshape(-1, *[1] * (len(axes) - 1 - place))
+    return found
 
 
 def visits(run: _Run, node: Fold) -> Tensor:

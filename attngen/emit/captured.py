@@ -1,0 +1,252 @@
+"""The kernels of captured gradients that own places: keys, elements, or diagonals of tiles. As finished records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from attngen.emit.addresses import chunks
+from attngen.emit.backward import (
+    Adjoint,
+    bases,
+    factor_of,
+    find_adjoint,
+    formula_lines,
+    hidden_lines,
+    is_plain,
+    plain_factor,
+)
+from attngen.emit.interface import BackwardFace, KernelFace
+from attngen.emit.loops import mask_body, named, words
+from attngen.emit.parts import Parts, launch_of
+from attngen.emit.printer import Body, Captured, Printer
+from attngen.emit.records import Backward, CapturedKernel, PlaceKernel
+from attngen.ir import expr as ex
+from attngen.ir.expr import Apply, Const, Element, Expr, Symbol
+from attngen.ir.graph import Graph
+from attngen.ir.linear import normal
+from attngen.ir.nodes import Fold, Launch
+from attngen.ir.tile_ranges import ranges_along
+
+
+def with_captured(
+    reverse: Backward,
+    graph: Graph,
+    parts: Parts,
+    face: BackwardFace,
+    captured: Mapping[str, Captured],
+    helpers: set[str],
+) -> Backward:
+    """Add the kernels of captured gradients to the backward part of a module."""
+    adjoint = find_adjoint(graph)
+    folds = [(n, f) for n, f in graph.all(Fold) if f.level == "tile" and f.order == "sequential"]
+    places = [n for n, f in graph.all(Fold) if f.axis == "Sd"]
+    faces = {x.stores: x.kernel for x in face.captured}
+    return replace(
+        reverse,
+        captured=tuple(_scores(graph, n, adjoint, parts, faces[n], captured, helpers) for n, _ in folds),
+        places=tuple(_diagonals(graph, n, faces[n], captured, helpers) for n in places),
+    )
+
+
+def _scores(
+    graph: Graph,
+    stored: str,
+    adjoint: Adjoint,
+    parts: Parts,
+    face: KernelFace,
+    captured: Mapping[str, Captured],
+    helpers: set[str],
+) -> CapturedKernel:
+    """The kernel over tiles of scores that stores a captured gradient, or its diagonals."""
+    fold = graph.nodes[stored]
+    assert isinstance(fold, Fold)
+    assert fold.tiles is not None
+    _, launch = launch_of(graph, stored)
+    diagonal = launch.tile_axis == "Sd"
+    printer = Printer(captured, helpers=helpers)
+    if diagonal:
+        del printer.least["row"]  # a tile may begin before the first row
+    plan = ranges_along(fold.axis, fold.tiles, {"BLOCK_M": 16, "BLOCK_N": 16})
+    for name, bound in plan.bindings:
+        printer.assign(name, bound)
+    within = [
+        f"((tile_n >= {named(printer, f'{kind}_lo_{n}', r.lo)}) & (tile_n < {named(printer, f'{kind}_hi_{n}', r.hi)}))"
+        for kind, found in (("full", plan.full), ("partial", plan.partial))
+        for n, r in enumerate(found)
+    ]
+    factor = factor_of(graph, fold)
+    own = replace(adjoint, slope=None, sums=((stored, factor),), added=())
+    if is_plain(adjoint.weight):
+        printer.assign("factor", plain_factor(adjoint.weight))
+    mask, masks = mask_body(fold.tiles, printer)
+    body = Body(printer, "tile", guard="allowed", named=masks.named)
+    formula = [*mask, "allowed = allowed & row_valid[:, None]", *formula_lines(own, printer, body)]
+    formula += hidden_lines(own, printer)
+    target = Body(printer, "keys" if launch.tile_axis == "Sk" else "tile")
+    pointer, guard = ("", "") if diagonal else target.address(Element(stored, fold.at, "float"))
+    steps, walked = _places(graph, launch, parts)
+    steps += [*printer.prologue, *target.lines, *bases(parts, ("q", "k", "v", "dout"), per_row=False)]
+    turns = " * ".join(count for _, count in walked) or "1"
+    before, turn = _split(
+        _used(steps, [*formula, *within, pointer, guard, *_turns(walked), turns]),
+        [name for name, _ in walked],
+    )
+    return CapturedKernel(
+        face=face,
+        own=tuple(before),
+        turns=turns,
+        turn=(*_turns(walked), *turn),
+        visited=f"{_exists(diagonal)} & ({' | '.join(within) or 'tile_n < 0'})",
+        formula=tuple(formula),
+        weight="qk * factor" if is_plain(adjoint.weight) else "qk",
+        factor="" if factor == Const(1.0) else f" * factor_{stored}",
+        k_chunks=chunks(parts.k, "d", "key_valid"),
+        v_chunks=chunks(parts.v, "e", "key_valid"),
+        is_diagonal=diagonal,
+        pointer=stored if diagonal else pointer,
+        value="tl.sum(total, 0)" if launch.tile_axis == "Sk" else "total",
+        mask=f", mask={guard}" if guard else "",
+    )
+
+
+def _exists(diagonal: bool) -> str:
+    tests = "(start_m < seqlen_q) & (start_n < seqlen_k)"
+    return f"(start_m > -BLOCK_M) & {tests}" if diagonal else tests
+
+
+def _places(graph: Graph, launch: Launch, parts: Parts) -> tuple[list[str], list[tuple[str, str]]]:
+    """Statements that find a program's places, and what it walks over: names and how many of each."""
+    packed = launch.rows == "packed"
+    lines = [
+        f"num_tiles_m = tl.cdiv({'max_seqlen_q' if packed else 'seqlen_q'}, BLOCK_M)",
+        f"num_tiles_n = tl.cdiv({'max_seqlen_k' if packed else 'seqlen_k'}, BLOCK_N)",
+    ]
+    walked: list[tuple[str, str]] = []
+    kinds = {
+        "Sq": ("tile_n = program % num_tiles_n", "tile_m = program // num_tiles_n % num_tiles_m"),
+        "Sk": ("tile_n = program % num_tiles_n",),
+        "Sd": (
+            "num_diagonals = num_tiles_m + num_tiles_n + 1",
+            "diagonal = program % num_diagonals - num_tiles_m",
+        ),
+    }
+    rest = {"Sq": "num_tiles_n // num_tiles_m", "Sk": "num_tiles_n", "Sd": "num_diagonals"}[launch.tile_axis]
+    lines += [*kinds[launch.tile_axis], f"rest = program // {rest}"]
+    walked += {"Sq": [], "Sk": [("tile_m", "num_tiles_m")], "Sd": [("tile_n", "num_tiles_n")]}[
+        launch.tile_axis
+    ]
+    heads = "Hq" in launch.program_axes
+    if heads:
+        lines.append("h = rest % num_q_heads")
+    else:
+        walked.append(("h", "num_q_heads"))
+    if "B" in launch.program_axes:
+        lines.append("b = rest // num_q_heads" if heads else "b = rest")
+    else:
+        walked.append(("b", "batch"))
+    lines.append(f"hk = h // {parts.group}")
+    if packed:
+        lines += [
+            "q_start = tl.load(cu_seqlens_q + b)",
+            "k_start = tl.load(cu_seqlens_k + b)",
+            "seqlen_q = tl.load(cu_seqlens_q + b + 1) - q_start",
+            "seqlen_k = tl.load(seqused_k + b) if HAS_SEQUSED_K else tl.load(cu_seqlens_k + b + 1) - k_start",
+        ]
+    first = "(tile_n + diagonal) * BLOCK_M - shift" if launch.tile_axis == "Sd" else "tile_m * BLOCK_M"
+    valid = "(row >= 0) & (row < seqlen_q)" if launch.tile_axis == "Sd" else "row < seqlen_q"
+    lines += [
+        "shift = seqlen_k - seqlen_q",
+        f"start_m = {first}",
+        "start_n = tile_n * BLOCK_N",
+        "row = start_m + rows_m",
+        "i = row + shift",
+        "j = start_n + rows_n",
+        f"row_valid = {valid}",
+        "key_valid = (j < seqlen_k)[:, None]",
+        "i_lo = start_m + shift",
+        "i_hi = tl.minimum(start_m + BLOCK_M, seqlen_q) - 1 + shift",
+    ]
+    return lines, walked
+
+
+_READ = ("start_m", "start_n", "row", "j", "row_valid", "key_valid", "seqlen_q", "seqlen_k")
+
+
+def _used(steps: list[str], later: Iterable[str]) -> list[str]:
+    """The statements that something after them reads."""
+    needed = words(later) | set(_READ) | {f"{name}_base" for name in ("q", "k", "v", "dout")} | {"padded_row"}
+    kept: list[str] = []
+    for line in reversed(steps):
+        name, _, value = line.partition(" = ")
+        if name in needed:
+            kept.append(line)
+            needed |= words([value])
+    return kept[::-1]
+
+
+def _split(steps: list[str], walked: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Statements that hold for a whole program, and those that vary with what it walks over."""
+    varying = set(walked)
+    before: list[str] = []
+    turn: list[str] = []
+    for line in steps:
+        name, _, value = line.partition(" = ")
+        if words([value]) & varying:
+            varying.add(name)
+            turn.append(line)
+        else:
+            before.append(line)
+    return before, turn
+
+
+def _turns(walked: list[tuple[str, str]]) -> list[str]:
+    """Which of the walked places a turn is: the first name varies fastest."""
+    lines: list[str] = []
+    before = "turn"
+    for n, (name, count) in enumerate(walked):
+        lines.append(f"{name} = {before} % {count}" if n < len(walked) - 1 else f"{name} = {before}")
+        before = f"{before} // {count}"
+    return lines
+
+
+def _diagonals(
+    graph: Graph, gradient: str, face: KernelFace, captured: Mapping[str, Captured], helpers: set[str]
+) -> PlaceKernel:
+    """The kernel that adds up the diagonals of each place of a captured gradient."""
+    fold = graph.nodes[gradient]
+    assert isinstance(fold, Fold)
+    part = graph.nodes[fold.element]
+    assert isinstance(part, Fold)
+    printer = Printer(captured, helpers=helpers)
+    printer.least.pop("row")
+    lines: list[str] = []
+    rest = "program"
+    for n in reversed(range(len(fold.at))):
+        lines.append(f"at_{n} = {rest} % size_{n}" if n else f"at_0 = {rest}")
+        rest = f"{rest} // size_{n}"
+    known = {x.name: f"at_{n}" for n, x in enumerate(fold.at) if x in (Symbol("b"), Symbol("h"))}
+    symbols = [graph.axis(axis).symbol for axis in part.axes[:-1]]
+    kept = "0"
+    for symbol in symbols:
+        kept = known[symbol] if kept == "0" else f"({kept} * num_q_heads + {known[symbol]})"
+    body = Body(printer, "rows")
+    tests = [
+        f"(({body.text(_of_difference(x))}) == at_{n})"
+        for n, x in enumerate(fold.at)
+        if f"at_{n}" not in known.values()
+    ]
+    return PlaceKernel(
+        face=face,
+        diagonals=fold.element,
+        gradient=gradient,
+        own=(*lines, *printer.prologue),
+        kept=kept,
+        match=" & ".join(tests),
+    )
+
+
+def _of_difference(index: Expr) -> Expr:
+    """An index of a diagonal as one of i - j, which the kernel calls i."""
+    diagonal = Apply("sub", (Apply("add", (Symbol("i"), Symbol("seqlen_q"))), Const(1)))
+    return normal(ex.substitute(index, {"diagonal": diagonal}))
