@@ -29,10 +29,11 @@ EPS32 = torch.finfo(torch.float32).eps
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How the backward kernels run: tiles of dq, then of dk and dv."""
+    """How the backward kernels run: tiles of dq, then of dk and dv, then square ones of captured tensors."""
 
     dq: tuple[int, int] = (16, 16)
     dkdv: tuple[int, int] = (16, 16)
+    captured: int = 16
     descriptors: bool = False
     merged: bool = False
     apart: bool = False
@@ -46,13 +47,18 @@ class Schedule:
             if "MERGED" in module.MANIFEST["kernels"][kernel]["constants"]:
                 found[kernel]["MERGED"] = self.merged
         found["_backward_dkdv"]["APART"] = self.apart
+        for kernel, described in module.MANIFEST["kernels"].items():
+            if kernel.startswith("_backward_captured"):
+                sizes = {"BLOCK_M": self.captured, "BLOCK_N": self.captured}
+                found[kernel] = {n: sizes[n] for n in described["constants"] if n in sizes}
+                found[kernel] |= {"num_warps": 4, "num_stages": 1}
         return found
 
 
 SMALL = Schedule()
 OTHERS = (
     Schedule(dq=(32, 16), dkdv=(16, 32), descriptors=True, merged=True),
-    Schedule(dq=(16, 64), dkdv=(64, 16), apart=True),
+    Schedule(dq=(16, 64), dkdv=(64, 16), apart=True, captured=32),
     Schedule(dq=(32, 32), dkdv=(32, 32), merged=True, apart=True),
     Schedule(dq=(64, 32), dkdv=(32, 64), descriptors=True),
     Schedule(dq=(128, 16), dkdv=(16, 128)),
@@ -124,7 +130,6 @@ def kernel_gradients(
 # ---- the watch
 
 RESULTS = {"lse2", "delta", "dq", "dk", "dv"}
-KERNELS = ("_backward_rows", "_backward_dq", "_backward_dkdv")
 
 
 def _addresses(tensor: Tensor) -> np.ndarray:
@@ -169,14 +174,16 @@ def watched(module: ModuleType) -> Iterator[None]:
             return original.store(pointers, value, mask)
 
     class Kernel:
-        def __init__(self, kernel: Any) -> None:
-            self.kernel = kernel
+        def __init__(self, name: str) -> None:
+            self.kernel = getattr(module, name)
+            self.results = RESULTS | {f"d{n}" for n in module.SPEC.get("captured", {})}
+            self.results |= {f"d{n.removeprefix('_backward_captured_')}" for n in [name]}
 
         def __getitem__(self, grid: Any) -> Any:
             def launch(**arguments: Any) -> Any:
                 nonlocal readable, writable, written
                 tensors = {n: t for n, t in arguments.items() if isinstance(t, Tensor) and t.numel()}
-                mine = [_addresses(t) for n, t in tensors.items() if n in RESULTS or n.endswith("_rows")]
+                mine = [_addresses(t) for n, t in tensors.items() if n in self.results or n.endswith("_rows")]
                 mine += [_addresses(t) for n, t in tensors.items() if n.startswith("ds_")]
                 readable = np.unique(np.concatenate([_addresses(t) for t in tensors.values()]))
                 writable = np.unique(np.concatenate(mine))
@@ -190,8 +197,9 @@ def watched(module: ModuleType) -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(interpreter, "_interpreter", Watch()))
-        for name in KERNELS:
-            stack.enter_context(patch.object(module, name, Kernel(getattr(module, name))))
+        for name in module.MANIFEST["kernels"]:
+            if name.startswith("_backward"):
+                stack.enter_context(patch.object(module, name, Kernel(name)))
         yield
 
 

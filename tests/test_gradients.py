@@ -396,6 +396,22 @@ READS = {
     "h row": ("x[h, row]", ["Hq", "Sq"]),
     "row b": ("x[row, b]", ["Sq", "B"]),
     "b": ("x[b]", ["B"]),
+    "key": ("x[j]", ["Sk"]),
+    "h key": ("x[h, j]", ["Hq", "Sk"]),
+    "key b": ("x[j, b]", ["Sk", "B"]),
+    "b h key": ("x[b, h, j]", ["B", "Hq", "Sk"]),
+    "element": ("x[row, j]", ["Sq", "Sk"]),
+    "transposed": ("x[j, row]", ["Sk", "Sq"]),
+    "h element": ("x[h, row, j]", ["Hq", "Sq", "Sk"]),
+    "b h element": ("x[b, h, row, j]", ["B", "Hq", "Sq", "Sk"]),
+    "position": ("x[h, i, j]", ["Hq", 64, 64]),
+    "distance": ("x[i - j + 64]", [128]),
+    "row distance": ("x[row - j + 64]", [128]),
+    "h bucket": ("x[h, max(-8, min(i - j, 8)) + 8]", ["Hq", 17]),
+    "bucket h": ("x[int(log(abs(row - j) + 1.0) * 2), h]", [16, "Hq"]),
+    "b h distance": ("x[b, h, (i - j + 64) // 3]", ["B", "Hq", 50]),
+    "chosen": ("x[h, i - j + 64 if i > j else 0]", ["Hq", 128]),
+    "two": ("x[(i - j) % 3, (j - i) // 9 + 5]", [3, 12]),
 }
 
 
@@ -422,6 +438,14 @@ PACKED_READS = {
     "b": ("x[b]", ["B"]),
     "b h": ("x[b, h]", ["B", "Hq"]),
     "h b": ("x[h, b]", ["Hq", "B"]),
+    "token": ("x[j]", ["Tk"]),
+    "h token": ("x[h, j]", ["Hq", "Tk"]),
+    "key": ("x[j]", [64]),
+    "b key": ("x[b, j]", ["B", 64]),
+    "h element": ("x[h, row, j]", ["Hq", 64, 64]),
+    "row of tokens": ("x[row, j]", ["Tq", 64]),
+    "h distance": ("x[h, i - j + 64]", ["Hq", 128]),
+    "b distance": ("x[b, i - j + 64]", ["B", 128]),
 }
 
 
@@ -480,24 +504,71 @@ def test_captured_tensors_are_not_read_where_the_mask_is_false(name):
     check(spec, inputs, (SMALL, *OTHERS[:2]))
 
 
-REFUSED = {
+ANYWHERE = {
     "x[hk]": ["Hkv"],
-    "x[h, j]": ["Hq", "Sk"],
-    "x[row, j]": ["Sq", "Sk"],
-    "x[i - j + 64]": [128],
     "x[0]": [1],
+    "x[h, i]": ["Hq", 64],
+    "x[h, j // 2]": ["Hq", 64],
+    "x[i // 2, j // 3]": [40, 40],
+    "x[h, i + j]": ["Hq", 128],
+    "x[b, 0, j // 4]": ["B", 1, 50],
 }
 
 
-@pytest.mark.parametrize("element", REFUSED)
-def test_captured_gradients_that_are_not_generated(element):
-    spec = make(
-        score=f"s * {element}", captured={"x": {"dtype": "float32", "axes": REFUSED[element], "grad": True}}
-    )
+@pytest.mark.parametrize("element", ANYWHERE)
+def test_captured_gradients_that_have_no_fixed_order(element):
     with pytest.raises(
-        PlanError, match=r"gradients: captured: no gradient of x, read at .*: only b, h and row"
+        PlanError,
+        match=r"captured: no gradient of x, read at .*, in a fixed order: .* 'deterministic: false'",
     ):
-        attngen.build(spec)
+        attngen.build(reading(element, ANYWHERE[element], "s * {x}"))
+
+
+@pytest.mark.parametrize("formula", ["s * {x}", *slow("s + {x}")])
+@pytest.mark.parametrize("element", ANYWHERE)
+def test_captured_gradients_by_atomics(element, formula):
+    """Where a spec asks for no fixed order; the manifest says so."""
+    spec = reading(element, ANYWHERE[element], formula, deterministic=False)
+    assert attngen.build(spec).MANIFEST["deterministic"] is False
+    inputs = inputs_of(spec, Problem(name="", lengths=((18, 21),) * 2, kv_heads=2), torch.float32)
+    check(spec, inputs, (SMALL, OTHERS[0]))
+
+
+def test_fixed_orders_need_no_atomics():
+    spec = reading("x[h]", ["Hq"], "s * {x}", deterministic=False)
+    assert attngen.build(spec).MANIFEST["deterministic"] is True
+
+
+@pytest.mark.parametrize("formula", ["s + 2 * {x}", "(s + {x}) * 0.5", "s + {x} / 3"])
+@pytest.mark.parametrize("read", ["h", "h key", "h bucket"])
+def test_constant_factors_of_captured_tensors(read, formula):
+    spec = reading(*READS[read], formula)
+    inputs = inputs_of(spec, Problem(name="", lengths=((18, 21),) * 2, kv_heads=2), torch.float32)
+    check(spec, inputs)
+
+
+@pytest.mark.parametrize("lengths", [(21, 18), (1, 40), (40, 1), (33, 70), (5, 0), (0, 5)])
+@pytest.mark.parametrize("read", ["h key", "h element", "h bucket"])
+def test_lengths_of_captured_gradients(read, lengths):
+    element, axes = READS[read]
+    spec = reading(element, axes, "s + {x}")
+    inputs = inputs_of(spec, Problem(name="", lengths=(lengths,) * 2, kv_heads=2), torch.float32)
+    check(spec, inputs, (SMALL, OTHERS[1]))
+
+
+def test_places_that_two_tables_share():
+    """Two tables of distances, and a bias whose gradient nobody asks for."""
+    table = {"dtype": "float32", "axes": [80], "grad": True}
+    captured = {
+        "x": table,
+        "y": {**table, "axes": ["Hq", 17]},
+        "z": {"dtype": "float32", "axes": ["Hq", "Sk"]},
+    }
+    score = "s * y[h, max(-8, min(i - j, 8)) + 8] + x[row - j + 60] + z[h, j]"
+    spec = make(
+        heads={"q": 4, "kv": 2}, score=score, captured=captured, mask="j <= i and i - j < 12", sinks=True
+    )
+    check(spec, inputs_of(spec, replace(RAGGED, kv_heads=2), torch.float32), (SMALL, OTHERS[1]))
 
 
 # ---- strides
@@ -716,6 +787,11 @@ BITS = {
     "head": {"mask": CAUSAL, "score": "s * (h + 1)"},
     "window": {"mask": "j <= i and i - j < 9", "sinks": True},
     "packed": {"mask": CAUSAL, "layout": "thd"},
+    "key": {"score": "s + x[j]", "captured": {"x": {"dtype": "float32", "axes": ["Sk"], "grad": True}}},
+    "distance": {
+        "score": "s + x[i - j + 99]",
+        "captured": {"x": {"dtype": "float32", "axes": [200], "grad": True}},
+    },
 }
 
 
@@ -748,7 +824,10 @@ def test_same_bits_alone_and_in_a_batch():
         assert all(torch.equal(alone[n][0], whole[n][b]) for n in "qkv")
 
 
-@pytest.mark.parametrize("name", ["alibi", *slow(*(n for n in COMMITTED if n != "alibi"))])
+FEW = ["additive_bias", "alibi", "t5_bias"]
+
+
+@pytest.mark.parametrize("name", [*FEW, *slow(*(n for n in COMMITTED if n not in FEW))])
 def test_no_atomics(name):
     text = Path(str(attngen.build(committed(name)).__file__)).read_text()
     assert "_backward_dkdv" in text

@@ -16,6 +16,7 @@ from attngen.errors import InternalError, PlanError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const
 from attngen.ir.graph import Graph
+from attngen.ir.nodes import Fold
 from attngen.ir.tiles import Interval
 from attngen.passes.pipeline import schedule
 from attngen.reference.interpreter import interpret_all
@@ -41,12 +42,8 @@ X = {"x": {"dtype": "float32", "axes": ["Hq"]}}
 
 
 def schedulable(name: str) -> Spec:
-    """A committed spec with the gradients of captured tensors that can be planned."""
-    spec = committed(name, **SMALL.get(name, {}))
-    data = spec.canonical()
-    for tensor, captured in data.get("captured", {}).items():
-        captured["grad"] = tensor == "slopes"
-    return load_spec(data)
+    """A committed spec, small, with the gradients of all its captured tensors."""
+    return committed(name, **SMALL.get(name, {}))
 
 
 def agree(spec: Spec, problem: Problem, blocks: list[tuple[int, int]]) -> None:
@@ -197,12 +194,73 @@ def test_an_edit_that_templates_cannot_follow_is_refused(name):
 
 # ---- captured tensors
 
+PLACES = {
+    "h key": ("x[h, j]", ["Hq", "Sk"], ["kernel_dx"]),
+    "element": ("x[row, j]", ["Sq", "Sk"], ["kernel_dx"]),
+    "position": ("x[h, i, j]", ["Hq", 64, 64], ["kernel_dx"]),
+    "distance": ("x[h, max(-8, min(i - j, 8)) + 8]", ["Hq", 17], ["kernel_dx_diagonals", "kernel_dx"]),
+    "row distance": ("x[b, (row - j + 64) // 3]", ["B", 50], ["kernel_dx_diagonals", "kernel_dx"]),
+    "comparison": ("x[1 if i - 3 < j else 0, h]", [2, "Hq"], ["kernel_dx_diagonals", "kernel_dx"]),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_places_of_captured_tensors(name):
+    element, axes, kernels = PLACES[name]
+    spec = make(
+        heads={"q": 4, "kv": 2},
+        score=f"s * {element}",
+        captured={"x": {"dtype": "float32", "axes": axes}},
+        mask="j <= i + 2",
+    )
+    launched = [n for n in schedule(spec).nodes if n.startswith("kernel_dx")]
+    assert sorted(launched) == sorted(kernels)
+    agree(spec, Problem(name="", lengths=((18, 21),) * 2, kv_heads=2), BLOCKS)
+
+
+PACKED_PLACES = {
+    "token": ("x[h, j]", ["Hq", "Tk"]),
+    "key": ("x[j]", [64]),
+    "element": ("x[b, row, j]", ["B", 64, 64]),
+    "row of tokens": ("x[row, j]", ["Tq", 64]),
+    "distance": ("x[h, i - j + 64]", ["Hq", 128]),
+    "b distance": ("x[b, i - j + 64]", ["B", 128]),
+}
+
+
+@pytest.mark.parametrize("name", PACKED_PLACES)
+def test_places_of_packed_captured_tensors(name):
+    element, axes = PACKED_PLACES[name]
+    spec = make(
+        layout="thd",
+        score=f"s * {element}",
+        captured={"x": {"dtype": "float32", "axes": axes}},
+        mask="j <= i",
+    )
+    agree(spec, UNUSED, BLOCKS[:2])
+
+
+@pytest.mark.parametrize(
+    ("element", "layout"),
+    [("x[i + j]", "bshd"), ("x[min(i, j)]", "bshd"), ("x[j // 2]", "bshd"), ("x[row - j + 64]", "thd")],
+)
+def test_what_has_no_fixed_order_needs_leave(element, layout):
+    """Packed rows count from their sequences: row - j is another i - j in each."""
+    spec = make(score=f"s * {element}", captured={"x": {"dtype": "float32", "axes": [128]}}, layout=layout)
+    with pytest.raises(PlanError, match=r"in a fixed order: .* 'deterministic: false' allows atomics"):
+        schedule(spec)
+    data = {**spec.canonical(), "deterministic": False}
+    folds = [fold for _, fold in schedule(load_spec(data)).all(Fold) if fold.into]
+    assert [fold.carrier for fold in folds] == ["atomic"]
+    problem = UNUSED if layout == "thd" else Problem(name="", lengths=((18, 21),) * 2)
+    agree(load_spec(data), problem, BLOCKS[:2])
+
 
 def test_packed_tokens_are_not_read_by_sequence_too():
     spec = make(
         layout="thd", score="s * x[b, row]", captured={"x": {"dtype": "float32", "axes": ["B", "Tq"]}}
     )
-    with pytest.raises(PlanError, match="no gradient of x: a packed token is of one sequence"):
+    with pytest.raises(PlanError, match=r"no gradient of x, .* a packed token is of one sequence"):
         schedule(spec)
 
 
