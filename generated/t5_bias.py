@@ -1757,7 +1757,6 @@ def launch_backward(
                 )
         config = chosen["_backward_captured_rel_bias_diagonals"]
         drel_bias = torch.zeros(rel_bias.shape, dtype=torch.float32, device=q.device)
-        drel_bias_index = tl.int64 if _extent(drel_bias) >= 2**31 else tl.int32
         first_diagonal = triton.cdiv(q.shape[1], config["BLOCK_M"])
         num_diagonals = first_diagonal + triton.cdiv(k.shape[1], config["BLOCK_N"]) + 1
         span = 2 * config["BLOCK_M"]

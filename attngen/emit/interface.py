@@ -266,7 +266,7 @@ class _Builder:
             grads_empty=tuple(self._gradient(n, per_head) for n in self.tensors),
             buffers=(
                 *(f"{n} = torch.zeros_like(lse)" for n in sums),
-                *(line for n in added for line in self._zeros(n)),
+                *(line for n in added for line in (self._zeros(n), _index_type(n))),
             ),
             captured=self._captured_faces(),
         )
@@ -276,10 +276,9 @@ class _Builder:
         assert isinstance(fold, Fold)
         return fold
 
-    def _zeros(self, gradient: str) -> list[str]:
+    def _zeros(self, gradient: str) -> str:
         tensor = gradient.removeprefix("d")
-        made = f"{gradient} = torch.zeros({tensor}.shape, dtype=torch.float32, device=q.device)"
-        return [made, _index_type(gradient)]
+        return f"{gradient} = torch.zeros({tensor}.shape, dtype=torch.float32, device=q.device)"
 
     def _places(self, gradient: str) -> list[tuple[str, str, str]]:
         """The arguments by which a kernel finds the places of a captured gradient."""
@@ -303,8 +302,10 @@ class _Builder:
         gradient = stored if fold.into else stored.removesuffix("_diagonals")
         diagonal = not fold.into
         tiles = {"Sq": [tiles_m, tiles_n], "Sk": [tiles_n], "Sd": ["num_diagonals"]}[launch.tile_axis]
-        before = self._zeros(gradient)
-        if diagonal:
+        before = [self._zeros(gradient)]
+        if not diagonal:
+            before.append(_index_type(gradient))
+        else:
             before += [
                 f"first_diagonal = {tiles_m}",
                 f"num_diagonals = first_diagonal + {tiles_n} + 1",

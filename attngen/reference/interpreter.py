@@ -212,13 +212,12 @@ def _added_at(run: _Run, node: Fold, element: Tensor) -> Tensor:
     axes = _axes(run, node.element)
     shape = run.problem.captured[node.into].shape if node.into else [run.size(axis) for axis in node.axes]
     total = torch.zeros(shape, dtype=torch.float64)
-    grid = run.grid if axes[:3] == ("B", "Hq", "Sq") else _grid_along(run, axes)
+    grid, rank = (run.grid, 4) if axes[:3] == ("B", "Hq", "Sq") else (_grid_along(run, axes), len(axes))
     places: list[Tensor] = []
     if not node.into:  # a problem's own places
         grid = {**grid, "b": grid["b"] - run.problem.first_b} if "b" in grid else grid
     for index, size in zip(node.at, shape, strict=True):
         place = as_tensor(ex.evaluate(index, grid, OPS)) * (size != 1)
-        rank = max(place.ndim, element.ndim)
         place = place.expand([*element.shape, *[1] * (rank - element.ndim)]).reshape(element.shape)
         places.append(torch.where(element != 0, place, 0).long())
     total.index_put_(tuple(p.reshape(-1) for p in places), element.reshape(-1), accumulate=True)

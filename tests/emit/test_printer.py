@@ -178,7 +178,6 @@ def test_axes_of_size_one_are_broadcast():
         ),
         ({"score": "s + log(0)"}, "log(0)"),
         ({"dtype": "float16", "precision": "tf32"}, "no float32"),
-        ({"deterministic": False}, "remove 'deterministic: false'"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(changes, message):

@@ -9,8 +9,26 @@ from pathlib import Path
 import jinja2.nodes as jn
 import pytest
 
-from attngen.emit.interface import BackwardFace, CapturedArgument, Interface, KernelFace, ScalarArgument
-from attngen.emit.records import Backward, BackwardKernel, BackwardLoop, Chunk, Context, Loop, RowSum, Table
+from attngen.emit.interface import (
+    BackwardFace,
+    CapturedArgument,
+    CapturedFace,
+    Interface,
+    KernelFace,
+    ScalarArgument,
+)
+from attngen.emit.records import (
+    Backward,
+    BackwardKernel,
+    BackwardLoop,
+    CapturedKernel,
+    Chunk,
+    Context,
+    Loop,
+    PlaceKernel,
+    RowSum,
+    Table,
+)
 from attngen.emit.render import environment, templates
 
 FILES = sorted(templates().rglob("*.jinja"))
@@ -78,11 +96,16 @@ def test_records_hold_finished_values():
         "tuple[tuple[int, str], ...]",
         "tuple[BackwardLoop, ...]",
         "tuple[RowSum, ...]",
+        "tuple[CapturedKernel, ...]",
+        "tuple[PlaceKernel, ...]",
+        "tuple[CapturedFace, ...]",
         "BackwardKernel",
         "KernelFace",
         "Backward | None",
         "BackwardFace | None",
     )
     forward = (Context, Interface, Loop, Chunk, Table, CapturedArgument, ScalarArgument)
-    for record in (*forward, Backward, BackwardFace, BackwardKernel, BackwardLoop, KernelFace, RowSum):
+    backward = (Backward, BackwardFace, BackwardKernel, BackwardLoop, KernelFace, RowSum)
+    backward += (CapturedFace, CapturedKernel, PlaceKernel)
+    for record in (*forward, *backward):
         assert {str(f.type) for f in dataclasses.fields(record)} <= set(plain)
