@@ -47,7 +47,7 @@ def gradient_truth(spec: Spec, names: list[str], inputs: Inputs, known: Truth) -
     dlse = torch.where(known.lse == -torch.inf, 0.0, torch.randn(known.lse.shape, generator=source))
     expected = _autograd(spec, names, inputs, dout, dlse, "float64")
     eager = _autograd(spec, names, inputs, dout, dlse, "same")
-    noise = _noise(spec, inputs, dout, known)
+    noise = _noise(spec, names, inputs, dout, known)
     rounding = _rounding(spec, inputs, known)
     budget = {
         name: 2 * max_error(eager[name], expected[name])
@@ -81,8 +81,11 @@ def _rounding(spec: Spec, inputs: Inputs, known: Truth) -> float:
     return torch.finfo(inputs["q"].dtype).eps + EPS32 * max(1.0, size(known.lse), largest_number(spec))
 
 
-def _noise(spec: Spec, inputs: Inputs, dout: Tensor, known: Truth) -> dict[str, float]:
-    """What half an ulp of out does to dq and dk: delta is off by a row's sum of |out dout|, and with it ds by p times that."""
+def _noise(spec: Spec, names: list[str], inputs: Inputs, dout: Tensor, known: Truth) -> dict[str, float]:
+    """What half an ulp of out does: delta is off by a row's sum of |out dout|, and with it ds by p times that.
+
+    A change of delta is one of -dlse, so that a captured tensor's share is a gradient of lse.
+    """
     rows = size((known.out.abs() * dout.double().abs()).sum(-1)) * _rounding(spec, inputs, known)
     scale = spec.head_dim.qk**-0.5
     wide = {name: inputs[name].detach().double().nan_to_num() for name in ("q", "k", "v")}
@@ -90,7 +93,14 @@ def _noise(spec: Spec, inputs: Inputs, dout: Tensor, known: Truth) -> dict[str, 
     whole = reference(spec, **(inputs | wide))
     assert isinstance(whole, Tensor)
     columns = torch.autograd.grad([whole.sum()], [values])[0] if whole.requires_grad else values
-    return {"q": rows * scale * size(inputs["k"]), "k": rows * scale * size(inputs["q"]) * size(columns)}
+    found = {"q": rows * scale * size(inputs["k"]), "k": rows * scale * size(inputs["q"]) * size(columns)}
+    captured = [name for name in names if name not in wide]
+    drawn = torch.randint(0, 2, known.lse.shape, generator=torch.Generator().manual_seed(3)) * 2.0 - 1.0
+    for signs in (torch.ones_like(known.lse), drawn) if captured else ():
+        dlse = torch.where(known.lse == -torch.inf, 0.0, rows * signs)
+        moved = _autograd(spec, captured, inputs, torch.zeros_like(dout), dlse, "float64")
+        found |= {name: max(size(moved[name]), found.get(name, 0.0)) for name in captured}
+    return found
 
 
 def of_graph(graph: Graph, inputs: Inputs, truth: GradientTruth, **blocks: int) -> dict[str, Tensor]:
