@@ -1229,7 +1229,7 @@ def _backward_dkdv(
             dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
         lse2_rows = tl.load(lse2_base + padded_row + rows_m)
         row = start_m + rows_m
-        allowed = rows_m[None, :] < (row_end - start_m)
+        allowed = (start_m + rows_m)[None, :] < row_end
         qk = (
             qk * term_0
             + tl.load(

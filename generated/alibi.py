@@ -1463,7 +1463,7 @@ def _backward_dkdv(
             lse2_rows = tl.load(lse2_base + padded_row + rows_m)
             row = start_m + rows_m
             i = row + shift
-            allowed = rows_m[None, :] >= (row_begin - start_m)[:, None]
+            allowed = (start_m + rows_m)[None, :] >= row_begin[:, None]
             qk = qk * term_0 + (j[:, None] - i[None, :]).to(tl.float32) * term_1
             qk = tl.where(allowed, qk, float("-inf"))
             p = tl.math.exp2(qk - lse2_rows[None, :])

@@ -972,7 +972,7 @@ def _backward_dkdv(
         lse2_rows = tl.load(lse2_base + padded_row + rows_m)
         row = start_m + rows_m
         per_row_0 = row + term_0
-        allowed = (rows_m[None, :] >= (row_begin - start_m)[:, None]) & (
+        allowed = ((start_m + rows_m)[None, :] >= row_begin[:, None]) & (
             _floor_mod(per_row_0[None, :] - j[:, None], 4) == 0
         )
         qk = tl.where(allowed, qk, float("-inf"))

@@ -1479,7 +1479,7 @@ def _backward_dkdv(
             mask=(row + term_0 >= 0) & (row + term_0 < seqlen_k),
             other=0,
         )
-        allowed = (rows_m[None, :] >= (row_begin - start_m)[:, None]) & (
+        allowed = ((start_m + rows_m)[None, :] >= row_begin[:, None]) & (
             per_row_0[None, :] == per_key_1[:, None]
         )
         qk = tl.where(allowed, qk, float("-inf"))

@@ -1431,7 +1431,7 @@ def _backward_dkdv(
             if not WANT_DV:
                 dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
             lse2_rows = tl.load(lse2_base + padded_row + rows_m)
-            allowed = rows_m[None, :] >= (row_begin - start_m)[:, None]
+            allowed = (start_m + rows_m)[None, :] >= row_begin[:, None]
             slope = 1.0 - _tanh_exp2(qk * term_0, 1.0, PRECISE) * _tanh_exp2(qk * term_0, 1.0, PRECISE)
             qk = _tanh_exp2(qk * term_0, 72.13475204444816, PRECISE)
             qk = tl.where(allowed, qk, float("-inf"))

@@ -1245,7 +1245,7 @@ def _backward_dkdv(
         lse2_rows = tl.load(lse2_base + padded_row + rows_m)
         row = start_m + rows_m
         per_row_0 = tl.maximum(0, tl.minimum(row + term_0 - 31, term_1)) + 63
-        allowed = (rows_m[None, :] < (row_end - start_m)[:, None]) & (j[:, None] < per_row_0[None, :])
+        allowed = ((start_m + rows_m)[None, :] < row_end[:, None]) & (j[:, None] < per_row_0[None, :])
         qk = tl.where(allowed, qk, float("-inf"))
         p = tl.math.exp2(qk * factor - lse2_rows[None, :])
         if WANT_DV:

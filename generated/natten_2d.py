@@ -1101,7 +1101,7 @@ def _backward_dkdv(
         per_row_1 = tl.maximum(0, tl.minimum(_floor_mod(row + term_1, 14) - 3, 7))
         per_row_2 = tl.maximum(0, tl.minimum(_floor_mod(row + term_1, 14) - 3, 7)) + 7
         allowed = (
-            (rows_m[None, :] < (row_end - start_m)[:, None])
+            ((start_m + rows_m)[None, :] < row_end[:, None])
             & (per_key_0[:, None] < per_row_0[None, :])
             & (per_row_1[None, :] <= per_key_2[:, None])
             & (per_key_2[:, None] < per_row_2[None, :])

@@ -1464,7 +1464,7 @@ def _backward_dkdv(
             if not WANT_DV:
                 dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
             lse2_rows = tl.load(lse2_base + padded_row + rows_m)
-            allowed = rows_m[None, :] >= (row_begin - start_m)[:, None]
+            allowed = (start_m + rows_m)[None, :] >= row_begin[:, None]
             qk = tl.where(allowed, qk, float("-inf"))
             p = tl.math.exp2(qk * factor - lse2_rows[None, :])
             if WANT_DV:

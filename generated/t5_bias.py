@@ -1246,7 +1246,7 @@ def _backward_dkdv(
         lse2_rows = tl.load(lse2_base + padded_row + rows_m)
         row = start_m + rows_m
         i = row + shift
-        allowed = rows_m[None, :] < (row_end - start_m)
+        allowed = (start_m + rows_m)[None, :] < row_end
         qk = (
             qk * term_0
             + tl.load(

@@ -152,12 +152,12 @@ def test_products_found_in_all_dtypes_are_those_of_the_plan():
 
 
 # Backward kernels of causal attention: instructions per 1000 tensor clocks that must be reached, full and partial tiles.
-# Where one loop runs both (sm_90), partial tiles take its longest way. sm_80's last cell is 461, 5.3 % above 438.
+# Where one loop runs both (sm_90), partial tiles take its longest way.
 BACKWARD = [
     ("sm_90", "llama3_causal", {}, {"dq": (276, 425), "dkdv": (364, 497)}),
     ("sm_90", "qwen2_gqa7", {}, {"dq": (497, 786), "dkdv": (607, 869)}),
     ("sm_90", "llama3_causal", {"head_dim": 256}, {"dq": (329, 600), "dkdv": (600, 600)}),
-    ("sm_80", "llama3_causal", {}, {"dq": (322, 409), "dkdv": (367, 440)}),
+    ("sm_80", "llama3_causal", {}, {"dq": (322, 409), "dkdv": (367, 438)}),
     ("sm_80", "qwen2_gqa7", {}, {"dq": (406, 551), "dkdv": (403, 530)}),
 ]
 

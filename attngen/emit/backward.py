@@ -358,7 +358,8 @@ def _separate(
     mask: list[str] = []
     body = Body(printer, "tile", guard="full", ragged=False)
     if masked:
-        mask, masks = mask_body(fold.tiles, printer, ends=_needs_ends(adjoint, fold, printer))
+        moved = printer.walks == "keys"  # a tile of dk has more keys than rows
+        mask, masks = mask_body(fold.tiles, printer, ends=_needs_ends(adjoint, fold, printer), moved=moved)
         body = Body(printer, "tile", guard="allowed", named=masks.named)
     formula = [*mask, *formula_lines(adjoint, printer, body)]
     known = len(body.lines)

@@ -236,14 +236,17 @@ def _tiles(parts: Parts) -> Tiles:
     return parts.fold.tiles
 
 
-def mask_body(tiles: Tiles, printer: Printer, *, ends: bool = True) -> tuple[list[str], Body]:
+def mask_body(
+    tiles: Tiles, printer: Printer, *, ends: bool = True, moved: bool = True
+) -> tuple[list[str], Body]:
     """Statements that leave `allowed`, the mask of a partial tile, and the body that named its parts.
 
-    Without `ends`, places past the end of the walked axis need no test of their own.
+    Without `ends`, places past the end of the walked axis need no test of their own. `moved` limits count from the
+    tile's begin, others from the first row or key: one addition per limit, or one per place of the tile.
     """
     last = Symbol("seqlen_k" if printer.walks == "keys" else "seqlen_q")
     hi = None if not ends and tiles.row.hi == last else tiles.row.hi
-    tests = _row_limits(tiles.row.lo, hi, printer)
+    tests = _row_limits(tiles.row.lo, hi, printer, moved=moved)
     masks = Body(printer, "tile")
     for condition in conjuncts(tiles.residual) if tiles.residual != ex.TRUE else []:
         tests.append(f"({masks.text(condition)})")
@@ -285,7 +288,7 @@ def with_positions(prologue: list[str], statements: Iterable[str], walks: str = 
     return (*lines, *(["i = row + shift"] if "i" in used and walks == "keys" else []), *prologue)
 
 
-def _row_limits(lo: Expr, hi: Expr | None, printer: Printer) -> list[str]:
+def _row_limits(lo: Expr, hi: Expr | None, printer: Printer, *, moved: bool) -> list[str]:
     """Bounds of what each row (or key, where rows are walked) may meet, hoisted: a compare per element remains."""
     tests: list[str] = []
     name, letter = ("key", "n") if printer.walks == "keys" else ("row", "m")
@@ -294,5 +297,7 @@ def _row_limits(lo: Expr, hi: Expr | None, printer: Printer) -> list[str]:
             continue
         limit = printer.assign(end, bound)
         column = "[:, None]" if limit.endswith("[:, None]") else ""
-        tests.append(f"(rows_{letter}[None, :] {sign} ({end} - start_{letter}){column})")
+        places = f"rows_{letter}" if moved else f"(start_{letter} + rows_{letter})"
+        shown = f"({end} - start_{letter})" if moved else end
+        tests.append(f"({places}[None, :] {sign} {shown}{column})")
     return tests
