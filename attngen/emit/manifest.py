@@ -62,14 +62,12 @@ def _backward(graph: Graph, parts: Parts, face: BackwardFace, reverse: Backward)
         "dq": [{**x, **tile} for x in (qk, dp, {"node": "dq", **_columns(parts.k)})],
         "dk": [
             {**qk, **tile},
-            *({**x, **tile, "when": "WANT_DK"} for x in (dp, dk)),
-            {**dv, **tile, "when": "WANT_DV"},
+            *({**x, **tile, **({} if parts.v_in_k else {"when": "WANT_DK"})} for x in (dp, dk)),
+            {**dv, **tile, **({} if parts.v_in_k else {"when": "WANT_DV"})},
         ],
     }
     loads = {
-        "dq": [
-            {"tensor": n, "tile": ["BLOCK_N"], **_columns(x)} for n, x in (("k", parts.k), ("v", parts.v))
-        ],
+        "dq": _loads(parts),
         "dk": [
             {"tensor": n, "tile": ["BLOCK_M"], **_columns(x)} for n, x in (("q", parts.k), ("dout", parts.v))
         ],
@@ -77,7 +75,7 @@ def _backward(graph: Graph, parts: Parts, face: BackwardFace, reverse: Backward)
     found: dict[str, object] = {}
     for kernel, result in ((face.rows, "lse2"), (face.dq, "dq"), (face.dkdv, "dk")):
         _, launch = launch_of(graph, f"{result}_heads" if f"{result}_heads" in graph.nodes else result)
-        keys = {*kernel.constants, "num_warps", "num_stages", *(["APART"] if result == "dk" else [])}
+        keys = {*kernel.constants, "num_warps", "num_stages", *(["APART"] if result == "dk" and not parts.v_in_k else [])}
         body = {"dq": reverse.dq, "dk": reverse.dkdv}.get(result)
         found[kernel.name] = {
             "arguments": dict(kernel.types),

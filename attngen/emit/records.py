@@ -120,6 +120,7 @@ class Backward:
     v_columns: tuple[str, ...]
     own_k_chunks: tuple[Chunk, ...]
     own_v_chunks: tuple[Chunk, ...]
+    v_in_k: bool  # what dv would be is part of dk
     scale: str
     has_slope: bool
     keeps_ds: bool  # sums per row need ds before the slope of the score is in it

@@ -223,7 +223,7 @@ class Lift(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Merge(Node):
-    """The monoid's merge of two elements, left before right."""
+    """The monoid's merge of two elements, left before right; for sum, left plus right."""
 
     kind: ClassVar[str] = "merge"
     OPERANDS: ClassVar[tuple[str, ...]] = ("left", "right")
@@ -289,6 +289,16 @@ class Slice(Node):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pad(Node):
+    """A tensor whose last axis is filled up with zeros to that of ``axes``: the adjoint of `Slice`."""
+
+    kind: ClassVar[str] = "pad"
+    OPERANDS: ClassVar[tuple[str, ...]] = ("operand",)
+    operand: str
+    axes: Axes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Store(Node):
     """Write a tile to an output tensor."""
 
@@ -326,7 +336,7 @@ class Launch(Node):
 
 
 NODE_TYPES: tuple[type[Node], ...] = (
-    Input, Contract, Map, Slice, Fold, Lift, Merge, Finish, Load, Store, Launch,
+    Input, Contract, Map, Slice, Pad, Fold, Lift, Merge, Finish, Load, Store, Launch,
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from attngen.errors import PlanError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Address, Fold, Input, Launch, Map, Node, Store
+from attngen.ir.nodes import Address, Domain, Fold, Input, Launch, Map, Merge, Node, Pad, Store
 from attngen.passes.schedules import backward_configurations
 
 ROWS = ("B", "Hq", "Sq")
@@ -26,8 +26,9 @@ def tile_backward(graph: Graph, loaded: Mapping[str, Node], address: Address) ->
     changed: dict[str, Node] = {}
     reads = reads_per_element(graph)
     by_head = graph.axis("Hkv").group > 1 and "h" in key_symbols(graph)
-    keys = ("dk_heads", "dv_heads") if by_head else ("dk", "dv")
-    stores: dict[str, tuple[str, ...]] = {"rows": ("lse2", "delta"), "dq": ("dq",), "dkdv": keys}
+    keys = ("dk", "dv") if isinstance(graph.nodes["v"], Input) else ("dk",)  # values inside K are part of dk
+    owned = tuple(f"{name}_heads" for name in keys) if by_head else keys
+    stores: dict[str, tuple[str, ...]] = {"rows": ("lse2", "delta"), "dq": ("dq",), "dkdv": owned}
     for name, fold in graph.all(Fold):
         if fold.monoid != "sum":
             continue
@@ -36,7 +37,10 @@ def tile_backward(graph: Graph, loaded: Mapping[str, Node], address: Address) ->
             continue
         value = f"{fold.value}_tile" if f"{fold.value}_tile" in loaded else fold.value
         cut = replace(fold, value=value, level="tile", order="full-then-partial", carrier="register")
-        changed |= _by_head(graph, name, cut) if by_head and fold.axis == "Sq" else {name: cut}
+        changed |= _by_head(graph, name, cut, keys) if by_head and fold.axis == "Sq" else {name: cut}
+    for name, node in graph.nodes.items() if by_head else ():
+        if isinstance(node, Pad) or (isinstance(node, Merge) and node.monoid == "sum"):
+            changed |= _by_head(graph, name, node, keys)
     for kernel, names in stores.items():
         for name in names:
             changed[f"store_{name}"] = _store(graph, name, {**graph.nodes, **changed}[name], address)
@@ -56,21 +60,24 @@ def key_symbols(graph: Graph) -> frozenset[str]:
     return frozenset(name for formula in formulas for name in ex.symbols(formula))
 
 
-def _by_head(graph: Graph, name: str, fold: Fold) -> dict[str, Node]:
-    """Programs per query head where formulas vary with it; the heads of a group are added up afterwards."""
+def _by_head(graph: Graph, name: str, node: Fold | Pad | Merge, keys: tuple[str, ...]) -> dict[str, Node]:
+    """Programs per query head where formulas vary with it; of what is stored, the heads of a group are added up
+    afterwards."""
+    whole = replace(node, axes=tuple("Hq" if axis == "Hkv" else axis for axis in node.axes))
+    if name not in keys:
+        return {name: whole}
     part = f"{name}_heads"
-    axes = tuple("Hq" if axis == "Hkv" else axis for axis in fold.axes)
     total = Fold(
         monoid="sum",
         element=part,
         axis="Hq",
-        domain=replace(fold.domain, mask=ex.TRUE, size=graph.axis("Hq").size),
-        axes=fold.axes,
+        domain=Domain(size=graph.axis("Hq").size),
+        axes=node.axes,
         level="split",
         order="sequential",
         carrier="buffer",
     )
-    return {part: replace(fold, axes=axes), name: total}
+    return {part: whole, name: total}
 
 
 def _captured(
@@ -113,7 +120,7 @@ def _captured(
 
 
 def _store(graph: Graph, name: str, node: Node, address: Address) -> Store:
-    axes = node.axes if isinstance(node, Fold | Map) else ()
+    axes = node.axes if isinstance(node, Fold | Map | Merge) else ()
     source = graph.nodes.get(name.removeprefix("d"))
     whole = isinstance(source, Input) and source.role == "tensor"
     return Store(operand=name, name=name, dtype="io" if whole else "float32", axes=axes, address=address)
