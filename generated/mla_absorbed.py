@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 6b6230182216c40cd0c52dccdcb348964d416d891b25f4010d3cbb2e515cf3dd. Needs torch and triton, nothing else.
+Digest 3c7bd8de301156e4bf9e31820ddd24235fff25a620febfc661b9dfe4bcfabc62. Needs torch and triton, nothing else.
 """
 
 import json
@@ -27,7 +27,7 @@ SPEC = json.loads(r"""
   "name": "mla_absorbed"
 }
 """)
-DIGEST = "6b6230182216c40cd0c52dccdcb348964d416d891b25f4010d3cbb2e515cf3dd"
+DIGEST = "3c7bd8de301156e4bf9e31820ddd24235fff25a620febfc661b9dfe4bcfabc62"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -249,9 +249,9 @@ MANIFEST = json.loads(r"""
         "sm_80/16": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 32,
             "num_warps": 4,
-            "num_stages": 1,
+            "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
           }
@@ -259,9 +259,9 @@ MANIFEST = json.loads(r"""
         "sm_86/16": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 32,
             "num_warps": 4,
-            "num_stages": 1,
+            "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
           }
@@ -269,46 +269,46 @@ MANIFEST = json.loads(r"""
         "sm_89/16": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 32,
             "num_warps": 4,
-            "num_stages": 1,
+            "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
           }
         ],
         "sm_90/16": [
           {
-            "BLOCK_M": 16,
-            "BLOCK_N": 16,
-            "num_warps": 4,
+            "BLOCK_M": 64,
+            "BLOCK_N": 32,
+            "num_warps": 8,
             "num_stages": 1,
-            "USE_DESCRIPTORS": false,
-            "MERGED": false
+            "USE_DESCRIPTORS": true,
+            "MERGED": true
           }
         ],
         "sm_100/16": [
           {
-            "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_M": 64,
+            "BLOCK_N": 32,
             "num_warps": 4,
             "num_stages": 1,
-            "USE_DESCRIPTORS": false,
+            "USE_DESCRIPTORS": true,
             "MERGED": false
           }
         ],
         "sm_120/16": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 32,
             "num_warps": 4,
-            "num_stages": 1,
+            "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
           }
         ],
         "gfx942/16": [
           {
-            "BLOCK_M": 16,
+            "BLOCK_M": 64,
             "BLOCK_N": 16,
             "num_warps": 4,
             "num_stages": 1,
@@ -318,7 +318,7 @@ MANIFEST = json.loads(r"""
         ],
         "gfx950/16": [
           {
-            "BLOCK_M": 16,
+            "BLOCK_M": 64,
             "BLOCK_N": 16,
             "num_warps": 4,
             "num_stages": 1,
@@ -437,7 +437,7 @@ MANIFEST = json.loads(r"""
         "seqlen_q": "i32",
         "seqlen_k": "i32"
       },
-      "constants": ["LARGE_STRIDES", "BLOCK_M", "BLOCK_N", "USE_DESCRIPTORS", "MERGED"],
+      "constants": ["LARGE_STRIDES", "WANT_LOW", "WANT_HIGH", "BLOCK_M", "BLOCK_N", "USE_DESCRIPTORS", "MERGED"],
       "loops": [
         {
           "role": "dkdv merged",
@@ -445,8 +445,10 @@ MANIFEST = json.loads(r"""
           "products": [
             {"node": "qk", "columns": 576, "padded": 576, "tile": ["BLOCK_M", "BLOCK_N"]},
             {"node": "dp", "columns": 512, "padded": 512, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 576, "padded": 576, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 512, "padded": 512, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_LOW"},
+            {"node": "dk", "columns": 320, "padded": 320, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_HIGH"},
+            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_LOW"},
+            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_HIGH"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 576, "padded": 576},
@@ -459,8 +461,10 @@ MANIFEST = json.loads(r"""
           "products": [
             {"node": "qk", "columns": 576, "padded": 576, "tile": ["BLOCK_M", "BLOCK_N"]},
             {"node": "dp", "columns": 512, "padded": 512, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 576, "padded": 576, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 512, "padded": 512, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_LOW"},
+            {"node": "dk", "columns": 320, "padded": 320, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_HIGH"},
+            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_LOW"},
+            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_HIGH"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 576, "padded": 576},
@@ -473,8 +477,10 @@ MANIFEST = json.loads(r"""
           "products": [
             {"node": "qk", "columns": 576, "padded": 576, "tile": ["BLOCK_M", "BLOCK_N"]},
             {"node": "dp", "columns": 512, "padded": 512, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dk", "columns": 576, "padded": 576, "tile": ["BLOCK_M", "BLOCK_N"]},
-            {"node": "dv", "columns": 512, "padded": 512, "tile": ["BLOCK_M", "BLOCK_N"]}
+            {"node": "dk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_LOW"},
+            {"node": "dk", "columns": 320, "padded": 320, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_HIGH"},
+            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_LOW"},
+            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_HIGH"}
           ],
           "loads": [
             {"tensor": "q", "tile": ["BLOCK_M"], "columns": 576, "padded": 576},
@@ -490,7 +496,8 @@ MANIFEST = json.loads(r"""
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
-            "MERGED": false
+            "MERGED": false,
+            "APART": false
           }
         ],
         "cpu": [
@@ -500,7 +507,8 @@ MANIFEST = json.loads(r"""
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
-            "MERGED": false
+            "MERGED": false,
+            "APART": false
           },
           {
             "BLOCK_M": 64,
@@ -508,7 +516,8 @@ MANIFEST = json.loads(r"""
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": true,
-            "MERGED": true
+            "MERGED": true,
+            "APART": false
           },
           {
             "BLOCK_M": 32,
@@ -516,87 +525,96 @@ MANIFEST = json.loads(r"""
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
-            "MERGED": false
+            "MERGED": false,
+            "APART": true
           }
         ],
         "sm_80/16": [
           {
-            "BLOCK_M": 16,
+            "BLOCK_M": 64,
             "BLOCK_N": 16,
-            "num_warps": 4,
-            "num_stages": 1,
+            "num_warps": 8,
+            "num_stages": 2,
             "USE_DESCRIPTORS": false,
-            "MERGED": false
+            "MERGED": true,
+            "APART": false
           }
         ],
         "sm_86/16": [
           {
-            "BLOCK_M": 16,
+            "BLOCK_M": 32,
             "BLOCK_N": 16,
-            "num_warps": 4,
-            "num_stages": 1,
+            "num_warps": 8,
+            "num_stages": 2,
             "USE_DESCRIPTORS": false,
-            "MERGED": false
+            "MERGED": false,
+            "APART": false
           }
         ],
         "sm_89/16": [
           {
-            "BLOCK_M": 16,
+            "BLOCK_M": 32,
             "BLOCK_N": 16,
-            "num_warps": 4,
-            "num_stages": 1,
+            "num_warps": 8,
+            "num_stages": 2,
             "USE_DESCRIPTORS": false,
-            "MERGED": false
+            "MERGED": false,
+            "APART": false
           }
         ],
         "sm_90/16": [
           {
-            "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_M": 32,
+            "BLOCK_N": 64,
             "num_warps": 4,
-            "num_stages": 1,
-            "USE_DESCRIPTORS": false,
-            "MERGED": false
+            "num_stages": 2,
+            "USE_DESCRIPTORS": true,
+            "MERGED": true,
+            "APART": true
           }
         ],
         "sm_100/16": [
           {
-            "BLOCK_M": 16,
-            "BLOCK_N": 16,
-            "num_warps": 4,
+            "BLOCK_M": 32,
+            "BLOCK_N": 64,
+            "num_warps": 8,
             "num_stages": 1,
-            "USE_DESCRIPTORS": false,
-            "MERGED": false
+            "USE_DESCRIPTORS": true,
+            "MERGED": false,
+            "APART": true
           }
         ],
         "sm_120/16": [
           {
-            "BLOCK_M": 16,
+            "BLOCK_M": 32,
             "BLOCK_N": 16,
-            "num_warps": 4,
-            "num_stages": 1,
+            "num_warps": 8,
+            "num_stages": 2,
             "USE_DESCRIPTORS": false,
-            "MERGED": false
+            "MERGED": false,
+            "APART": false
           }
         ],
         "gfx942/16": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
-            "MERGED": false
+            "MERGED": false,
+            "APART": false
           }
         ],
         "gfx950/16": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
-            "MERGED": false
+            "MERGED": false,
+            "APART": false
           }
         ],
         "sm_80/32": [
@@ -606,7 +624,8 @@ MANIFEST = json.loads(r"""
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
-            "MERGED": false
+            "MERGED": false,
+            "APART": false
           }
         ],
         "sm_86/32": [
@@ -616,7 +635,8 @@ MANIFEST = json.loads(r"""
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
-            "MERGED": false
+            "MERGED": false,
+            "APART": false
           }
         ],
         "sm_89/32": [
@@ -626,7 +646,8 @@ MANIFEST = json.loads(r"""
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
-            "MERGED": false
+            "MERGED": false,
+            "APART": false
           }
         ],
         "sm_90/32": [
@@ -636,7 +657,8 @@ MANIFEST = json.loads(r"""
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
-            "MERGED": false
+            "MERGED": false,
+            "APART": false
           }
         ],
         "sm_100/32": [
@@ -646,7 +668,8 @@ MANIFEST = json.loads(r"""
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
-            "MERGED": false
+            "MERGED": false,
+            "APART": false
           }
         ],
         "sm_120/32": [
@@ -656,7 +679,8 @@ MANIFEST = json.loads(r"""
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
-            "MERGED": false
+            "MERGED": false,
+            "APART": false
           }
         ],
         "gfx942/32": [
@@ -666,7 +690,8 @@ MANIFEST = json.loads(r"""
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
-            "MERGED": false
+            "MERGED": false,
+            "APART": false
           }
         ],
         "gfx950/32": [
@@ -676,7 +701,8 @@ MANIFEST = json.loads(r"""
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
-            "MERGED": false
+            "MERGED": false,
+            "APART": false
           }
         ]
       }
@@ -1111,6 +1137,8 @@ def _backward_dkdv(
     seqlen_q,
     seqlen_k,
     LARGE_STRIDES: tl.constexpr,
+    WANT_LOW: tl.constexpr,
+    WANT_HIGH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     USE_DESCRIPTORS: tl.constexpr,
@@ -1151,25 +1179,35 @@ def _backward_dkdv(
     dk_base = dk + tl.cast(b, tl.int64) * stride_dkb + tl.cast(hk, tl.int64) * stride_dkh
     lse2_base = lse2 + tl.cast(b, tl.int64) * stride_rb + tl.cast(h, tl.int64) * stride_rh
     delta_base = delta + tl.cast(b, tl.int64) * stride_rb + tl.cast(h, tl.int64) * stride_rh
-    d_0 = tl.arange(0, 512)
-    d_1 = tl.arange(512, 576)
-    e_0 = tl.arange(0, 512)
+    d_0 = tl.arange(0, 256)
+    d_1 = tl.arange(256, 512)
+    d_2 = tl.arange(512, 576)
+    e_0 = tl.arange(0, 256)
+    e_1 = tl.arange(256, 512)
     if USE_DESCRIPTORS:
         q_descriptor_0 = tl.make_tensor_descriptor(
-            q_base, [16, seqlen_q, 576], [stride_qh, stride_qs, 1], [1, BLOCK_M, 512]
+            q_base, [16, seqlen_q, 576], [stride_qh, stride_qs, 1], [1, BLOCK_M, 256]
         )
         q_descriptor_1 = tl.make_tensor_descriptor(
+            q_base, [16, seqlen_q, 576], [stride_qh, stride_qs, 1], [1, BLOCK_M, 256]
+        )
+        q_descriptor_2 = tl.make_tensor_descriptor(
             q_base, [16, seqlen_q, 576], [stride_qh, stride_qs, 1], [1, BLOCK_M, 64]
         )
         dout_descriptor_0 = tl.make_tensor_descriptor(
-            dout_base, [16, seqlen_q, 512], [stride_gh, stride_gs, 1], [1, BLOCK_M, 512]
+            dout_base, [16, seqlen_q, 512], [stride_gh, stride_gs, 1], [1, BLOCK_M, 256]
+        )
+        dout_descriptor_1 = tl.make_tensor_descriptor(
+            dout_base, [16, seqlen_q, 512], [stride_gh, stride_gs, 1], [1, BLOCK_M, 256]
         )
     else:
         q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
         q_offsets_1 = rows_m[:, None] * stride_qs + d_1[None, :]
+        q_offsets_2 = rows_m[:, None] * stride_qs + d_2[None, :]
         dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
+        dout_offsets_1 = rows_m[:, None] * stride_gs + e_1[None, :]
     if USE_DESCRIPTORS:
-        k_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 576], [stride_ks, 1], [BLOCK_N, 512]).load(
+        k_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 576], [stride_ks, 1], [BLOCK_N, 256]).load(
             [tile_n * BLOCK_N, 0]
         )
     else:
@@ -1178,10 +1216,10 @@ def _backward_dkdv(
             mask=key_valid[:, None],
             other=0.0,
         )
-    dk_0 = tl.zeros([BLOCK_N, 512], tl.float32)
+    dk_0 = tl.zeros([BLOCK_N, 256], tl.float32)
     if USE_DESCRIPTORS:
-        k_1 = tl.make_tensor_descriptor(k_base, [seqlen_k, 576], [stride_ks, 1], [BLOCK_N, 64]).load(
-            [tile_n * BLOCK_N, 512]
+        k_1 = tl.make_tensor_descriptor(k_base, [seqlen_k, 576], [stride_ks, 1], [BLOCK_N, 256]).load(
+            [tile_n * BLOCK_N, 256]
         )
     else:
         k_1 = tl.load(
@@ -1189,7 +1227,18 @@ def _backward_dkdv(
             mask=key_valid[:, None],
             other=0.0,
         )
-    dk_1 = tl.zeros([BLOCK_N, 64], tl.float32)
+    dk_1 = tl.zeros([BLOCK_N, 256], tl.float32)
+    if USE_DESCRIPTORS:
+        k_2 = tl.make_tensor_descriptor(k_base, [seqlen_k, 576], [stride_ks, 1], [BLOCK_N, 64]).load(
+            [tile_n * BLOCK_N, 512]
+        )
+    else:
+        k_2 = tl.load(
+            k_base + key_offsets * stride_ks + d_2[None, :],
+            mask=key_valid[:, None],
+            other=0.0,
+        )
+    dk_2 = tl.zeros([BLOCK_N, 64], tl.float32)
 
     if MERGED:
         # all tiles: those that the mask cuts, or that reach past the end, take the branch
@@ -1214,31 +1263,48 @@ def _backward_dkdv(
             padded_row = row_at
             row_valid = rows_m < seqlen_q - start_m
             if USE_DESCRIPTORS:
-                q_0 = q_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 512])
+                q_0 = q_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 256])
             else:
                 q_0 = tl.load(q_rows + q_offsets_0, mask=row_valid[:, None], other=0.0)
             if USE_DESCRIPTORS:
-                q_1 = q_descriptor_1.load([head, start_m, 512]).reshape([BLOCK_M, 64])
+                q_1 = q_descriptor_1.load([head, start_m, 256]).reshape([BLOCK_M, 256])
             else:
                 q_1 = tl.load(q_rows + q_offsets_1, mask=row_valid[:, None], other=0.0)
+            if USE_DESCRIPTORS:
+                q_2 = q_descriptor_2.load([head, start_m, 512]).reshape([BLOCK_M, 64])
+            else:
+                q_2 = tl.load(q_rows + q_offsets_2, mask=row_valid[:, None], other=0.0)
             qk = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
             qk = tl.dot(k_1, tl.trans(q_1), qk, input_precision="ieee")
+            qk = tl.dot(k_2, tl.trans(q_2), qk, input_precision="ieee")
             if USE_DESCRIPTORS:
-                dout_0 = dout_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 512])
+                dout_0 = dout_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 256])
             else:
                 dout_0 = tl.load(dout_rows + dout_offsets_0, mask=row_valid[:, None], other=0.0)
+            if USE_DESCRIPTORS:
+                dout_1 = dout_descriptor_1.load([head, start_m, 256]).reshape([BLOCK_M, 256])
+            else:
+                dout_1 = tl.load(dout_rows + dout_offsets_1, mask=row_valid[:, None], other=0.0)
             lse2_rows = tl.load(lse2_base + padded_row + rows_m)
             if (tile_m < first_full) | (tile_m >= end_full):
                 allowed = rows_m[None, :] >= (row_begin - start_m)[:, None]
                 qk = tl.where(allowed, qk, float("-inf"))
             p = tl.math.exp2(qk * factor - lse2_rows[None, :])
-            dk_0 = tl.dot(p.to(dout_0.dtype), dout_0, dk_0, input_precision="ieee")
+            if WANT_LOW:
+                dk_0 = tl.dot(p.to(dout_0.dtype), dout_0, dk_0, input_precision="ieee")
+            if WANT_HIGH:
+                dk_1 = tl.dot(p.to(dout_0.dtype), dout_1, dk_1, input_precision="ieee")
             delta_rows = tl.load(delta_base + padded_row + rows_m)
             dp = tl.dot(k_0, tl.trans(dout_0), input_precision="ieee")
+            dp = tl.dot(k_1, tl.trans(dout_1), dp, input_precision="ieee")
             ds = p * (dp - delta_rows[None, :])
             ds *= scale
-            dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-            dk_1 = tl.dot(ds.to(q_0.dtype), q_1, dk_1, input_precision="ieee")
+            if WANT_LOW:
+                dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
+            if WANT_HIGH:
+                dk_1 = tl.dot(ds.to(q_0.dtype), q_1, dk_1, input_precision="ieee")
+            if WANT_HIGH:
+                dk_2 = tl.dot(ds.to(q_0.dtype), q_2, dk_2, input_precision="ieee")
             wraps = tile_m == last
             head = tl.where(wraps, head + 1, head)
             q_at += tl.where(wraps, q_wrap, q_step)
@@ -1267,28 +1333,45 @@ def _backward_dkdv(
             dout_rows = dout_base + dout_at
             padded_row = row_at
             if USE_DESCRIPTORS:
-                q_0 = q_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 512])
+                q_0 = q_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 256])
             else:
                 q_0 = tl.load(q_rows + q_offsets_0)
             if USE_DESCRIPTORS:
-                q_1 = q_descriptor_1.load([head, start_m, 512]).reshape([BLOCK_M, 64])
+                q_1 = q_descriptor_1.load([head, start_m, 256]).reshape([BLOCK_M, 256])
             else:
                 q_1 = tl.load(q_rows + q_offsets_1)
+            if USE_DESCRIPTORS:
+                q_2 = q_descriptor_2.load([head, start_m, 512]).reshape([BLOCK_M, 64])
+            else:
+                q_2 = tl.load(q_rows + q_offsets_2)
             qk = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
             qk = tl.dot(k_1, tl.trans(q_1), qk, input_precision="ieee")
+            qk = tl.dot(k_2, tl.trans(q_2), qk, input_precision="ieee")
             if USE_DESCRIPTORS:
-                dout_0 = dout_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 512])
+                dout_0 = dout_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 256])
             else:
                 dout_0 = tl.load(dout_rows + dout_offsets_0)
+            if USE_DESCRIPTORS:
+                dout_1 = dout_descriptor_1.load([head, start_m, 256]).reshape([BLOCK_M, 256])
+            else:
+                dout_1 = tl.load(dout_rows + dout_offsets_1)
             lse2_rows = tl.load(lse2_base + padded_row + rows_m)
             p = tl.math.exp2(qk * factor - lse2_rows[None, :])
-            dk_0 = tl.dot(p.to(dout_0.dtype), dout_0, dk_0, input_precision="ieee")
+            if WANT_LOW:
+                dk_0 = tl.dot(p.to(dout_0.dtype), dout_0, dk_0, input_precision="ieee")
+            if WANT_HIGH:
+                dk_1 = tl.dot(p.to(dout_0.dtype), dout_1, dk_1, input_precision="ieee")
             delta_rows = tl.load(delta_base + padded_row + rows_m)
             dp = tl.dot(k_0, tl.trans(dout_0), input_precision="ieee")
+            dp = tl.dot(k_1, tl.trans(dout_1), dp, input_precision="ieee")
             ds = p * (dp - delta_rows[None, :])
             ds *= scale
-            dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-            dk_1 = tl.dot(ds.to(q_0.dtype), q_1, dk_1, input_precision="ieee")
+            if WANT_LOW:
+                dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
+            if WANT_HIGH:
+                dk_1 = tl.dot(ds.to(q_0.dtype), q_1, dk_1, input_precision="ieee")
+            if WANT_HIGH:
+                dk_2 = tl.dot(ds.to(q_0.dtype), q_2, dk_2, input_precision="ieee")
             wraps = tile_m == last
             head = tl.where(wraps, head + 1, head)
             q_at += tl.where(wraps, q_wrap, q_step)
@@ -1322,30 +1405,47 @@ def _backward_dkdv(
             padded_row = row_at
             row_valid = rows_m < seqlen_q - start_m
             if USE_DESCRIPTORS:
-                q_0 = q_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 512])
+                q_0 = q_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 256])
             else:
                 q_0 = tl.load(q_rows + q_offsets_0, mask=row_valid[:, None], other=0.0)
             if USE_DESCRIPTORS:
-                q_1 = q_descriptor_1.load([head, start_m, 512]).reshape([BLOCK_M, 64])
+                q_1 = q_descriptor_1.load([head, start_m, 256]).reshape([BLOCK_M, 256])
             else:
                 q_1 = tl.load(q_rows + q_offsets_1, mask=row_valid[:, None], other=0.0)
+            if USE_DESCRIPTORS:
+                q_2 = q_descriptor_2.load([head, start_m, 512]).reshape([BLOCK_M, 64])
+            else:
+                q_2 = tl.load(q_rows + q_offsets_2, mask=row_valid[:, None], other=0.0)
             qk = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
             qk = tl.dot(k_1, tl.trans(q_1), qk, input_precision="ieee")
+            qk = tl.dot(k_2, tl.trans(q_2), qk, input_precision="ieee")
             if USE_DESCRIPTORS:
-                dout_0 = dout_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 512])
+                dout_0 = dout_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 256])
             else:
                 dout_0 = tl.load(dout_rows + dout_offsets_0, mask=row_valid[:, None], other=0.0)
+            if USE_DESCRIPTORS:
+                dout_1 = dout_descriptor_1.load([head, start_m, 256]).reshape([BLOCK_M, 256])
+            else:
+                dout_1 = tl.load(dout_rows + dout_offsets_1, mask=row_valid[:, None], other=0.0)
             lse2_rows = tl.load(lse2_base + padded_row + rows_m)
             allowed = rows_m[None, :] >= (row_begin - start_m)[:, None]
             qk = tl.where(allowed, qk, float("-inf"))
             p = tl.math.exp2(qk * factor - lse2_rows[None, :])
-            dk_0 = tl.dot(p.to(dout_0.dtype), dout_0, dk_0, input_precision="ieee")
+            if WANT_LOW:
+                dk_0 = tl.dot(p.to(dout_0.dtype), dout_0, dk_0, input_precision="ieee")
+            if WANT_HIGH:
+                dk_1 = tl.dot(p.to(dout_0.dtype), dout_1, dk_1, input_precision="ieee")
             delta_rows = tl.load(delta_base + padded_row + rows_m)
             dp = tl.dot(k_0, tl.trans(dout_0), input_precision="ieee")
+            dp = tl.dot(k_1, tl.trans(dout_1), dp, input_precision="ieee")
             ds = p * (dp - delta_rows[None, :])
             ds *= scale
-            dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-            dk_1 = tl.dot(ds.to(q_0.dtype), q_1, dk_1, input_precision="ieee")
+            if WANT_LOW:
+                dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
+            if WANT_HIGH:
+                dk_1 = tl.dot(ds.to(q_0.dtype), q_1, dk_1, input_precision="ieee")
+            if WANT_HIGH:
+                dk_2 = tl.dot(ds.to(q_0.dtype), q_2, dk_2, input_precision="ieee")
             wraps = tile_m == last
             head = tl.where(wraps, head + 1, head)
             leaps = tile_m == first_full - 1
@@ -1354,26 +1454,39 @@ def _backward_dkdv(
             row_at += tl.where(wraps, row_wrap, tl.where(leaps, gap * BLOCK_M, BLOCK_M))
             tile_m += tl.where(wraps, wrap, tl.where(leaps, gap, 1))
 
-    if USE_DESCRIPTORS:
-        tl.make_tensor_descriptor(dk_base, [seqlen_k, 576], [stride_dks, 1], [BLOCK_N, 512]).store(
-            [tile_n * BLOCK_N, 0], (dk_0).to(dk.dtype.element_ty)
-        )
-    else:
-        tl.store(
-            dk_base + key_offsets * stride_dks + d_0[None, :],
-            (dk_0).to(dk.dtype.element_ty),
-            mask=key_valid[:, None],
-        )
-    if USE_DESCRIPTORS:
-        tl.make_tensor_descriptor(dk_base, [seqlen_k, 576], [stride_dks, 1], [BLOCK_N, 64]).store(
-            [tile_n * BLOCK_N, 512], (dk_1).to(dk.dtype.element_ty)
-        )
-    else:
-        tl.store(
-            dk_base + key_offsets * stride_dks + d_1[None, :],
-            (dk_1).to(dk.dtype.element_ty),
-            mask=key_valid[:, None],
-        )
+    if WANT_LOW:
+        if USE_DESCRIPTORS:
+            tl.make_tensor_descriptor(dk_base, [seqlen_k, 576], [stride_dks, 1], [BLOCK_N, 256]).store(
+                [tile_n * BLOCK_N, 0], (dk_0).to(dk.dtype.element_ty)
+            )
+        else:
+            tl.store(
+                dk_base + key_offsets * stride_dks + d_0[None, :],
+                (dk_0).to(dk.dtype.element_ty),
+                mask=key_valid[:, None],
+            )
+    if WANT_HIGH:
+        if USE_DESCRIPTORS:
+            tl.make_tensor_descriptor(dk_base, [seqlen_k, 576], [stride_dks, 1], [BLOCK_N, 256]).store(
+                [tile_n * BLOCK_N, 256], (dk_1).to(dk.dtype.element_ty)
+            )
+        else:
+            tl.store(
+                dk_base + key_offsets * stride_dks + d_1[None, :],
+                (dk_1).to(dk.dtype.element_ty),
+                mask=key_valid[:, None],
+            )
+    if WANT_HIGH:
+        if USE_DESCRIPTORS:
+            tl.make_tensor_descriptor(dk_base, [seqlen_k, 576], [stride_dks, 1], [BLOCK_N, 64]).store(
+                [tile_n * BLOCK_N, 512], (dk_2).to(dk.dtype.element_ty)
+            )
+        else:
+            tl.store(
+                dk_base + key_offsets * stride_dks + d_2[None, :],
+                (dk_2).to(dk.dtype.element_ty),
+                mask=key_valid[:, None],
+            )
 
 
 def _schedule(configs: dict, device: torch.device, bits: int, aligned: bool) -> dict:
@@ -1469,7 +1582,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::mla_absorbed_6b6230182216", mutates_args=())
+@torch.library.custom_op("attngen::mla_absorbed_3c7bd8de3011", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1594,43 +1707,47 @@ def launch_backward(
                 LARGE_STRIDES=large,
                 **config,
             )
-        config = chosen["_backward_dkdv"]
+        config = {**chosen["_backward_dkdv"]}
+        apart = config.pop("APART")
         programs = triton.cdiv(k.shape[1], config["BLOCK_N"]) * k.shape[2] * q.shape[0]
-        if programs:
-            _backward_dkdv[(programs,)](
-                q=q,
-                k=k,
-                dout=dout,
-                dk=dk,
-                lse2=lse2,
-                delta=delta,
-                softmax_scale=softmax_scale,
-                stride_qb=q.stride(0),
-                stride_qs=q.stride(1),
-                stride_qh=q.stride(2),
-                stride_kb=k.stride(0),
-                stride_ks=k.stride(1),
-                stride_kh=k.stride(2),
-                stride_gb=dout.stride(0),
-                stride_gs=dout.stride(1),
-                stride_gh=dout.stride(2),
-                stride_dkb=dk.stride(0),
-                stride_dks=dk.stride(1),
-                stride_dkh=dk.stride(2),
-                stride_lh=lse.stride(-2),
-                stride_rh=lse2.stride(-2),
-                stride_lb=lse.stride(0),
-                stride_rb=lse2.stride(0),
-                num_kv_heads=k.shape[2],
-                seqlen_q=q.shape[1],
-                seqlen_k=k.shape[1],
-                LARGE_STRIDES=large,
-                **config,
-            )
+        for want_low, want_high in ((True, False), (False, True)) if apart else ((True, True),):
+            if programs:
+                _backward_dkdv[(programs,)](
+                    q=q,
+                    k=k,
+                    dout=dout,
+                    dk=dk,
+                    lse2=lse2,
+                    delta=delta,
+                    softmax_scale=softmax_scale,
+                    stride_qb=q.stride(0),
+                    stride_qs=q.stride(1),
+                    stride_qh=q.stride(2),
+                    stride_kb=k.stride(0),
+                    stride_ks=k.stride(1),
+                    stride_kh=k.stride(2),
+                    stride_gb=dout.stride(0),
+                    stride_gs=dout.stride(1),
+                    stride_gh=dout.stride(2),
+                    stride_dkb=dk.stride(0),
+                    stride_dks=dk.stride(1),
+                    stride_dkh=dk.stride(2),
+                    stride_lh=lse.stride(-2),
+                    stride_rh=lse2.stride(-2),
+                    stride_lb=lse.stride(0),
+                    stride_rb=lse2.stride(0),
+                    num_kv_heads=k.shape[2],
+                    seqlen_q=q.shape[1],
+                    seqlen_k=k.shape[1],
+                    LARGE_STRIDES=large,
+                    WANT_LOW=want_low,
+                    WANT_HIGH=want_high,
+                    **config,
+                )
     return dq, dk
 
 
-@torch.library.custom_op("attngen::mla_absorbed_6b6230182216_backward", mutates_args=())
+@torch.library.custom_op("attngen::mla_absorbed_3c7bd8de3011_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

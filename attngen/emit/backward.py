@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -26,7 +26,7 @@ from attngen.errors import InternalError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Apply, Const, Expr, Symbol
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Contract, Fold, Input, Map, Merge, Pad, Store
+from attngen.ir.nodes import Contract, Fold, Input, Load, Map, Merge, Pad, Store
 from attngen.ir.proofs import at_most, tile_facts
 from attngen.ir.tile_ranges import Range, Ranges, ranges_along
 from attngen.ir.tiles import Interval
@@ -163,7 +163,8 @@ def backward(graph: Graph, parts: Parts, captured: Mapping[str, Captured], helpe
     by_keys = Printer(captured, helpers=helpers, walks="rows")
     per_head = adjoint.per_head
     gradients = _gradients(graph, parts.launch.rows == "packed")
-    dq, dkdv = _kernel(graph, "dq", adjoint, parts, by_rows), _kernel(graph, "dk", adjoint, parts, by_keys)
+    cut = _cut(graph, parts, "dk_heads" if per_head else "dk")
+    dq, dkdv = _kernel(graph, "dq", adjoint, parts, by_rows), _kernel(graph, "dk", adjoint, cut, by_keys)
     own, sums = ("k",) if parts.v_in_k else ("k", "v"), ("dk",) if parts.v_in_k else ("dk", "dv")
     return Backward(
         dq=dq,
@@ -171,9 +172,10 @@ def backward(graph: Graph, parts: Parts, captured: Mapping[str, Captured], helpe
         row_bases=_bases(parts, ("out", "dout")),
         dq_bases=_bases(parts, ("q", *own, "dout", "dq"), per_row=bool(adjoint.sums)),
         dkdv_bases=_bases(parts, ("q", *own, "dout", *sums), "hk" if not per_head else "h"),
+        dkdv_columns=columns(cut),
         v_columns=tuple(line for line in columns(parts) if line.startswith("e_")),
-        own_k_chunks=chunks(parts.k, "d", "", owner="key_valid"),
-        own_v_chunks=chunks(parts.v, "e", "", _values(parts), owner="key_valid"),
+        own_k_chunks=_flagged(cut, chunks(cut.k, "d", "", owner="key_valid")),
+        own_v_chunks=_flagged(cut, chunks(cut.v, "e", "", _values(parts), owner="key_valid")),
         v_in_k=parts.v_in_k,
         scale=ex.text(adjoint.dq.factor) if adjoint.dq.factor is not None else "1.0",
         has_slope=adjoint.slope is not None,
@@ -188,6 +190,28 @@ def backward(graph: Graph, parts: Parts, captured: Mapping[str, Captured], helpe
         by_sequence=any("_by_sequence(" in value for value in gradients),
         results=", ".join(gradients),
     )
+
+
+def _cut(graph: Graph, parts: Parts, result: str) -> Parts:
+    """The parts as a kernel loads them: chunks that are too wide for one accumulator are cut."""
+    _, launch = launch_of(graph, result)
+
+    def narrowed(load: Load) -> Load:
+        pieces = [
+            (place, min(width, launch.widest))
+            for start, width in load.chunks
+            for place in range(start, start + width, launch.widest)
+        ]
+        return replace(load, chunks=tuple(pieces))
+
+    return replace(parts, k=narrowed(parts.k), v=narrowed(parts.v))
+
+
+def _flagged(parts: Parts, found: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
+    """Chunks of dk with the flag of the launch that adds them up: about half of the columns each."""
+    middle = parts.k.columns // 2
+    lows = [n for n, (start, width) in enumerate(parts.k.chunks) if n == 0 or start + width <= middle]
+    return tuple(replace(x, want="WANT_LOW" if x.index in lows else "WANT_HIGH") for x in found)
 
 
 def _sum_factors(adjoint: Adjoint) -> list[tuple[str, str]]:
@@ -442,8 +466,8 @@ def _walked_chunks(
     if printer.walks == "keys":
         valid = "key_valid" if masked else ""
         return chunks(parts.k, "d", valid), chunks(parts.v, "e", valid, _values(parts))
-    values = chunks(parts.v, "e", "", _values(parts), walked=masked)
-    return chunks(parts.k, "d", "", walked=masked), values
+    queries = chunks(parts.k, "d", "", walked=masked)
+    return _flagged(parts, queries), _flagged(parts, chunks(parts.v, "e", "", _values(parts), walked=masked))
 
 
 def _values(parts: Parts) -> str:

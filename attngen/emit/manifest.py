@@ -10,6 +10,9 @@ from attngen.ir.graph import Graph
 from attngen.ir.nodes import Config, Contract, Fold, Input, Load
 
 
+_TILE = {"tile": ["BLOCK_M", "BLOCK_N"]}
+
+
 def description(graph: Graph, parts: Parts) -> str:
     tiles = parts.fold.tiles
     assert tiles is not None
@@ -56,14 +59,12 @@ def manifest(
 def _backward(graph: Graph, parts: Parts, face: BackwardFace, reverse: Backward) -> dict[str, object]:
     """The backward kernels, with schedules of their own."""
     qk, dp = {"node": "qk", **_columns(parts.k)}, {"node": "dp", **_columns(parts.v)}
-    dk, dv = {"node": "dk", **_columns(parts.k)}, {"node": "dv", **_columns(parts.v)}
-    tile = {"tile": ["BLOCK_M", "BLOCK_N"]}
     products = {
-        "dq": [{**x, **tile} for x in (qk, dp, {"node": "dq", **_columns(parts.k)})],
+        "dq": [{**x, **_TILE} for x in (qk, dp, {"node": "dq", **_columns(parts.k)})],
         "dk": [
-            {**qk, **tile},
-            *({**x, **tile, **({} if parts.v_in_k else {"when": "WANT_DK"})} for x in (dp, dk)),
-            {**dv, **tile, **({} if parts.v_in_k else {"when": "WANT_DV"})},
+            {**qk, **_TILE},
+            {**dp, **_TILE} if parts.v_in_k else {**dp, **_TILE, "when": "WANT_DK"},
+            *_sums_over_rows(parts, reverse),
         ],
     }
     loads = {
@@ -75,7 +76,7 @@ def _backward(graph: Graph, parts: Parts, face: BackwardFace, reverse: Backward)
     found: dict[str, object] = {}
     for kernel, result in ((face.rows, "lse2"), (face.dq, "dq"), (face.dkdv, "dk")):
         _, launch = launch_of(graph, f"{result}_heads" if f"{result}_heads" in graph.nodes else result)
-        keys = {*kernel.constants, "num_warps", "num_stages", *(["APART"] if result == "dk" and not parts.v_in_k else [])}
+        keys = {*kernel.constants, "num_warps", "num_stages", *(["APART"] if result == "dk" else [])}
         body = {"dq": reverse.dq, "dk": reverse.dkdv}.get(result)
         found[kernel.name] = {
             "arguments": dict(kernel.types),
@@ -94,6 +95,23 @@ def _backward(graph: Graph, parts: Parts, face: BackwardFace, reverse: Backward)
                 for target, choices in launch.configs
             },
         }
+    return found
+
+
+def _sums_over_rows(parts: Parts, reverse: Backward) -> list[dict[str, object]]:
+    """The products that a program over keys adds up, each under the flag that asks for it."""
+    if not parts.v_in_k:
+        return [
+            {"node": "dk", **_columns(parts.k), **_TILE, "when": "WANT_DK"},
+            {"node": "dv", **_columns(parts.v), **_TILE, "when": "WANT_DV"},
+        ]
+    found: list[dict[str, object]] = []
+    for node, load, chunks in (("dk", parts.k, reverse.own_k_chunks), ("dv", parts.v, reverse.own_v_chunks)):
+        for flag in dict.fromkeys(chunk.want for chunk in chunks):
+            own = [chunk for chunk in chunks if chunk.want == flag]
+            padded = sum(chunk.width for chunk in own)
+            columns = min(own[-1].start + own[-1].width, load.columns) - own[0].start
+            found.append({"node": node, "columns": columns, "padded": padded, **_TILE, "when": flag})
     return found
 
 

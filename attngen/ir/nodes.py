@@ -61,7 +61,9 @@ class Config:
     num_stages: int
     use_descriptors: bool = False
     merged: bool = False  # one loop over full and partial tiles, the mask under a branch
-    apart: bool = False  # dk and dv by programs of their own
+    apart: bool = (
+        False  # dk and dv by programs of their own; where V lies inside K, two parts of dk's columns
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,7 +319,8 @@ class Launch(Node):
     """One kernel: its stores, the axis whose tiles and the axes whose elements become programs, and its schedules.
 
     ``rows`` says how a program finds its rows: ``dense`` (one length for all) or ``packed`` (lengths from cu_seqlens).
-    ``configs`` gives, per target, schedules to try in order; the first one is the untuned default.
+    ``configs`` gives, per target, schedules to try in order; the first one is the untuned default. Chunks of its loads
+    that are wider than ``widest`` columns are cut: each is an accumulator of its own.
     """
 
     kind: ClassVar[str] = "launch"
@@ -327,6 +330,7 @@ class Launch(Node):
     rows: Literal["dense", "packed"]
     tile_axis: str
     program_axes: Axes
+    widest: int = 1024
     configs: tuple[tuple[str, tuple[Config, ...]], ...]
 
     def verify(self) -> None:

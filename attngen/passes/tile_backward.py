@@ -145,13 +145,17 @@ def _launch(
     sizes = [graph.axis(n).size for n in ("Dqk", "Dv")]
     dims = [int(s.value) for s in sizes if isinstance(s, Const)]
     owned = ("Sk", "Hkv") if kernel == "dkdv" else ("Sq", "Hq")
+    v_in_k = not isinstance(graph.nodes["v"], Input)
+    parts = not v_in_k or dims[0] > 256  # one sum of so many columns needs no second launch
+    found = backward_configurations(kernel, dims[0], dims[1], heavy=heavy, v_in_k=v_in_k)
     return Launch(
         stores=stores,
         rows="packed" if address == "packed" else "dense",
         tile_axis=owned[0],
         program_axes=(owned[1], "B"),
+        widest=256 if v_in_k and kernel == "dkdv" else 1024,  # dk is cut into parts
         configs=tuple(
-            (target, tuple(config if merges else replace(config, merged=False) for config in choices))
-            for target, choices in backward_configurations(kernel, dims[0], dims[1], heavy=heavy)
+            (target, tuple(replace(c, merged=merges and c.merged, apart=parts and c.apart) for c in choices))
+            for target, choices in found
         ),
     )
