@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest cc33cf8ef9ad94d8584508e71c9762a9aaca5d2a177a4ff7d11180ee66d2b676. Needs torch and triton, nothing else.
+Digest 3c7bd8de301156e4bf9e31820ddd24235fff25a620febfc661b9dfe4bcfabc62. Needs torch and triton, nothing else.
 """
 
 import json
@@ -19,6 +19,7 @@ SPEC = json.loads(r"""
 {
   "attngen": 1,
   "dtype": ["bfloat16"],
+  "grad": true,
   "head_dim": {"qk": 576, "v": 512, "v_from_k": 512},
   "heads": {"kv": 1, "q": 16},
   "layout": "bshd",
@@ -26,7 +27,7 @@ SPEC = json.loads(r"""
   "name": "mla_absorbed"
 }
 """)
-DIGEST = "cc33cf8ef9ad94d8584508e71c9762a9aaca5d2a177a4ff7d11180ee66d2b676"
+DIGEST = "3c7bd8de301156e4bf9e31820ddd24235fff25a620febfc661b9dfe4bcfabc62"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -117,6 +118,595 @@ MANIFEST = json.loads(r"""
           "loads": [{"tensor": "k", "tile": ["BLOCK_N"], "columns": 576, "padded": 576}]
         }
       ]
+    },
+    "_backward_rows": {
+      "arguments": {
+        "out": "*io",
+        "dout": "*io",
+        "lse": "*fp32",
+        "dlse": "*fp32",
+        "lse2": "*fp32",
+        "delta": "*fp32",
+        "stride_ob": "i32",
+        "stride_os": "i32",
+        "stride_oh": "i32",
+        "stride_gb": "i32",
+        "stride_gs": "i32",
+        "stride_gh": "i32",
+        "stride_lh": "i32",
+        "stride_rh": "i32",
+        "stride_lb": "i32",
+        "stride_rb": "i32",
+        "num_q_heads": "i32",
+        "seqlen_q": "i32",
+        "seqlen_k": "i32"
+      },
+      "constants": ["HAS_DLSE", "BLOCK_M", "BLOCK_N"],
+      "loops": [],
+      "configs": {
+        "default": [{"BLOCK_M": 128, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
+        "cpu": [{"BLOCK_M": 128, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}]
+      }
+    },
+    "_backward_dq": {
+      "arguments": {
+        "q": "*io",
+        "k": "*io",
+        "dout": "*io",
+        "dq": "*io",
+        "lse2": "*fp32",
+        "delta": "*fp32",
+        "softmax_scale": "fp32",
+        "stride_qb": "i32",
+        "stride_qs": "i32",
+        "stride_qh": "i32",
+        "stride_kb": "i32",
+        "stride_ks": "i32",
+        "stride_kh": "i32",
+        "stride_gb": "i32",
+        "stride_gs": "i32",
+        "stride_gh": "i32",
+        "stride_dqb": "i32",
+        "stride_dqs": "i32",
+        "stride_dqh": "i32",
+        "stride_lh": "i32",
+        "stride_rh": "i32",
+        "stride_lb": "i32",
+        "stride_rb": "i32",
+        "num_q_heads": "i32",
+        "seqlen_q": "i32",
+        "seqlen_k": "i32"
+      },
+      "constants": ["LARGE_STRIDES", "BLOCK_M", "BLOCK_N", "USE_DESCRIPTORS", "MERGED"],
+      "loops": [
+        {
+          "role": "dq merged",
+          "node": "dq",
+          "products": [
+            {"node": "qk", "columns": 576, "padded": 576, "tile": ["BLOCK_M", "BLOCK_N"]},
+            {"node": "dp", "columns": 512, "padded": 512, "tile": ["BLOCK_M", "BLOCK_N"]},
+            {"node": "dq", "columns": 576, "padded": 576, "tile": ["BLOCK_M", "BLOCK_N"]}
+          ],
+          "loads": [{"tensor": "k", "tile": ["BLOCK_N"], "columns": 576, "padded": 576}]
+        },
+        {
+          "role": "dq full",
+          "node": "dq",
+          "products": [
+            {"node": "qk", "columns": 576, "padded": 576, "tile": ["BLOCK_M", "BLOCK_N"]},
+            {"node": "dp", "columns": 512, "padded": 512, "tile": ["BLOCK_M", "BLOCK_N"]},
+            {"node": "dq", "columns": 576, "padded": 576, "tile": ["BLOCK_M", "BLOCK_N"]}
+          ],
+          "loads": [{"tensor": "k", "tile": ["BLOCK_N"], "columns": 576, "padded": 576}]
+        },
+        {
+          "role": "dq partial",
+          "node": "dq",
+          "products": [
+            {"node": "qk", "columns": 576, "padded": 576, "tile": ["BLOCK_M", "BLOCK_N"]},
+            {"node": "dp", "columns": 512, "padded": 512, "tile": ["BLOCK_M", "BLOCK_N"]},
+            {"node": "dq", "columns": 576, "padded": 576, "tile": ["BLOCK_M", "BLOCK_N"]}
+          ],
+          "loads": [{"tensor": "k", "tile": ["BLOCK_N"], "columns": 576, "padded": 576}]
+        }
+      ],
+      "configs": {
+        "default": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          }
+        ],
+        "cpu": [
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          },
+          {
+            "BLOCK_M": 64,
+            "BLOCK_N": 32,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": true,
+            "MERGED": true
+          },
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          }
+        ],
+        "sm_80/16": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 32,
+            "num_warps": 4,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          }
+        ],
+        "sm_86/16": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 32,
+            "num_warps": 4,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          }
+        ],
+        "sm_89/16": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 32,
+            "num_warps": 4,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          }
+        ],
+        "sm_90/16": [
+          {
+            "BLOCK_M": 64,
+            "BLOCK_N": 32,
+            "num_warps": 8,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": true,
+            "MERGED": true
+          }
+        ],
+        "sm_100/16": [
+          {
+            "BLOCK_M": 64,
+            "BLOCK_N": 32,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": true,
+            "MERGED": false
+          }
+        ],
+        "sm_120/16": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 32,
+            "num_warps": 4,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          }
+        ],
+        "gfx942/16": [
+          {
+            "BLOCK_M": 64,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          }
+        ],
+        "gfx950/16": [
+          {
+            "BLOCK_M": 64,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          }
+        ],
+        "sm_80/32": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          }
+        ],
+        "sm_86/32": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          }
+        ],
+        "sm_89/32": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          }
+        ],
+        "sm_90/32": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          }
+        ],
+        "sm_100/32": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          }
+        ],
+        "sm_120/32": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          }
+        ],
+        "gfx942/32": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          }
+        ],
+        "gfx950/32": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          }
+        ]
+      }
+    },
+    "_backward_dkdv": {
+      "arguments": {
+        "q": "*io",
+        "k": "*io",
+        "dout": "*io",
+        "dk": "*io",
+        "lse2": "*fp32",
+        "delta": "*fp32",
+        "softmax_scale": "fp32",
+        "stride_qb": "i32",
+        "stride_qs": "i32",
+        "stride_qh": "i32",
+        "stride_kb": "i32",
+        "stride_ks": "i32",
+        "stride_kh": "i32",
+        "stride_gb": "i32",
+        "stride_gs": "i32",
+        "stride_gh": "i32",
+        "stride_dkb": "i32",
+        "stride_dks": "i32",
+        "stride_dkh": "i32",
+        "stride_lh": "i32",
+        "stride_rh": "i32",
+        "stride_lb": "i32",
+        "stride_rb": "i32",
+        "num_kv_heads": "i32",
+        "seqlen_q": "i32",
+        "seqlen_k": "i32"
+      },
+      "constants": ["LARGE_STRIDES", "WANT_LOW", "WANT_HIGH", "BLOCK_M", "BLOCK_N", "USE_DESCRIPTORS", "MERGED"],
+      "loops": [
+        {
+          "role": "dkdv merged",
+          "node": "dk",
+          "products": [
+            {"node": "qk", "columns": 576, "padded": 576, "tile": ["BLOCK_M", "BLOCK_N"]},
+            {"node": "dp", "columns": 512, "padded": 512, "tile": ["BLOCK_M", "BLOCK_N"]},
+            {"node": "dk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_LOW"},
+            {"node": "dk", "columns": 320, "padded": 320, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_HIGH"},
+            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_LOW"},
+            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_HIGH"}
+          ],
+          "loads": [
+            {"tensor": "q", "tile": ["BLOCK_M"], "columns": 576, "padded": 576},
+            {"tensor": "dout", "tile": ["BLOCK_M"], "columns": 512, "padded": 512}
+          ]
+        },
+        {
+          "role": "dkdv full",
+          "node": "dk",
+          "products": [
+            {"node": "qk", "columns": 576, "padded": 576, "tile": ["BLOCK_M", "BLOCK_N"]},
+            {"node": "dp", "columns": 512, "padded": 512, "tile": ["BLOCK_M", "BLOCK_N"]},
+            {"node": "dk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_LOW"},
+            {"node": "dk", "columns": 320, "padded": 320, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_HIGH"},
+            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_LOW"},
+            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_HIGH"}
+          ],
+          "loads": [
+            {"tensor": "q", "tile": ["BLOCK_M"], "columns": 576, "padded": 576},
+            {"tensor": "dout", "tile": ["BLOCK_M"], "columns": 512, "padded": 512}
+          ]
+        },
+        {
+          "role": "dkdv partial",
+          "node": "dk",
+          "products": [
+            {"node": "qk", "columns": 576, "padded": 576, "tile": ["BLOCK_M", "BLOCK_N"]},
+            {"node": "dp", "columns": 512, "padded": 512, "tile": ["BLOCK_M", "BLOCK_N"]},
+            {"node": "dk", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_LOW"},
+            {"node": "dk", "columns": 320, "padded": 320, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_HIGH"},
+            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_LOW"},
+            {"node": "dv", "columns": 256, "padded": 256, "tile": ["BLOCK_M", "BLOCK_N"], "when": "WANT_HIGH"}
+          ],
+          "loads": [
+            {"tensor": "q", "tile": ["BLOCK_M"], "columns": 576, "padded": 576},
+            {"tensor": "dout", "tile": ["BLOCK_M"], "columns": 512, "padded": 512}
+          ]
+        }
+      ],
+      "configs": {
+        "default": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          }
+        ],
+        "cpu": [
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 64,
+            "BLOCK_N": 32,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": true,
+            "MERGED": true,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": true
+          }
+        ],
+        "sm_80/16": [
+          {
+            "BLOCK_M": 64,
+            "BLOCK_N": 16,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": true,
+            "APART": false
+          }
+        ],
+        "sm_86/16": [
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 16,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          }
+        ],
+        "sm_89/16": [
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 16,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          }
+        ],
+        "sm_90/16": [
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": true,
+            "MERGED": true,
+            "APART": true
+          }
+        ],
+        "sm_100/16": [
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 64,
+            "num_warps": 8,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": true,
+            "MERGED": false,
+            "APART": true
+          }
+        ],
+        "sm_120/16": [
+          {
+            "BLOCK_M": 32,
+            "BLOCK_N": 16,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          }
+        ],
+        "gfx942/16": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          }
+        ],
+        "gfx950/16": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          }
+        ],
+        "sm_80/32": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          }
+        ],
+        "sm_86/32": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          }
+        ],
+        "sm_89/32": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          }
+        ],
+        "sm_90/32": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          }
+        ],
+        "sm_100/32": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          }
+        ],
+        "sm_120/32": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          }
+        ],
+        "gfx942/32": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          }
+        ],
+        "gfx950/32": [
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          }
+        ]
+      }
     }
   }
 }
@@ -265,6 +855,641 @@ def _attention_forward(
     tl.store(lse_base + row, lse_rows, mask=row_valid)
 
 
+@triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"])
+def _backward_rows(
+    out,
+    dout,
+    lse,
+    dlse,
+    lse2,
+    delta,
+    stride_ob,
+    stride_os,
+    stride_oh,
+    stride_gb,
+    stride_gs,
+    stride_gh,
+    stride_lh,
+    stride_rh,
+    stride_lb,
+    stride_rb,
+    num_q_heads,
+    seqlen_q,
+    seqlen_k,
+    HAS_DLSE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Per row: delta = sum(out * dout) - dlse, and lse in base two, +inf where a row has no key, so that its weights are 0."""
+    # which tile of queries, which head, which batch entry
+    num_tiles_m = tl.cdiv(seqlen_q, BLOCK_M)
+    program = tl.program_id(0)
+    tile_m = program % num_tiles_m
+    h = program // num_tiles_m % num_q_heads
+    b = program // num_tiles_m // num_q_heads
+    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_valid = row < seqlen_q
+    row_offsets = row.to(tl.int64)[:, None]
+    out_base = out + tl.cast(b, tl.int64) * stride_ob + tl.cast(h, tl.int64) * stride_oh
+    dout_base = dout + tl.cast(b, tl.int64) * stride_gb + tl.cast(h, tl.int64) * stride_gh
+    per_row = tl.cast(b, tl.int64) * stride_lb + tl.cast(h, tl.int64) * stride_lh + row
+    padded_row = tl.cast(b, tl.int64) * stride_rb + tl.cast(h, tl.int64) * stride_rh + row
+    e_0 = tl.arange(0, 512)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    out_0 = tl.load(out_base + row_offsets * stride_os + e_0[None, :], mask=row_valid[:, None], other=0.0)
+    dout_0 = tl.load(dout_base + row_offsets * stride_gs + e_0[None, :], mask=row_valid[:, None], other=0.0)
+    total += tl.sum(out_0.to(tl.float32) * dout_0.to(tl.float32), 1)
+    if HAS_DLSE:
+        total -= tl.load(dlse + per_row, mask=row_valid, other=0.0)
+    lse_rows = tl.load(lse + per_row, mask=row_valid, other=float("-inf"))
+    keyless = lse_rows == float("-inf")
+    lse2_rows = tl.where(keyless, float("inf"), lse_rows * 1.4426950408889634)
+    delta_rows = tl.where(keyless, 0.0, total)
+    tl.store(
+        lse2 + padded_row, lse2_rows
+    )  # up to a multiple of 128 rows: past the last one weights are 0, too
+    tl.store(delta + padded_row, delta_rows)
+
+
+@triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"])
+def _backward_dq(
+    q,
+    k,
+    dout,
+    dq,
+    lse2,
+    delta,
+    softmax_scale,
+    stride_qb,
+    stride_qs,
+    stride_qh,
+    stride_kb,
+    stride_ks,
+    stride_kh,
+    stride_gb,
+    stride_gs,
+    stride_gh,
+    stride_dqb,
+    stride_dqs,
+    stride_dqh,
+    stride_lh,
+    stride_rh,
+    stride_lb,
+    stride_rb,
+    num_q_heads,
+    seqlen_q,
+    seqlen_k,
+    LARGE_STRIDES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    USE_DESCRIPTORS: tl.constexpr,
+    MERGED: tl.constexpr,
+):
+    """One program adds the keys of one head up to BLOCK_M rows of dq: j <= i."""
+    # which tile of queries, which head, which batch entry
+    num_tiles_m = tl.cdiv(seqlen_q, BLOCK_M)
+    program = tl.program_id(0)
+    tile_m = program % num_tiles_m
+    h = program // num_tiles_m % num_q_heads
+    b = program // num_tiles_m // num_q_heads
+    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_valid = row < seqlen_q
+    hk = h // 16
+
+    # positions: row counts queries, i is the row's place on the key axis (ends aligned), j counts keys
+    rows_n = tl.arange(0, BLOCK_N)
+    shift = seqlen_k - seqlen_q
+    i = row + shift
+    i_lo = tile_m * BLOCK_M + shift
+    i_hi = tl.minimum(tile_m * BLOCK_M + BLOCK_M, seqlen_q) - 1 + shift
+    end_tile = (tl.maximum(tl.minimum(i_hi + 1, seqlen_k), 0) + BLOCK_N - 1) // BLOCK_N
+    end_full = tl.maximum(tl.minimum(i_lo + 1, seqlen_k), 0) // BLOCK_N
+    hull_end = tl.minimum(i_hi + 1, seqlen_k)
+    factor = softmax_scale * 1.4426950408889634
+    key_end = tl.minimum(i + 1, seqlen_k)
+    scale = softmax_scale
+
+    row_offsets = row.to(tl.int64)[:, None]
+    if LARGE_STRIDES:
+        rows_n = rows_n.to(tl.int64)
+    q_base = q + tl.cast(b, tl.int64) * stride_qb + tl.cast(h, tl.int64) * stride_qh
+    k_base = k + tl.cast(b, tl.int64) * stride_kb + tl.cast(hk, tl.int64) * stride_kh
+    dout_base = dout + tl.cast(b, tl.int64) * stride_gb + tl.cast(h, tl.int64) * stride_gh
+    dq_base = dq + tl.cast(b, tl.int64) * stride_dqb + tl.cast(h, tl.int64) * stride_dqh
+    padded_row = tl.cast(b, tl.int64) * stride_rb + tl.cast(h, tl.int64) * stride_rh + row
+    d_0 = tl.arange(0, 512)
+    d_1 = tl.arange(512, 576)
+    e_0 = tl.arange(0, 512)
+    if USE_DESCRIPTORS:
+        k_descriptor_0 = tl.make_tensor_descriptor(k_base, [hull_end, 576], [stride_ks, 1], [BLOCK_N, 512])
+        k_descriptor_1 = tl.make_tensor_descriptor(k_base, [hull_end, 576], [stride_ks, 1], [BLOCK_N, 64])
+    k_offsets_0 = rows_n[:, None] * stride_ks + d_0[None, :]
+    k_offsets_1 = rows_n[:, None] * stride_ks + d_1[None, :]
+    if USE_DESCRIPTORS:
+        q_0 = tl.make_tensor_descriptor(q_base, [seqlen_q, 576], [stride_qs, 1], [BLOCK_M, 512]).load(
+            [tile_m * BLOCK_M, 0]
+        )
+    else:
+        q_0 = tl.load(
+            q_base + row_offsets * stride_qs + d_0[None, :],
+            mask=row_valid[:, None],
+            other=0.0,
+        )
+    if USE_DESCRIPTORS:
+        q_1 = tl.make_tensor_descriptor(q_base, [seqlen_q, 576], [stride_qs, 1], [BLOCK_M, 64]).load(
+            [tile_m * BLOCK_M, 512]
+        )
+    else:
+        q_1 = tl.load(
+            q_base + row_offsets * stride_qs + d_1[None, :],
+            mask=row_valid[:, None],
+            other=0.0,
+        )
+    if USE_DESCRIPTORS:
+        dout_0 = tl.make_tensor_descriptor(dout_base, [seqlen_q, 512], [stride_gs, 1], [BLOCK_M, 512]).load(
+            [tile_m * BLOCK_M, 0]
+        )
+    else:
+        dout_0 = tl.load(
+            dout_base + row_offsets * stride_gs + e_0[None, :],
+            mask=row_valid[:, None],
+            other=0.0,
+        )
+    lse2_rows = tl.load(lse2 + padded_row)
+    delta_rows = tl.load(delta + padded_row)
+    dq_0 = tl.zeros([BLOCK_M, 512], tl.float32)
+    dq_1 = tl.zeros([BLOCK_M, 64], tl.float32)
+
+    if MERGED:
+        # all tiles: those that the mask cuts, or that reach past the end, take the branch
+        for tile_n in tl.range(0, end_tile):
+            start_n = tile_n * BLOCK_N
+            k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks
+            key_valid = (rows_n < hull_end - start_n)[:, None]
+            if USE_DESCRIPTORS:
+                k_0 = k_descriptor_0.load([start_n, 0])
+            else:
+                k_0 = tl.load(k_rows + k_offsets_0, mask=key_valid, other=0.0)
+            if USE_DESCRIPTORS:
+                k_1 = k_descriptor_1.load([start_n, 512])
+            else:
+                k_1 = tl.load(k_rows + k_offsets_1, mask=key_valid, other=0.0)
+            qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
+            qk = tl.dot(q_1, tl.trans(k_1), qk, input_precision="ieee")
+            if tile_n >= end_full:
+                allowed = rows_n[None, :] < (key_end - start_n)[:, None]
+                qk = tl.where(allowed, qk, float("-inf"))
+            p = tl.math.exp2(qk * factor - lse2_rows[:, None])
+            dp = tl.dot(dout_0, tl.trans(k_0), input_precision="ieee")
+            ds = p * (dp - delta_rows[:, None])
+            dq_0 = tl.dot(ds.to(k_0.dtype), k_0, dq_0, input_precision="ieee")
+            dq_1 = tl.dot(ds.to(k_0.dtype), k_1, dq_1, input_precision="ieee")
+    else:
+        # full tiles: no mask arithmetic
+        for tile_n in tl.range(0, end_full):
+            start_n = tile_n * BLOCK_N
+            k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks
+            if USE_DESCRIPTORS:
+                k_0 = k_descriptor_0.load([start_n, 0])
+            else:
+                k_0 = tl.load(k_rows + k_offsets_0)
+            if USE_DESCRIPTORS:
+                k_1 = k_descriptor_1.load([start_n, 512])
+            else:
+                k_1 = tl.load(k_rows + k_offsets_1)
+            qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
+            qk = tl.dot(q_1, tl.trans(k_1), qk, input_precision="ieee")
+            p = tl.math.exp2(qk * factor - lse2_rows[:, None])
+            dp = tl.dot(dout_0, tl.trans(k_0), input_precision="ieee")
+            ds = p * (dp - delta_rows[:, None])
+            dq_0 = tl.dot(ds.to(k_0.dtype), k_0, dq_0, input_precision="ieee")
+            dq_1 = tl.dot(ds.to(k_0.dtype), k_1, dq_1, input_precision="ieee")
+        # tiles that the mask cuts, or that reach past the end
+        for tile_n in tl.range(end_full, end_tile):
+            start_n = tile_n * BLOCK_N
+            k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks
+            key_valid = (rows_n < hull_end - start_n)[:, None]
+            if USE_DESCRIPTORS:
+                k_0 = k_descriptor_0.load([start_n, 0])
+            else:
+                k_0 = tl.load(k_rows + k_offsets_0, mask=key_valid, other=0.0)
+            if USE_DESCRIPTORS:
+                k_1 = k_descriptor_1.load([start_n, 512])
+            else:
+                k_1 = tl.load(k_rows + k_offsets_1, mask=key_valid, other=0.0)
+            qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
+            qk = tl.dot(q_1, tl.trans(k_1), qk, input_precision="ieee")
+            allowed = rows_n[None, :] < (key_end - start_n)[:, None]
+            qk = tl.where(allowed, qk, float("-inf"))
+            p = tl.math.exp2(qk * factor - lse2_rows[:, None])
+            dp = tl.dot(dout_0, tl.trans(k_0), input_precision="ieee")
+            ds = p * (dp - delta_rows[:, None])
+            dq_0 = tl.dot(ds.to(k_0.dtype), k_0, dq_0, input_precision="ieee")
+            dq_1 = tl.dot(ds.to(k_0.dtype), k_1, dq_1, input_precision="ieee")
+
+    if USE_DESCRIPTORS:
+        tl.make_tensor_descriptor(dq_base, [seqlen_q, 576], [stride_dqs, 1], [BLOCK_M, 512]).store(
+            [tile_m * BLOCK_M, 0], (dq_0 * scale).to(dq.dtype.element_ty)
+        )
+    else:
+        tl.store(
+            dq_base + row_offsets * stride_dqs + d_0[None, :],
+            (dq_0 * scale).to(dq.dtype.element_ty),
+            mask=row_valid[:, None],
+        )
+    if USE_DESCRIPTORS:
+        tl.make_tensor_descriptor(dq_base, [seqlen_q, 576], [stride_dqs, 1], [BLOCK_M, 64]).store(
+            [tile_m * BLOCK_M, 512], (dq_1 * scale).to(dq.dtype.element_ty)
+        )
+    else:
+        tl.store(
+            dq_base + row_offsets * stride_dqs + d_1[None, :],
+            (dq_1 * scale).to(dq.dtype.element_ty),
+            mask=row_valid[:, None],
+        )
+
+
+@triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"])
+def _backward_dkdv(
+    q,
+    k,
+    dout,
+    dk,
+    lse2,
+    delta,
+    softmax_scale,
+    stride_qb,
+    stride_qs,
+    stride_qh,
+    stride_kb,
+    stride_ks,
+    stride_kh,
+    stride_gb,
+    stride_gs,
+    stride_gh,
+    stride_dkb,
+    stride_dks,
+    stride_dkh,
+    stride_lh,
+    stride_rh,
+    stride_lb,
+    stride_rb,
+    num_kv_heads,
+    seqlen_q,
+    seqlen_k,
+    LARGE_STRIDES: tl.constexpr,
+    WANT_LOW: tl.constexpr,
+    WANT_HIGH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    USE_DESCRIPTORS: tl.constexpr,
+    MERGED: tl.constexpr,
+):
+    """One program adds the queries of a group of heads up to BLOCK_N rows of dk, whose first 512 columns are V's too.
+
+    Scores are transposed, keys by queries.
+    """
+    # which tile of keys, which head, which batch entry
+    num_tiles_n = tl.cdiv(seqlen_k, BLOCK_N)
+    program = tl.program_id(0)
+    tile_n = program % num_tiles_n
+    hk = program // num_tiles_n % num_kv_heads
+    b = program // num_tiles_n // num_kv_heads
+    h = hk * 16
+
+    # positions: j counts keys, rows of queries follow in the loops
+    rows_m = tl.arange(0, BLOCK_M)
+    j = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    key_valid = j < seqlen_k
+    j_lo = tile_n * BLOCK_N
+    j_hi = tl.minimum(tile_n * BLOCK_N + BLOCK_N, seqlen_k) - 1
+    first_tile = tl.maximum(j_lo + seqlen_q - seqlen_k, 0) // BLOCK_M
+    end_tile = (seqlen_q + BLOCK_M - 1) // BLOCK_M
+    first_full = (tl.maximum(j_hi + seqlen_q - seqlen_k, 0) + BLOCK_M - 1) // BLOCK_M
+    end_full = tl.maximum(seqlen_q // BLOCK_M, first_full)
+    factor = softmax_scale * 1.4426950408889634
+    row_begin = j + seqlen_q - seqlen_k
+    scale = softmax_scale
+
+    key_offsets = j.to(tl.int64)[:, None]
+    if LARGE_STRIDES:
+        rows_m = rows_m.to(tl.int64)
+    q_base = q + tl.cast(b, tl.int64) * stride_qb + tl.cast(h, tl.int64) * stride_qh
+    k_base = k + tl.cast(b, tl.int64) * stride_kb + tl.cast(hk, tl.int64) * stride_kh
+    dout_base = dout + tl.cast(b, tl.int64) * stride_gb + tl.cast(h, tl.int64) * stride_gh
+    dk_base = dk + tl.cast(b, tl.int64) * stride_dkb + tl.cast(hk, tl.int64) * stride_dkh
+    lse2_base = lse2 + tl.cast(b, tl.int64) * stride_rb + tl.cast(h, tl.int64) * stride_rh
+    delta_base = delta + tl.cast(b, tl.int64) * stride_rb + tl.cast(h, tl.int64) * stride_rh
+    d_0 = tl.arange(0, 256)
+    d_1 = tl.arange(256, 512)
+    d_2 = tl.arange(512, 576)
+    e_0 = tl.arange(0, 256)
+    e_1 = tl.arange(256, 512)
+    if USE_DESCRIPTORS:
+        q_descriptor_0 = tl.make_tensor_descriptor(
+            q_base, [16, seqlen_q, 576], [stride_qh, stride_qs, 1], [1, BLOCK_M, 256]
+        )
+        q_descriptor_1 = tl.make_tensor_descriptor(
+            q_base, [16, seqlen_q, 576], [stride_qh, stride_qs, 1], [1, BLOCK_M, 256]
+        )
+        q_descriptor_2 = tl.make_tensor_descriptor(
+            q_base, [16, seqlen_q, 576], [stride_qh, stride_qs, 1], [1, BLOCK_M, 64]
+        )
+        dout_descriptor_0 = tl.make_tensor_descriptor(
+            dout_base, [16, seqlen_q, 512], [stride_gh, stride_gs, 1], [1, BLOCK_M, 256]
+        )
+        dout_descriptor_1 = tl.make_tensor_descriptor(
+            dout_base, [16, seqlen_q, 512], [stride_gh, stride_gs, 1], [1, BLOCK_M, 256]
+        )
+    else:
+        q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
+        q_offsets_1 = rows_m[:, None] * stride_qs + d_1[None, :]
+        q_offsets_2 = rows_m[:, None] * stride_qs + d_2[None, :]
+        dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
+        dout_offsets_1 = rows_m[:, None] * stride_gs + e_1[None, :]
+    if USE_DESCRIPTORS:
+        k_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 576], [stride_ks, 1], [BLOCK_N, 256]).load(
+            [tile_n * BLOCK_N, 0]
+        )
+    else:
+        k_0 = tl.load(
+            k_base + key_offsets * stride_ks + d_0[None, :],
+            mask=key_valid[:, None],
+            other=0.0,
+        )
+    dk_0 = tl.zeros([BLOCK_N, 256], tl.float32)
+    if USE_DESCRIPTORS:
+        k_1 = tl.make_tensor_descriptor(k_base, [seqlen_k, 576], [stride_ks, 1], [BLOCK_N, 256]).load(
+            [tile_n * BLOCK_N, 256]
+        )
+    else:
+        k_1 = tl.load(
+            k_base + key_offsets * stride_ks + d_1[None, :],
+            mask=key_valid[:, None],
+            other=0.0,
+        )
+    dk_1 = tl.zeros([BLOCK_N, 256], tl.float32)
+    if USE_DESCRIPTORS:
+        k_2 = tl.make_tensor_descriptor(k_base, [seqlen_k, 576], [stride_ks, 1], [BLOCK_N, 64]).load(
+            [tile_n * BLOCK_N, 512]
+        )
+    else:
+        k_2 = tl.load(
+            k_base + key_offsets * stride_ks + d_2[None, :],
+            mask=key_valid[:, None],
+            other=0.0,
+        )
+    dk_2 = tl.zeros([BLOCK_N, 64], tl.float32)
+
+    if MERGED:
+        # all tiles: those that the mask cuts, or that reach past the end, take the branch
+        steps = end_tile - first_tile
+        head = 0
+        # tile and offsets are carried along, which costs less than working them out
+        tile_m = first_tile
+        last = end_tile - 1
+        q_step = tl.cast(stride_qs, tl.int64) * BLOCK_M
+        dout_step = tl.cast(stride_gs, tl.int64) * BLOCK_M
+        q_at = tile_m * q_step
+        dout_at = tile_m * dout_step
+        row_at = tile_m * BLOCK_M
+        wrap = tile_m - last
+        q_wrap = stride_qh + wrap * q_step
+        dout_wrap = stride_gh + wrap * dout_step
+        row_wrap = stride_rh + wrap * BLOCK_M
+        for step in tl.range(0, steps * 16):
+            start_m = tile_m * BLOCK_M
+            q_rows = q_base + q_at
+            dout_rows = dout_base + dout_at
+            padded_row = row_at
+            row_valid = rows_m < seqlen_q - start_m
+            if USE_DESCRIPTORS:
+                q_0 = q_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 256])
+            else:
+                q_0 = tl.load(q_rows + q_offsets_0, mask=row_valid[:, None], other=0.0)
+            if USE_DESCRIPTORS:
+                q_1 = q_descriptor_1.load([head, start_m, 256]).reshape([BLOCK_M, 256])
+            else:
+                q_1 = tl.load(q_rows + q_offsets_1, mask=row_valid[:, None], other=0.0)
+            if USE_DESCRIPTORS:
+                q_2 = q_descriptor_2.load([head, start_m, 512]).reshape([BLOCK_M, 64])
+            else:
+                q_2 = tl.load(q_rows + q_offsets_2, mask=row_valid[:, None], other=0.0)
+            qk = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
+            qk = tl.dot(k_1, tl.trans(q_1), qk, input_precision="ieee")
+            qk = tl.dot(k_2, tl.trans(q_2), qk, input_precision="ieee")
+            if USE_DESCRIPTORS:
+                dout_0 = dout_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 256])
+            else:
+                dout_0 = tl.load(dout_rows + dout_offsets_0, mask=row_valid[:, None], other=0.0)
+            if USE_DESCRIPTORS:
+                dout_1 = dout_descriptor_1.load([head, start_m, 256]).reshape([BLOCK_M, 256])
+            else:
+                dout_1 = tl.load(dout_rows + dout_offsets_1, mask=row_valid[:, None], other=0.0)
+            lse2_rows = tl.load(lse2_base + padded_row + rows_m)
+            if (tile_m < first_full) | (tile_m >= end_full):
+                allowed = rows_m[None, :] >= (row_begin - start_m)[:, None]
+                qk = tl.where(allowed, qk, float("-inf"))
+            p = tl.math.exp2(qk * factor - lse2_rows[None, :])
+            if WANT_LOW:
+                dk_0 = tl.dot(p.to(dout_0.dtype), dout_0, dk_0, input_precision="ieee")
+            if WANT_HIGH:
+                dk_1 = tl.dot(p.to(dout_0.dtype), dout_1, dk_1, input_precision="ieee")
+            delta_rows = tl.load(delta_base + padded_row + rows_m)
+            dp = tl.dot(k_0, tl.trans(dout_0), input_precision="ieee")
+            dp = tl.dot(k_1, tl.trans(dout_1), dp, input_precision="ieee")
+            ds = p * (dp - delta_rows[None, :])
+            ds *= scale
+            if WANT_LOW:
+                dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
+            if WANT_HIGH:
+                dk_1 = tl.dot(ds.to(q_0.dtype), q_1, dk_1, input_precision="ieee")
+            if WANT_HIGH:
+                dk_2 = tl.dot(ds.to(q_0.dtype), q_2, dk_2, input_precision="ieee")
+            wraps = tile_m == last
+            head = tl.where(wraps, head + 1, head)
+            q_at += tl.where(wraps, q_wrap, q_step)
+            dout_at += tl.where(wraps, dout_wrap, dout_step)
+            row_at += tl.where(wraps, row_wrap, BLOCK_M)
+            tile_m += tl.where(wraps, wrap, 1)
+    else:
+        # full tiles: no mask arithmetic
+        steps = end_full - first_full
+        head = 0
+        # tile and offsets are carried along, which costs less than working them out
+        tile_m = first_full
+        last = end_full - 1
+        q_step = tl.cast(stride_qs, tl.int64) * BLOCK_M
+        dout_step = tl.cast(stride_gs, tl.int64) * BLOCK_M
+        q_at = tile_m * q_step
+        dout_at = tile_m * dout_step
+        row_at = tile_m * BLOCK_M
+        wrap = tile_m - last
+        q_wrap = stride_qh + wrap * q_step
+        dout_wrap = stride_gh + wrap * dout_step
+        row_wrap = stride_rh + wrap * BLOCK_M
+        for step in tl.range(0, steps * 16):
+            start_m = tile_m * BLOCK_M
+            q_rows = q_base + q_at
+            dout_rows = dout_base + dout_at
+            padded_row = row_at
+            if USE_DESCRIPTORS:
+                q_0 = q_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 256])
+            else:
+                q_0 = tl.load(q_rows + q_offsets_0)
+            if USE_DESCRIPTORS:
+                q_1 = q_descriptor_1.load([head, start_m, 256]).reshape([BLOCK_M, 256])
+            else:
+                q_1 = tl.load(q_rows + q_offsets_1)
+            if USE_DESCRIPTORS:
+                q_2 = q_descriptor_2.load([head, start_m, 512]).reshape([BLOCK_M, 64])
+            else:
+                q_2 = tl.load(q_rows + q_offsets_2)
+            qk = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
+            qk = tl.dot(k_1, tl.trans(q_1), qk, input_precision="ieee")
+            qk = tl.dot(k_2, tl.trans(q_2), qk, input_precision="ieee")
+            if USE_DESCRIPTORS:
+                dout_0 = dout_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 256])
+            else:
+                dout_0 = tl.load(dout_rows + dout_offsets_0)
+            if USE_DESCRIPTORS:
+                dout_1 = dout_descriptor_1.load([head, start_m, 256]).reshape([BLOCK_M, 256])
+            else:
+                dout_1 = tl.load(dout_rows + dout_offsets_1)
+            lse2_rows = tl.load(lse2_base + padded_row + rows_m)
+            p = tl.math.exp2(qk * factor - lse2_rows[None, :])
+            if WANT_LOW:
+                dk_0 = tl.dot(p.to(dout_0.dtype), dout_0, dk_0, input_precision="ieee")
+            if WANT_HIGH:
+                dk_1 = tl.dot(p.to(dout_0.dtype), dout_1, dk_1, input_precision="ieee")
+            delta_rows = tl.load(delta_base + padded_row + rows_m)
+            dp = tl.dot(k_0, tl.trans(dout_0), input_precision="ieee")
+            dp = tl.dot(k_1, tl.trans(dout_1), dp, input_precision="ieee")
+            ds = p * (dp - delta_rows[None, :])
+            ds *= scale
+            if WANT_LOW:
+                dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
+            if WANT_HIGH:
+                dk_1 = tl.dot(ds.to(q_0.dtype), q_1, dk_1, input_precision="ieee")
+            if WANT_HIGH:
+                dk_2 = tl.dot(ds.to(q_0.dtype), q_2, dk_2, input_precision="ieee")
+            wraps = tile_m == last
+            head = tl.where(wraps, head + 1, head)
+            q_at += tl.where(wraps, q_wrap, q_step)
+            dout_at += tl.where(wraps, dout_wrap, dout_step)
+            row_at += tl.where(wraps, row_wrap, BLOCK_M)
+            tile_m += tl.where(wraps, wrap, 1)
+        # tiles that the mask cuts, or that reach past the end
+        partial_steps_0 = tl.maximum(first_full - first_tile, 0)
+        partial_steps_1 = partial_steps_0 + tl.maximum(end_tile - end_full, 0)
+        steps = partial_steps_1
+        head = 0
+        # tile and offsets are carried along, which costs less than working them out
+        tile_m = tl.where(partial_steps_0 > 0, first_tile, end_full)
+        last = tl.where(partial_steps_1 > partial_steps_0, end_tile, first_full) - 1
+        q_step = tl.cast(stride_qs, tl.int64) * BLOCK_M
+        dout_step = tl.cast(stride_gs, tl.int64) * BLOCK_M
+        q_at = tile_m * q_step
+        dout_at = tile_m * dout_step
+        row_at = tile_m * BLOCK_M
+        wrap = tile_m - last
+        q_wrap = stride_qh + wrap * q_step
+        dout_wrap = stride_gh + wrap * dout_step
+        row_wrap = stride_rh + wrap * BLOCK_M
+        gap = end_full - first_full + 1
+        q_gap = gap * q_step
+        dout_gap = gap * dout_step
+        for step in tl.range(0, steps * 16):
+            start_m = tile_m * BLOCK_M
+            q_rows = q_base + q_at
+            dout_rows = dout_base + dout_at
+            padded_row = row_at
+            row_valid = rows_m < seqlen_q - start_m
+            if USE_DESCRIPTORS:
+                q_0 = q_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 256])
+            else:
+                q_0 = tl.load(q_rows + q_offsets_0, mask=row_valid[:, None], other=0.0)
+            if USE_DESCRIPTORS:
+                q_1 = q_descriptor_1.load([head, start_m, 256]).reshape([BLOCK_M, 256])
+            else:
+                q_1 = tl.load(q_rows + q_offsets_1, mask=row_valid[:, None], other=0.0)
+            if USE_DESCRIPTORS:
+                q_2 = q_descriptor_2.load([head, start_m, 512]).reshape([BLOCK_M, 64])
+            else:
+                q_2 = tl.load(q_rows + q_offsets_2, mask=row_valid[:, None], other=0.0)
+            qk = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
+            qk = tl.dot(k_1, tl.trans(q_1), qk, input_precision="ieee")
+            qk = tl.dot(k_2, tl.trans(q_2), qk, input_precision="ieee")
+            if USE_DESCRIPTORS:
+                dout_0 = dout_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 256])
+            else:
+                dout_0 = tl.load(dout_rows + dout_offsets_0, mask=row_valid[:, None], other=0.0)
+            if USE_DESCRIPTORS:
+                dout_1 = dout_descriptor_1.load([head, start_m, 256]).reshape([BLOCK_M, 256])
+            else:
+                dout_1 = tl.load(dout_rows + dout_offsets_1, mask=row_valid[:, None], other=0.0)
+            lse2_rows = tl.load(lse2_base + padded_row + rows_m)
+            allowed = rows_m[None, :] >= (row_begin - start_m)[:, None]
+            qk = tl.where(allowed, qk, float("-inf"))
+            p = tl.math.exp2(qk * factor - lse2_rows[None, :])
+            if WANT_LOW:
+                dk_0 = tl.dot(p.to(dout_0.dtype), dout_0, dk_0, input_precision="ieee")
+            if WANT_HIGH:
+                dk_1 = tl.dot(p.to(dout_0.dtype), dout_1, dk_1, input_precision="ieee")
+            delta_rows = tl.load(delta_base + padded_row + rows_m)
+            dp = tl.dot(k_0, tl.trans(dout_0), input_precision="ieee")
+            dp = tl.dot(k_1, tl.trans(dout_1), dp, input_precision="ieee")
+            ds = p * (dp - delta_rows[None, :])
+            ds *= scale
+            if WANT_LOW:
+                dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
+            if WANT_HIGH:
+                dk_1 = tl.dot(ds.to(q_0.dtype), q_1, dk_1, input_precision="ieee")
+            if WANT_HIGH:
+                dk_2 = tl.dot(ds.to(q_0.dtype), q_2, dk_2, input_precision="ieee")
+            wraps = tile_m == last
+            head = tl.where(wraps, head + 1, head)
+            leaps = tile_m == first_full - 1
+            q_at += tl.where(wraps, q_wrap, tl.where(leaps, q_gap, q_step))
+            dout_at += tl.where(wraps, dout_wrap, tl.where(leaps, dout_gap, dout_step))
+            row_at += tl.where(wraps, row_wrap, tl.where(leaps, gap * BLOCK_M, BLOCK_M))
+            tile_m += tl.where(wraps, wrap, tl.where(leaps, gap, 1))
+
+    if WANT_LOW:
+        if USE_DESCRIPTORS:
+            tl.make_tensor_descriptor(dk_base, [seqlen_k, 576], [stride_dks, 1], [BLOCK_N, 256]).store(
+                [tile_n * BLOCK_N, 0], (dk_0).to(dk.dtype.element_ty)
+            )
+        else:
+            tl.store(
+                dk_base + key_offsets * stride_dks + d_0[None, :],
+                (dk_0).to(dk.dtype.element_ty),
+                mask=key_valid[:, None],
+            )
+    if WANT_HIGH:
+        if USE_DESCRIPTORS:
+            tl.make_tensor_descriptor(dk_base, [seqlen_k, 576], [stride_dks, 1], [BLOCK_N, 256]).store(
+                [tile_n * BLOCK_N, 256], (dk_1).to(dk.dtype.element_ty)
+            )
+        else:
+            tl.store(
+                dk_base + key_offsets * stride_dks + d_1[None, :],
+                (dk_1).to(dk.dtype.element_ty),
+                mask=key_valid[:, None],
+            )
+    if WANT_HIGH:
+        if USE_DESCRIPTORS:
+            tl.make_tensor_descriptor(dk_base, [seqlen_k, 576], [stride_dks, 1], [BLOCK_N, 64]).store(
+                [tile_n * BLOCK_N, 512], (dk_2).to(dk.dtype.element_ty)
+            )
+        else:
+            tl.store(
+                dk_base + key_offsets * stride_dks + d_2[None, :],
+                (dk_2).to(dk.dtype.element_ty),
+                mask=key_valid[:, None],
+            )
+
+
 def _schedule(configs: dict, device: torch.device, bits: int, aligned: bool) -> dict:
     """Return the untuned schedule for a device; tensors that descriptors cannot address get pointers."""
     if device.type == "cpu":
@@ -358,7 +1583,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::mla_absorbed_cc33cf8ef9ad", mutates_args=())
+@torch.library.custom_op("attngen::mla_absorbed_3c7bd8de3011", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -376,13 +1601,203 @@ def _(
     return _outputs(q)
 
 
-def _no_gradients(ctx, *grads):
-    raise RuntimeError(
-        "mla_absorbed: was generated without a backward: add `grad: true` to the spec and generate again"
+def _empty_gradients(
+    q: torch.Tensor,
+    k: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    dk = torch.empty(k.shape, dtype=k.dtype, device=k.device)
+    return dq, dk
+
+
+def launch_backward(
+    dout: torch.Tensor,
+    dlse: torch.Tensor | None,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    softmax_scale: float,
+    configs: dict | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run the backward kernels; `configs` overrides their schedules by kernel name, such as _backward_dq."""
+    if q.device.type == "cpu":
+        _check_cpu(q.dtype)
+    dout = dout if dout.stride(-1) == 1 else dout.contiguous()
+    dlse = None if dlse is None else dlse.contiguous()
+    dq, dk = _empty_gradients(q, k)
+    # statistics per row, padded to whole tiles of at most 128 rows
+    lse2, delta = (
+        torch.empty(
+            [q.shape[0], q.shape[2], triton.cdiv(q.shape[1], 128) * 128], dtype=torch.float32, device=q.device
+        )
+        for _ in range(2)
+    )
+    fits = _descriptors_fit(q, k, dout)
+    chosen = {
+        name: (configs or {}).get(name) or _schedule(kernel["configs"], q.device, q.element_size() * 8, fits)
+        for name, kernel in MANIFEST["kernels"].items()
+        if "configs" in kernel
+    }
+    if any(config.get("USE_DESCRIPTORS") for config in chosen.values()) and q.device.type != "cpu":
+        triton.set_allocator(
+            lambda size, alignment, stream: torch.empty(size, device=q.device, dtype=torch.int8)
+        )
+    large = max(0, q.stride(1), k.stride(1), dout.stride(1)) * 128 >= 2**31
+    with torch.cuda.device_of(q):
+        config = chosen["_backward_rows"]
+        if config["BLOCK_M"] % 128:
+            raise ValueError(
+                "mla_absorbed: _backward_rows: BLOCK_M must be a multiple of 128, it fills the padding of statistics"
+            )
+        programs = triton.cdiv(q.shape[1], config["BLOCK_M"]) * q.shape[2] * q.shape[0]
+        if programs:
+            _backward_rows[(programs,)](
+                out=out,
+                dout=dout,
+                lse=lse,
+                dlse=dlse,
+                lse2=lse2,
+                delta=delta,
+                stride_ob=out.stride(0),
+                stride_os=out.stride(1),
+                stride_oh=out.stride(2),
+                stride_gb=dout.stride(0),
+                stride_gs=dout.stride(1),
+                stride_gh=dout.stride(2),
+                stride_lh=lse.stride(-2),
+                stride_rh=lse2.stride(-2),
+                stride_lb=lse.stride(0),
+                stride_rb=lse2.stride(0),
+                num_q_heads=q.shape[2],
+                seqlen_q=q.shape[1],
+                seqlen_k=k.shape[1],
+                HAS_DLSE=dlse is not None,
+                **config,
+            )
+        config = chosen["_backward_dq"]
+        programs = triton.cdiv(q.shape[1], config["BLOCK_M"]) * q.shape[2] * q.shape[0]
+        if programs:
+            _backward_dq[(programs,)](
+                q=q,
+                k=k,
+                dout=dout,
+                dq=dq,
+                lse2=lse2,
+                delta=delta,
+                softmax_scale=softmax_scale,
+                stride_qb=q.stride(0),
+                stride_qs=q.stride(1),
+                stride_qh=q.stride(2),
+                stride_kb=k.stride(0),
+                stride_ks=k.stride(1),
+                stride_kh=k.stride(2),
+                stride_gb=dout.stride(0),
+                stride_gs=dout.stride(1),
+                stride_gh=dout.stride(2),
+                stride_dqb=dq.stride(0),
+                stride_dqs=dq.stride(1),
+                stride_dqh=dq.stride(2),
+                stride_lh=lse.stride(-2),
+                stride_rh=lse2.stride(-2),
+                stride_lb=lse.stride(0),
+                stride_rb=lse2.stride(0),
+                num_q_heads=q.shape[2],
+                seqlen_q=q.shape[1],
+                seqlen_k=k.shape[1],
+                LARGE_STRIDES=large,
+                **config,
+            )
+        config = {**chosen["_backward_dkdv"]}
+        apart = config.pop("APART")
+        programs = triton.cdiv(k.shape[1], config["BLOCK_N"]) * k.shape[2] * q.shape[0]
+        for want_low, want_high in ((True, False), (False, True)) if apart else ((True, True),):
+            if programs:
+                _backward_dkdv[(programs,)](
+                    q=q,
+                    k=k,
+                    dout=dout,
+                    dk=dk,
+                    lse2=lse2,
+                    delta=delta,
+                    softmax_scale=softmax_scale,
+                    stride_qb=q.stride(0),
+                    stride_qs=q.stride(1),
+                    stride_qh=q.stride(2),
+                    stride_kb=k.stride(0),
+                    stride_ks=k.stride(1),
+                    stride_kh=k.stride(2),
+                    stride_gb=dout.stride(0),
+                    stride_gs=dout.stride(1),
+                    stride_gh=dout.stride(2),
+                    stride_dkb=dk.stride(0),
+                    stride_dks=dk.stride(1),
+                    stride_dkh=dk.stride(2),
+                    stride_lh=lse.stride(-2),
+                    stride_rh=lse2.stride(-2),
+                    stride_lb=lse.stride(0),
+                    stride_rb=lse2.stride(0),
+                    num_kv_heads=k.shape[2],
+                    seqlen_q=q.shape[1],
+                    seqlen_k=k.shape[1],
+                    LARGE_STRIDES=large,
+                    WANT_LOW=want_low,
+                    WANT_HIGH=want_high,
+                    **config,
+                )
+    return dq, dk
+
+
+@torch.library.custom_op("attngen::mla_absorbed_3c7bd8de3011_backward", mutates_args=())
+def _backward(
+    dout: torch.Tensor,
+    dlse: torch.Tensor | None,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    softmax_scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return launch_backward(dout, dlse, out, lse, q, k, softmax_scale)
+
+
+@_backward.register_fake
+def _(
+    dout: torch.Tensor,
+    dlse: torch.Tensor | None,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    softmax_scale: float,
+):
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device), torch.empty(
+        k.shape, dtype=k.dtype, device=k.device
     )
 
 
-_forward.register_autograd(_no_gradients)
+def _setup_context(ctx, inputs, output) -> None:
+    q, k, softmax_scale = inputs
+    out, lse = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, out, lse)
+    ctx.kept = (softmax_scale,)
+
+
+def _gradients(ctx, dout, dlse):
+    q, k, out, lse = ctx.saved_tensors
+    (softmax_scale,) = ctx.kept
+    dout = torch.zeros_like(out) if dout is None else dout
+    dq, dk = _backward(dout, dlse, out, lse, q, k, softmax_scale)
+    return dq, dk, None
+
+
+def _no_second_gradients(ctx, *grads):
+    raise RuntimeError("mla_absorbed: gradients of gradients are not generated")
+
+
+_forward.register_autograd(_gradients, setup_context=_setup_context)
+_backward.register_autograd(_no_second_gradients)
 
 
 def _expect(condition: bool, message: str) -> None:

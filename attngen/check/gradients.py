@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -88,7 +88,10 @@ def _noise(spec: Spec, names: list[str], inputs: Inputs, dout: Tensor, known: Tr
     """
     rows = size((known.out.abs() * dout.double().abs()).sum(-1)) * _rounding(spec, inputs, known)
     scale = spec.head_dim.qk**-0.5
-    wide = {name: inputs[name].detach().double().nan_to_num() for name in ("q", "k", "v")}
+    wide = {name: inputs[name].detach().double().nan_to_num() for name in ("q", "k", "v") if name in inputs}
+    if spec.head_dim.v_from_k:
+        wide["v"] = wide["k"][..., : spec.head_dim.v].clone()
+        spec = replace(spec, head_dim=replace(spec.head_dim, v_from_k=None))
     values = wide["v"].requires_grad_()
     whole = reference(spec, **(inputs | wide))
     assert isinstance(whole, Tensor)

@@ -31,6 +31,7 @@ def chunks(
                 plus_dp=", dp" if index else "",
                 walked=_masked([*(["row_valid[:, None]"] if walked else []), *([inside] if inside else [])]),
                 value=f"{value}_{index}",
+                want="",
             )
         )
     return tuple(chunks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -26,7 +26,7 @@ from attngen.errors import InternalError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Apply, Const, Expr, Symbol
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Contract, Fold, Input, Map, Store
+from attngen.ir.nodes import Contract, Fold, Input, Load, Map, Merge, Pad, Store
 from attngen.ir.proofs import at_most, tile_facts
 from attngen.ir.tile_ranges import Range, Ranges, ranges_along
 from attngen.ir.tiles import Interval
@@ -60,12 +60,9 @@ def find_adjoint(graph: Graph) -> Adjoint:
     """Walk from the stores of the backward kernels to what they add up; refuse what the templates cannot print."""
     p, ds = graph.nodes["p"], graph.nodes["ds"]
     heads = "_heads" if "dk_heads" in graph.nodes else ""
-    dq, dk, dv = (graph.nodes[name] for name in ("dq", f"dk{heads}", f"dv{heads}"))
+    dq, (dk, dv) = _fold(graph, "dq"), _key_folds(graph, heads)
     assert isinstance(p, Map)
     assert isinstance(ds, Map)
-    assert isinstance(dq, Fold)
-    assert isinstance(dk, Fold)
-    assert isinstance(dv, Fold)
     slope = None
     if dq.element != "ds":
         scaled = graph.nodes[dq.element]
@@ -93,6 +90,15 @@ def find_adjoint(graph: Graph) -> Adjoint:
     if broken:
         raise InternalError(f"{graph.provenance.name}: the backward templates need: {'; '.join(broken)}")
     return Adjoint(weight, slope, dq, dk, dv, bool(heads), _sums(graph), _added(graph), _sinks(graph))
+
+
+def _key_folds(graph: Graph, heads: str) -> tuple[Fold, Fold]:
+    """The folds of ds and of p over rows. Where V lies inside K, dk merges both."""
+    match graph.nodes[f"dk{heads}"]:
+        case Merge(monoid="sum", left=left, right=right) if isinstance(pad := graph.nodes[left], Pad):
+            return _fold(graph, right), _fold(graph, pad.operand)
+        case _:
+            return _fold(graph, f"dk{heads}"), _fold(graph, f"dv{heads}")
 
 
 def _row_rules(graph: Graph) -> dict[str, bool]:
@@ -168,16 +174,20 @@ def backward(graph: Graph, parts: Parts, captured: Mapping[str, Captured], helpe
     by_keys = Printer(captured, helpers=helpers, walks="rows")
     per_head = adjoint.per_head
     gradients = _gradients(graph, parts.launch.rows == "packed")
-    dq, dkdv = _kernel(graph, "dq", adjoint, parts, by_rows), _kernel(graph, "dk", adjoint, parts, by_keys)
+    cut = _cut(graph, parts, "dk_heads" if per_head else "dk")
+    dq, dkdv = _kernel(graph, "dq", adjoint, parts, by_rows), _kernel(graph, "dk", adjoint, cut, by_keys)
+    own, sums = ("k",) if parts.v_in_k else ("k", "v"), ("dk",) if parts.v_in_k else ("dk", "dv")
     return Backward(
         dq=dq,
         dkdv=dkdv,
         row_bases=bases(parts, ("out", "dout")),
-        dq_bases=bases(parts, ("q", "k", "v", "dout", "dq"), per_row=bool(adjoint.sums)),
-        dkdv_bases=bases(parts, ("q", "k", "v", "dout", "dk", "dv"), "hk" if not per_head else "h"),
+        dq_bases=bases(parts, ("q", *own, "dout", "dq"), per_row=bool(adjoint.sums)),
+        dkdv_bases=bases(parts, ("q", *own, "dout", *sums), "hk" if not per_head else "h"),
+        dkdv_columns=columns(cut),
         v_columns=tuple(line for line in columns(parts) if line.startswith("e_")),
-        own_k_chunks=chunks(parts.k, "d", "", owner="key_valid"),
-        own_v_chunks=chunks(parts.v, "e", "", owner="key_valid"),
+        own_k_chunks=_flagged(cut, chunks(cut.k, "d", "", owner="key_valid")),
+        own_v_chunks=_flagged(cut, chunks(cut.v, "e", "", _values(parts), owner="key_valid")),
+        v_in_k=parts.v_in_k,
         scale=ex.text(adjoint.dq.factor) if adjoint.dq.factor is not None else "1.0",
         has_slope=adjoint.slope is not None,
         keeps_ds=bool(adjoint.sums or adjoint.added),
@@ -195,6 +205,28 @@ def backward(graph: Graph, parts: Parts, captured: Mapping[str, Captured], helpe
     )
 
 
+def _cut(graph: Graph, parts: Parts, result: str) -> Parts:
+    """The parts as a kernel loads them: chunks that are too wide for one accumulator are cut."""
+    _, launch = launch_of(graph, result)
+
+    def narrowed(load: Load) -> Load:
+        pieces = [
+            (place, min(width, launch.widest))
+            for start, width in load.chunks
+            for place in range(start, start + width, launch.widest)
+        ]
+        return replace(load, chunks=tuple(pieces))
+
+    return replace(parts, k=narrowed(parts.k), v=narrowed(parts.v))
+
+
+def _flagged(parts: Parts, found: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
+    """Chunks of dk with the flag of the launch that adds them up: about half of the columns each."""
+    middle = parts.k.columns // 2
+    lows = [n for n, (start, width) in enumerate(parts.k.chunks) if n == 0 or start + width <= middle]
+    return tuple(replace(x, want="WANT_LOW" if x.index in lows else "WANT_HIGH") for x in found)
+
+
 def _sum_factors(adjoint: Adjoint) -> list[tuple[str, str]]:
     return [(name, "" if factor == ONE else f"factor_{name}") for name, factor in adjoint.sums]
 
@@ -206,8 +238,7 @@ def _gradients(graph: Graph, packed: bool) -> list[str]:
         if not node.grad:
             continue
         fold = graph.nodes[f"d{name}"]
-        assert isinstance(fold, Fold)
-        if not fold.into:
+        if not isinstance(fold, Fold) or not fold.into:
             found.append(f"d{name}")
             continue
         if _in_place(fold):
@@ -478,8 +509,14 @@ def _walked_chunks(
     """The chunks of what a loop walks: k and v, or q and dout, which have as many columns."""
     if printer.walks == "keys":
         valid = "key_valid" if masked else ""
-        return chunks(parts.k, "d", valid), chunks(parts.v, "e", valid)
-    return chunks(parts.k, "d", "", walked=masked), chunks(parts.v, "e", "", walked=masked)
+        return chunks(parts.k, "d", valid), chunks(parts.v, "e", valid, _values(parts))
+    queries = chunks(parts.k, "d", "", walked=masked)
+    return _flagged(parts, queries), _flagged(parts, chunks(parts.v, "e", "", _values(parts), walked=masked))
+
+
+def _values(parts: Parts) -> str:
+    """The name of V's tiles: K's, where V lies inside K."""
+    return "k" if parts.v_in_k else "v"
 
 
 def _row_descriptors(parts: Parts, adjoint: Adjoint) -> tuple[str, ...]:

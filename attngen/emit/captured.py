@@ -86,7 +86,8 @@ def _scores(
     target = Body(printer, "keys" if launch.tile_axis == "Sk" else "tile")
     pointer, guard = ("", "") if diagonal else target.address(Element(stored, fold.at, "float"))
     steps, walked = _places(graph, launch, parts)
-    steps += [*printer.prologue, *target.lines, *bases(parts, ("q", "k", "v", "dout"), per_row=False)]
+    loaded = () if parts.v_in_k else ("v",)
+    steps += [*printer.prologue, *target.lines, *bases(parts, ("q", "k", *loaded, "dout"), per_row=False)]
     turns = " * ".join(count for _, count in walked) or "1"
     before, turn = _split(
         _used(steps, [*formula, *within, pointer, guard, *_turns(walked), turns]),
@@ -102,7 +103,7 @@ def _scores(
         weight="qk * factor" if is_plain(adjoint.weight) else "qk",
         factor="" if factor == Const(1.0) else f" * factor_{stored}",
         k_chunks=chunks(parts.k, "d", "key_valid"),
-        v_chunks=chunks(parts.v, "e", "key_valid"),
+        v_chunks=chunks(parts.v, "e", "key_valid", "k" if parts.v_in_k else "v"),
         is_diagonal=diagonal,
         pointer=stored if diagonal else pointer,
         value="tl.sum(total, 0)" if launch.tile_axis == "Sk" else "total",

@@ -82,6 +82,8 @@ class BackwardFace:
     padded: str  # the shape of statistics per row
     keys_length: str
     keys_heads: str
+    wants: tuple[str, ...]  # flags of the sums that a launch over keys may be asked for
+    group_sums: str  # what adds up the heads of each group, where programs own query heads
     row_strides: str
     descriptor_tensors: str
     grads_empty: tuple[str, ...]
@@ -224,6 +226,8 @@ class _Builder:
         per_head = self.per_head()
         heads = "num_q_heads" if per_head else "num_kv_heads"
         sinks = ["sinks"] if "sinks" in self.inputs else []
+        keys = self.tensors[1:]
+        wants = ("want_dk", "want_dv") if "v" in keys else ("want_low", "want_high")
         return BackwardFace(
             rows=self._face(
                 "_backward_rows", ["out", "dout"], ["lse", "dlse", *stored["lse2"]], sinks, ["HAS_DLSE"]
@@ -239,10 +243,10 @@ class _Builder:
             ),
             dkdv=self._face(
                 "_backward_dkdv",
-                [*self.tensors, "dout", "dk", "dv"],
+                [*self.tensors, "dout", *(f"d{t}" for t in keys)],
                 ["lse2", "delta"],
                 None,
-                ["WANT_DK", "WANT_DV"],
+                [flag.upper() for flag in wants],
                 heads,
             ),
             op_arguments=tuple(f"{n}: {t}" for n, t in op),
@@ -261,6 +265,8 @@ class _Builder:
             padded=self._padded(),
             keys_length=self._lengths_of_keys(),
             keys_heads=f"q.shape[{self.heads}]" if per_head else f"k.shape[{self.heads}]",
+            wants=wants,
+            group_sums=f"{', '.join(f'd{t}' for t in keys)} = {', '.join(f'_group_sum(d{t}, {t})' for t in keys)}",
             row_strides=", ".join(f"{t}.stride({self._dim('s')})" for t in (*self.tensors, "dout")),
             descriptor_tensors=", ".join([*self.tensors, "dout"]),
             grads_empty=tuple(self._gradient(n, per_head) for n in self.tensors),

@@ -10,6 +10,9 @@ from attngen.ir.graph import Graph
 from attngen.ir.nodes import Config, Contract, Fold, Input, Load
 
 
+_TILE = {"tile": ["BLOCK_M", "BLOCK_N"]}
+
+
 def description(graph: Graph, parts: Parts) -> str:
     tiles = parts.fold.tiles
     assert tiles is not None
@@ -57,20 +60,16 @@ def manifest(
 def _backward(graph: Graph, parts: Parts, face: BackwardFace, reverse: Backward) -> dict[str, object]:
     """The backward kernels, with schedules of their own."""
     qk, dp = {"node": "qk", **_columns(parts.k)}, {"node": "dp", **_columns(parts.v)}
-    dk, dv = {"node": "dk", **_columns(parts.k)}, {"node": "dv", **_columns(parts.v)}
-    tile = {"tile": ["BLOCK_M", "BLOCK_N"]}
     products = {
-        "dq": [{**x, **tile} for x in (qk, dp, {"node": "dq", **_columns(parts.k)})],
+        "dq": [{**x, **_TILE} for x in (qk, dp, {"node": "dq", **_columns(parts.k)})],
         "dk": [
-            {**qk, **tile},
-            *({**x, **tile, "when": "WANT_DK"} for x in (dp, dk)),
-            {**dv, **tile, "when": "WANT_DV"},
+            {**qk, **_TILE},
+            {**dp, **_TILE} if parts.v_in_k else {**dp, **_TILE, "when": "WANT_DK"},
+            *_sums_over_rows(parts, reverse),
         ],
     }
     loads = {
-        "dq": [
-            {"tensor": n, "tile": ["BLOCK_N"], **_columns(x)} for n, x in (("k", parts.k), ("v", parts.v))
-        ],
+        "dq": _loads(parts),
         "dk": [
             {"tensor": n, "tile": ["BLOCK_M"], **_columns(x)} for n, x in (("q", parts.k), ("dout", parts.v))
         ],
@@ -119,6 +118,23 @@ def _captured(graph: Graph, face: BackwardFace, per_tile: dict[str, object]) -> 
                 for target, choices in launch.configs
             },
         }
+    return found
+
+
+def _sums_over_rows(parts: Parts, reverse: Backward) -> list[dict[str, object]]:
+    """The products that a program over keys adds up, each under the flag that asks for it."""
+    if not parts.v_in_k:
+        return [
+            {"node": "dk", **_columns(parts.k), **_TILE, "when": "WANT_DK"},
+            {"node": "dv", **_columns(parts.v), **_TILE, "when": "WANT_DV"},
+        ]
+    found: list[dict[str, object]] = []
+    for node, load, chunks in (("dk", parts.k, reverse.own_k_chunks), ("dv", parts.v, reverse.own_v_chunks)):
+        for flag in dict.fromkeys(chunk.want for chunk in chunks):
+            own = [chunk for chunk in chunks if chunk.want == flag]
+            padded = sum(chunk.width for chunk in own)
+            columns = min(own[-1].start + own[-1].width, load.columns) - own[0].start
+            found.append({"node": node, "columns": columns, "padded": padded, **_TILE, "when": flag})
     return found
 
 

@@ -21,6 +21,7 @@ class Chunk:
     plus: str  # the accumulator argument of the product: nothing for the first chunk
     plus_dp: str
     value: str  # name of the V tile
+    want: str  # the flag of a launch that adds up this part of dk, where V lies inside K
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +151,11 @@ class Backward:
     row_bases: tuple[str, ...]
     dq_bases: tuple[str, ...]
     dkdv_bases: tuple[str, ...]
+    dkdv_columns: tuple[str, ...]
     v_columns: tuple[str, ...]
     own_k_chunks: tuple[Chunk, ...]
     own_v_chunks: tuple[Chunk, ...]
+    v_in_k: bool  # what dv would be is part of dk
     scale: str
     has_slope: bool
     keeps_ds: bool  # sums per row need ds before the slope of the score is in it

@@ -61,7 +61,9 @@ class Config:
     num_stages: int
     use_descriptors: bool = False
     merged: bool = False  # one loop over full and partial tiles, the mask under a branch
-    apart: bool = False  # dk and dv by programs of their own
+    apart: bool = (
+        False  # dk and dv by programs of their own; where V lies inside K, two parts of dk's columns
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +225,7 @@ class Lift(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Merge(Node):
-    """The monoid's merge of two elements, left before right."""
+    """The monoid's merge of two elements, left before right; for sum, left plus right."""
 
     kind: ClassVar[str] = "merge"
     OPERANDS: ClassVar[tuple[str, ...]] = ("left", "right")
@@ -289,6 +291,16 @@ class Slice(Node):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pad(Node):
+    """A tensor whose last axis is filled up with zeros to that of ``axes``: the adjoint of `Slice`."""
+
+    kind: ClassVar[str] = "pad"
+    OPERANDS: ClassVar[tuple[str, ...]] = ("operand",)
+    operand: str
+    axes: Axes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Store(Node):
     """Write a tile to an output tensor."""
 
@@ -309,7 +321,8 @@ class Launch(Node):
     ``across`` names a second axis whose tiles become programs: each owns a rectangle.
 
     ``rows`` says how a program finds its rows: ``dense`` (one length for all) or ``packed`` (lengths from cu_seqlens).
-    ``configs`` gives, per target, schedules to try in order; the first one is the untuned default.
+    ``configs`` gives, per target, schedules to try in order; the first one is the untuned default. Chunks of its loads
+    that are wider than ``widest`` columns are cut: each is an accumulator of its own.
     """
 
     kind: ClassVar[str] = "launch"
@@ -320,6 +333,7 @@ class Launch(Node):
     tile_axis: str
     across: str = ""
     program_axes: Axes
+    widest: int = 1024
     configs: tuple[tuple[str, tuple[Config, ...]], ...]
 
     def verify(self) -> None:
@@ -329,7 +343,7 @@ class Launch(Node):
 
 
 NODE_TYPES: tuple[type[Node], ...] = (
-    Input, Contract, Map, Slice, Fold, Lift, Merge, Finish, Load, Store, Launch,
+    Input, Contract, Map, Slice, Pad, Fold, Lift, Merge, Finish, Load, Store, Launch,
 )  # fmt: skip
 
 

@@ -38,10 +38,6 @@ _ROWS = ("B", "Hq", "Sq")
 
 def build(spec: Spec) -> Graph:
     """Return the semantic graph of a spec: what is computed, nothing of how."""
-    if spec.grad and spec.head_dim.v_from_k is not None:
-        raise not_built(
-            spec, "grad", "values that are columns of K (head_dim: v_from_k) have no backward; remove 'grad'"
-        )
     if spec.precision != "ieee" and "float32" not in spec.dtypes:
         raise not_built(spec, "precision", "it is that of fp32 products; the spec has no float32 in 'dtype'")
     for captured in spec.captured:

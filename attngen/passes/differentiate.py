@@ -18,7 +18,7 @@ from attngen.errors import InternalError, PlanError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Apply, Const, Element, Expr, Symbol
 from attngen.ir.graph import Graph, name_taken
-from attngen.ir.nodes import Contract, Domain, Finish, Fold, Input, Lift, Map, Merge, Node, Slice
+from attngen.ir.nodes import Contract, Domain, Finish, Fold, Input, Lift, Map, Merge, Node, Pad, Slice
 
 S = Symbol("s", "float")
 ROWS = ("B", "Hq", "Sq")
@@ -65,6 +65,22 @@ class _Reverse:
             raise InternalError(f"differentiate: two nodes called {name}")
         self.nodes[name] = node
         return name
+
+    def wants(self, tensor: str) -> bool:
+        """Whether a tensor asks for a gradient: an input that does, or a view of one."""
+        node = self.graph.nodes[tensor]
+        return self.wants(node.operand) if isinstance(node, Slice) else isinstance(node, Input) and node.grad
+
+    def give(self, tensor: str, reader: str, part: Fold | Pad) -> str:
+        """Add what one reader of a tensor gives to its gradient; where there are two, the second's adds both up."""
+        readers = list(self.graph.dag.successors(tensor))
+        if len(readers) == 1:
+            return self.add(f"d{tensor}", part)
+        added = self.add(f"d{tensor}_{reader}", part)
+        left, right = (f"d{tensor}_{name}" for name in readers)
+        if {left, right} <= self.nodes.keys():
+            self.add(f"d{tensor}", Merge(monoid="sum", left=left, right=right, axes=part.axes))
+        return added
 
     @property
     def domain(self) -> tuple[Domain, tuple[str, ...]]:
@@ -151,10 +167,17 @@ def _softmax(reverse: _Reverse, name: str, node: Fold) -> None:
     change = ex.apply("mul", Symbol(p, "float"), rest)
     ds = reverse.add("ds", Map(operand=dp, others=(p, reverse.adjoint[name]), expr=change, axes=SCORES))
     reverse.adjoint[node.element] = ds
-    if isinstance(value, Slice):
-        raise InternalError("differentiate: values that are columns of K have no adjoint")
-    if value.grad:
-        reverse.add(f"d{node.value}", reverse.sum(p, "dout", "Sq", value.axes, precision=precision))
+    if reverse.wants(node.value):
+        dv = reverse.give(node.value, name, reverse.sum(p, "dout", "Sq", value.axes, precision=precision))
+        if isinstance(value, Slice):
+            reverse.adjoint[node.value] = dv
+
+
+def _slice(reverse: _Reverse, name: str, node: Slice) -> None:
+    """The columns that a view leaves out get nothing of its gradient."""
+    source = reverse.graph.nodes[node.operand]
+    assert isinstance(source, Input)
+    reverse.give(node.operand, name, Pad(operand=reverse.adjoint[name], axes=source.axes))
 
 
 def _lift(reverse: _Reverse, name: str, node: Lift) -> None:
@@ -230,13 +253,14 @@ def _contract(reverse: _Reverse, name: str, node: Contract) -> None:
         assert isinstance(source, Input)
         if source.grad:
             folded = reverse.sum(given, other, axis, source.axes, precision=node.precision)
-            reverse.add(f"d{own}", folded)
+            reverse.give(own, name, folded)
 
 
 RULES: dict[type[Node], Callable[[_Reverse, str, Any], None]] = {
     Finish: _finish,
     Merge: _merge,
     Fold: _softmax,
+    Slice: _slice,
     Lift: _lift,
     Map: _map,
     Contract: _contract,

@@ -142,15 +142,36 @@ _BACKWARD: dict[str, dict[str, tuple[Row, ...]]] = {
         "amd/32": ((320, (_b(16, 16, 4, 1),)), (512, (_b(16, 16, 4, 1),))),
     },
 }
+# Values inside K: dk is one sum over 576 columns, in two launches where registers do not hold all of them.
+_VIEW = 1088
+_BACKWARD_OF_VIEWS: dict[str, dict[str, Config]] = {
+    "dq": {
+        "sm_80/16": _b(16, 32, 4, 2),
+        "sm_90/16": _b(64, 32, 8, 1, **_DM),
+        "sm_100/16": _b(64, 32, 4, 1, **_D),
+        "gfx942/16": _b(64, 16, 4, 1),
+    },
+    "dkdv": {
+        "sm_80/16": _b(64, 16, 8, 2, merged=True),
+        "sm_86/16": _b(32, 16, 8, 2),
+        "sm_89/16": _b(32, 16, 8, 2),
+        "sm_120/16": _b(32, 16, 8, 2),
+        "sm_90/16": _b(32, 64, 4, 2, **_DM, apart=True),
+        "sm_100/16": _b(32, 64, 8, 1, **_D, apart=True),
+        "gfx942/16": _b(16, 64, 4, 1),
+    },
+}
 _SMALLEST = _b(16, 16, 4, 1)
 _BACKWARD_CPU = (_b(32, 64, 4, 1), _b(64, 32, 4, 1, **_DM), _b(32, 32, 4, 1, apart=True))
 
 
-def backward_configurations(kernel: str, qk_dim: int, v_dim: int, *, heavy: bool = False) -> Choices:
+def backward_configurations(
+    kernel: str, qk_dim: int, v_dim: int, *, heavy: bool = False, v_in_k: bool = False
+) -> Choices:
     """Return schedules of a backward kernel (rows, dq, dkdv) keyed as those of the forward.
 
     A kernel with a score formula, or with more than row limits in its mask (``heavy``), needs registers of its own: the
-    smaller tile comes first.
+    smaller tile comes first. ``v_in_k``: V is a view of K.
     """
     if kernel == "rows":
         return (("default", _ROWS_KERNEL), ("cpu", _ROWS_KERNEL))
@@ -162,6 +183,9 @@ def backward_configurations(kernel: str, qk_dim: int, v_dim: int, *, heavy: bool
         near = {"gfx950": "gfx942", "sm_86": "sm_80", "sm_89": "sm_80", "sm_120": "sm_80"}.get(target, target)
         rows = tables[f"{family}/32"] if bits == "32" else tables[f"{near}/16"]
         choices = _choices(rows, qk_dim + v_dim) or (_SMALLEST,)
+        if v_in_k and bits == "16" and 512 < qk_dim + v_dim <= _VIEW:
+            views = _BACKWARD_OF_VIEWS[kernel]
+            choices = (views[name] if name in views else views[f"{near}/16"],)
         found.append((name, choices[::-1] if heavy else choices))
     small = (_b(32, 32, 4, 1),) if qk_dim + v_dim <= 256 else (_SMALLEST,)
     return (("default", small), ("cpu", _BACKWARD_CPU), *found)

@@ -15,7 +15,7 @@ import networkx as nx
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Address, Axis, Fold, Input, Launch, Map, Node, Store
+from attngen.ir.nodes import Address, Axis, Domain, Fold, Input, Launch, Map, Merge, Node, Pad, Store
 from attngen.passes.schedules import backward_configurations, captured_configurations
 from attngen.passes.tile_captured import Cut, cut_captured, merged_stores
 
@@ -30,8 +30,9 @@ def tile_backward(
     changed: dict[str, Node] = {}
     reads = reads_per_element(graph)
     by_head = graph.axis("Hkv").group > 1 and "h" in key_symbols(graph)
-    keys = ("dk_heads", "dv_heads") if by_head else ("dk", "dv")
-    stores: dict[str, tuple[str, ...]] = {"rows": ("lse2", "delta"), "dq": ("dq",), "dkdv": keys}
+    keys = ("dk", "dv") if isinstance(graph.nodes["v"], Input) else ("dk",)  # values inside K are part of dk
+    owned = tuple(f"{name}_heads" for name in keys) if by_head else keys
+    stores: dict[str, tuple[str, ...]] = {"rows": ("lse2", "delta"), "dq": ("dq",), "dkdv": owned}
     cuts: dict[str, Cut] = {}
     for name, fold in graph.all(Fold):
         if fold.monoid != "sum":
@@ -44,7 +45,11 @@ def tile_backward(
             continue
         value = f"{fold.value}_tile" if f"{fold.value}_tile" in loaded else fold.value
         cut_fold = replace(fold, value=value, level="tile", order="full-then-partial", carrier="register")
-        changed |= _by_head(graph, name, cut_fold) if by_head and fold.axis == "Sq" else {name: cut_fold}
+        by_heads = by_head and fold.axis == "Sq"
+        changed |= _by_head(graph, name, cut_fold, keys) if by_heads else {name: cut_fold}
+    for name, node in graph.nodes.items() if by_head else ():
+        if isinstance(node, Pad) or (isinstance(node, Merge) and node.monoid == "sum"):
+            changed |= _by_head(graph, name, node, keys)
     merges = all(_merges(fold) for fold in changed.values() if isinstance(fold, Fold)) and not reads
     heavy = not merges or "scores" in graph.nodes or "d_scaled" in graph.nodes
     for kernel, names in stores.items():
@@ -68,25 +73,28 @@ def key_symbols(graph: Graph) -> frozenset[str]:
     return frozenset(name for formula in formulas for name in ex.symbols(formula))
 
 
-def _by_head(graph: Graph, name: str, fold: Fold) -> dict[str, Node]:
-    """Programs per query head where formulas vary with it; the heads of a group are added up afterwards."""
+def _by_head(graph: Graph, name: str, node: Fold | Pad | Merge, keys: tuple[str, ...]) -> dict[str, Node]:
+    """Programs per query head where formulas vary with it; of what is stored, the heads of a group are added up
+    afterwards."""
+    whole = replace(node, axes=tuple("Hq" if axis == "Hkv" else axis for axis in node.axes))
+    if name not in keys:
+        return {name: whole}
     part = f"{name}_heads"
-    axes = tuple("Hq" if axis == "Hkv" else axis for axis in fold.axes)
     total = Fold(
         monoid="sum",
         element=part,
         axis="Hq",
-        domain=replace(fold.domain, mask=ex.TRUE, size=graph.axis("Hq").size),
-        axes=fold.axes,
+        domain=Domain(size=graph.axis("Hq").size),
+        axes=node.axes,
         level="split",
         order="sequential",
         carrier="buffer",
     )
-    return {part: replace(fold, axes=axes), name: total}
+    return {part: whole, name: total}
 
 
 def _store(graph: Graph, name: str, node: Node, address: Address) -> Store:
-    axes = node.axes if isinstance(node, Fold | Map) else ()
+    axes = node.axes if isinstance(node, Fold | Map | Merge) else ()
     source = graph.nodes.get(name.removeprefix("d"))
     whole = isinstance(source, Input) and source.role == "tensor"
     return Store(operand=name, name=name, dtype="io" if whole else "float32", axes=axes, address=address)
@@ -134,13 +142,17 @@ def _launch(
 ) -> Launch:
     dims = _dims(graph)
     owned = ("Sk", "Hkv") if kernel == "dkdv" else ("Sq", "Hq")
+    v_in_k = not isinstance(graph.nodes["v"], Input)
+    parts = not v_in_k or dims[0] > 256  # one sum of so many columns needs no second launch
+    found = backward_configurations(kernel, dims[0], dims[1], heavy=heavy, v_in_k=v_in_k)
     return Launch(
         stores=stores,
         rows="packed" if address == "packed" else "dense",
         tile_axis=owned[0],
         program_axes=(owned[1], "B"),
+        widest=256 if v_in_k and kernel == "dkdv" else 1024,  # dk is cut into parts
         configs=tuple(
-            (target, tuple(config if merges else replace(config, merged=False) for config in choices))
-            for target, choices in backward_configurations(kernel, dims[0], dims[1], heavy=heavy)
+            (target, tuple(replace(c, merged=merges and c.merged, apart=parts and c.apart) for c in choices))
+            for target, choices in found
         ),
     )

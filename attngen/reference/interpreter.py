@@ -18,7 +18,21 @@ from attngen.errors import InternalError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Expr
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Contract, Finish, Fold, Input, Launch, Lift, Load, Map, Merge, Node, Slice, Store
+from attngen.ir.nodes import (
+    Contract,
+    Finish,
+    Fold,
+    Input,
+    Launch,
+    Lift,
+    Load,
+    Map,
+    Merge,
+    Node,
+    Pad,
+    Slice,
+    Store,
+)
 from attngen.ir.tile_ranges import Ranges, ranges_along, tile_ranges
 from attngen.reference.interpreter_arguments import Problem, assemble, problems
 from attngen.reference.interpreter_operators import OPS, SCALAR_OPS, as_tensor, reader
@@ -127,6 +141,12 @@ class _Run:
         sizes["Sd"] = max(0, self.seqlen_q + self.seqlen_k - 1)
         return {**sizes, "Hkv": v.shape[1]}[axis]
 
+    def columns(self, axis: str) -> int:
+        """The length of an axis of numbered columns."""
+        size = self.graph.axis(axis).size
+        assert isinstance(size, ex.Const)
+        return int(size.value)
+
     def formula(self, expr: Expr, **more: Any) -> Tensor:
         """Evaluate an expression over the whole grid."""
         return as_tensor(ex.evaluate(expr, {**self.grid, **more}, OPS))
@@ -138,6 +158,11 @@ def _input(run: _Run, name: str, node: Input) -> Any:
 
 def _slice(run: _Run, name: str, node: Slice) -> Tensor:
     return run.values[node.operand][..., : node.columns]
+
+
+def _pad(run: _Run, name: str, node: Pad) -> Tensor:
+    value = run.values[node.operand]
+    return torch.nn.functional.pad(value, (0, run.columns(node.axes[-1]) - value.shape[-1]))
 
 
 def _load(run: _Run, name: str, node: Load) -> Tensor:
@@ -371,17 +396,17 @@ def _lift(run: _Run, name: str, node: Lift) -> Softmax:
     score = run.problem.captured[node.operand].double()[None, :, None]
     q = run.problem.tensors["q"]
     score = score.expand(q.shape[0], q.shape[1], run.seqlen_q)
-    width = run.graph.axis("Dv").size
-    assert isinstance(width, ex.Const)
     return Softmax(
         score,
         torch.where(score == NEGATIVE_INFINITY, 0.0, 1.0),
-        score.new_zeros(*score.shape, int(width.value)),
+        score.new_zeros(*score.shape, run.columns("Dv")),
     )
 
 
-def _merge(run: _Run, name: str, node: Merge) -> Softmax:
+def _merge(run: _Run, name: str, node: Merge) -> Softmax | Tensor:
     left, right = run.values[node.left], run.values[node.right]
+    if node.monoid == "sum":
+        return left + right
     missing = left.acc.shape[-1] - right.acc.shape[-1]
     return merge(left, Softmax(right.m, right.l, torch.nn.functional.pad(right.acc, (0, missing))))
 
@@ -406,6 +431,7 @@ def _launch(run: _Run, name: str, node: Launch) -> dict[str, Tensor]:
 RULES: dict[type[Node], Callable[[_Run, str, Any], Any]] = {
     Input: _input,
     Slice: _slice,
+    Pad: _pad,
     Load: _load,
     Contract: _contract,
     Map: _map,

@@ -43,7 +43,8 @@ def requests(
         chosen = (
             _config(kernel.get("configs", described["configs"]), target, dtype) if config is None else config
         )
-        found += [_request(module, name, target, dtype, kernel, part) for part in _parts(chosen)]
+        flags = [name for name in kernel["constants"] if name.startswith("WANT_")]
+        found += [_request(module, name, target, dtype, kernel, part) for part in _parts(chosen, flags)]
     return found
 
 
@@ -53,11 +54,11 @@ def _config(configs: dict[str, Any], target: str, dtype: str) -> dict[str, Any]:
     return configs.get(f"{target}/{bits}", configs["default"])[0]
 
 
-def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The launches of a schedule: dk and dv by programs of their own are two."""
+def _parts(config: dict[str, Any], flags: list[str]) -> list[dict[str, Any]]:
+    """The launches of a schedule: sums by programs of their own are one each."""
     if not config.get("APART"):
         return [config]
-    return [{**config, "WANT_DK": dk, "WANT_DV": not dk} for dk in (True, False)]
+    return [{**config, **{flag: flag == wanted for flag in flags}} for wanted in flags]
 
 
 def _request(

@@ -98,7 +98,7 @@ def test_every_node_is_complete():
 
 
 def test_every_node_and_operator_is_drawn_by_some_spec():
-    spec = {**SPEC, "sinks": True, "head_dim": {"qk": 48, "v": 32, "v_from_k": 32}}
+    spec = {**SPEC, "sinks": True, "head_dim": {"qk": 48, "v": 32, "v_from_k": 32}, "grad": True}
     graphs = [build(load_spec(spec)), schedule(load_spec(spec))]
     assert {type(n) for g in graphs for n in g.nodes.values()} == set(ir.NODE_TYPES)
 

@@ -52,7 +52,8 @@ def inputs_of(spec: Spec, problem: Problem, **replaced: Tensor) -> dict[str, Any
 
 def wanted(spec: Spec) -> list[str]:
     """The inputs that get gradients."""
-    return ["q", "k", "v", *(["sinks"] if spec.sinks else []), *(c.name for c in spec.captured if c.grad)]
+    tensors = ["q", "k"] if spec.head_dim.v_from_k else ["q", "k", "v"]
+    return [*tensors, *(["sinks"] if spec.sinks else []), *(c.name for c in spec.captured if c.grad)]
 
 
 def incoming(out: Tensor, lse: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:

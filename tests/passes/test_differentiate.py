@@ -59,7 +59,7 @@ def with_params(spec: Spec, problem: Problem) -> Problem:
 # ---- every spec of specs/
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "mla_absorbed"])
+@pytest.mark.parametrize("name", NAMES)
 def test_committed_specs(name):
     spec = committed(name, **SMALL.get(name, {}))
     packed = spec.layout == "thd"
@@ -68,9 +68,23 @@ def test_committed_specs(name):
         compare(spec, with_params(spec, problem))
 
 
-def test_values_inside_k_are_refused():
-    with pytest.raises(PlanError, match=r"grad: values that are columns of K .* remove 'grad'"):
-        build(committed("mla_absorbed"))
+def test_values_inside_k(golden):
+    """dk is the sum of what scores and values give, the latter with zeros in the columns that V lacks."""
+    spec = load_spec({**SPEC, "head_dim": {"qk": 48, "v_from_k": 32}, "grad": True})
+    graph = graph_of(spec)
+    golden("values_inside_k", lines(graph, *(n for n in graph.nodes if n.startswith(("dk", "dv")))))
+    gradients = compare(spec, with_params(spec, TWO_KV))
+    assert set(gradients) == {"q", "k", "sinks"}
+
+
+@pytest.mark.parametrize("head_dim", [{"qk": 48, "v_from_k": 32}, {"qk": 16, "v_from_k": 16}])
+@pytest.mark.parametrize("layout", ["bshd", "thd"])
+def test_values_inside_k_of_all_layouts(layout, head_dim):
+    spec = make(
+        heads={"q": 4, "kv": 1}, head_dim=head_dim, layout=layout, mask="j <= i", score=SOFTCAP, captured=X
+    )
+    for problem in (PACKED, UNUSED) if layout == "thd" else (RAGGED, MORE_QUERIES, NO_KEYS, NO_QUERIES):
+        compare(spec, problem)
 
 
 def test_a_graph_without_gradients_is_left_as_it_is():
@@ -379,7 +393,6 @@ def test_drawn_formulas(score, as_it_is):
 @given(specs_and_problems())
 def test_drawn_specs(drawn):
     spec, problem = drawn
-    assume(spec.head_dim.v_from_k is None)
     compare(with_gradients(spec.canonical()), replace(problem, values="normal"), floor=1e-15)
 
 

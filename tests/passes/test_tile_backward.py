@@ -65,7 +65,7 @@ def agree(spec: Spec, problem: Problem, blocks: list[tuple[int, int]]) -> None:
             )
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "mla_absorbed"])
+@pytest.mark.parametrize("name", NAMES)
 def test_committed_specs(name):
     spec = schedulable(name)
     problems = (PACKED, UNUSED) if spec.layout == "thd" else (RAGGED, MORE_QUERIES, ONE_QUERY)
@@ -77,11 +77,13 @@ MASKS = ["j <= i", "j <= i and i - j < 5", "abs(i - j) <= 4", "j <= i and i // 6
          "j <= i and (j * 7 + i) % 3 == 0", "j + 4 <= i", "j <= i + 2 * h", "j % 5 != 2"]  # fmt: skip
 
 
+@pytest.mark.parametrize("head_dim", [16, {"qk": 48, "v_from_k": 32}], ids=["", "values inside K"])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("layout", ["bshd", "thd"])
-def test_masks(mask, layout):
+def test_masks(mask, layout, head_dim):
     spec = make(
         heads={"q": 4, "kv": 2},
+        head_dim=head_dim,
         mask=mask,
         layout=layout,
         score="s + x[h] * (j - i) / 8",
@@ -98,6 +100,7 @@ def test_masks(mask, layout):
 
 EDITED = make(heads={"q": 2, "kv": 1}, mask="j <= i", score="s + x[h] * (j - i) / 8", captured=X, sinks=True)
 PLAIN = make(heads={"q": 2, "kv": 1}, mask="j <= i")
+VIEW = make(heads={"q": 2, "kv": 1}, head_dim={"qk": 48, "v_from_k": 32}, mask="j <= i")
 Edit = Callable[[Graph], Graph]
 
 
@@ -136,6 +139,8 @@ FOLLOWED: dict[str, tuple[Spec, Edit]] = {
     "factor": (PLAIN, changing("dq", "dk", factor=doubled)),
     "rows that keys meet": (PLAIN, changing("dk", "dv", tiles=from_two)),
     "keys that rows meet": (PLAIN, changing("dq", tiles=from_two)),
+    "factor, values inside K": (VIEW, changing("dq", "dk_qk", factor=doubled)),
+    "rows that keys meet, values inside K": (VIEW, changing("dk_qk", "dv", tiles=from_two)),
 }
 REFUSED: dict[str, tuple[Spec, Edit]] = {
     "factor of dq": (PLAIN, changing("dq", factor=doubled)),
@@ -151,6 +156,9 @@ REFUSED: dict[str, tuple[Spec, Edit]] = {
     "a sink's gradient per row": (EDITED, changing("ds_sinks", expr=doubled)),
     "what delta sums": (PLAIN, changing("out_dout", right=lambda _: "out")),
     "what dv adds": (PLAIN, changing("dv", value=lambda _: "q_tile")),
+    "factor of dv inside dk": (VIEW, changing("dv", factor=lambda _: Const(2.0))),
+    "plan of dv inside dk": (VIEW, changing("dv", tiles=from_two)),
+    "what is filled up inside dk": (VIEW, changing("dk_v", operand=lambda _: "dk_qk")),
 }
 
 
@@ -162,7 +170,7 @@ def gradients_of_kernel(
 
     path.write_text(render(graph))
     module = load_module(path, interpret=True)
-    leaves = {n: inputs[n].float().requires_grad_() for n in "qkv"}
+    leaves = {n: inputs[n].float().requires_grad_() for n in "qkv" if n in inputs}
     out, lse = module.attention(**{**inputs, **leaves}, return_lse=True)
     found = torch.autograd.grad([out, lse], list(leaves.values()), [dout.float(), dlse.float()])
     return dict(zip(leaves, found, strict=True))
@@ -267,6 +275,8 @@ def test_packed_tokens_are_not_read_by_sequence_too():
 @pytest.mark.parametrize(
     ("keys", "by_head"),
     [
+        ({"head_dim": {"qk": 48, "v_from_k": 32}}, False),
+        ({"head_dim": {"qk": 48, "v_from_k": 32}, "mask": "j <= i + h"}, True),
         ({"sinks": True}, False),
         ({"score": "s * (1 + h)"}, True),
         ({"mask": "j <= i + h"}, True),
