@@ -855,7 +855,7 @@ def _attention_forward(
     tl.store(lse_base + row, lse_rows, mask=row_valid)
 
 
-@triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"])
+@triton.jit(do_not_specialize=["num_q_heads", "seqlen_q", "seqlen_k"])
 def _backward_rows(
     out,
     dout,
@@ -1109,7 +1109,7 @@ def _backward_dq(
         )
 
 
-@triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"])
+@triton.jit(do_not_specialize=["softmax_scale", "num_kv_heads", "seqlen_q", "seqlen_k"])
 def _backward_dkdv(
     q,
     k,
@@ -1429,7 +1429,7 @@ def _backward_dkdv(
             else:
                 dout_1 = tl.load(dout_rows + dout_offsets_1, mask=row_valid[:, None], other=0.0)
             lse2_rows = tl.load(lse2_base + padded_row + rows_m)
-            allowed = rows_m[None, :] >= (row_begin - start_m)[:, None]
+            allowed = (start_m + rows_m)[None, :] >= row_begin[:, None]
             qk = tl.where(allowed, qk, float("-inf"))
             p = tl.math.exp2(qk * factor - lse2_rows[None, :])
             if WANT_LOW:

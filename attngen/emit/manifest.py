@@ -9,7 +9,6 @@ from attngen.ir import expr as ex
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Config, Contract, Fold, Input, Load
 
-
 _TILE = {"tile": ["BLOCK_M", "BLOCK_N"]}
 
 
@@ -96,7 +95,7 @@ def _backward(graph: Graph, parts: Parts, face: BackwardFace, reverse: Backward)
                 for target, choices in launch.configs
             },
         }
-    return {**found, **_captured(graph, face, {"products": [{**x, **tile} for x in (qk, dp)]})}
+    return {**found, **_captured(graph, face, {"products": [{**x, **_TILE} for x in (qk, dp)]})}
 
 
 def _captured(graph: Graph, face: BackwardFace, per_tile: dict[str, object]) -> dict[str, object]:
