@@ -66,7 +66,8 @@ class BackwardFace:
     padded: str  # the shape of statistics per row
     keys_length: str
     keys_heads: str
-    wants: tuple[str, ...]  # flags of the sums that a launch over keys may be asked for
+    wants: str  # the sums that a launch over keys may be asked for, as variables of the launcher
+    flags: tuple[str, ...]  # and as arguments of the kernel
     group_sums: str  # what adds up the heads of each group, where programs own query heads
     row_strides: str
     descriptor_tensors: str
@@ -243,7 +244,8 @@ class _Builder:
             padded=self._padded(),
             keys_length=self._lengths_of_keys(),
             keys_heads=f"q.shape[{self.heads}]" if per_head else f"k.shape[{self.heads}]",
-            wants=wants,
+            wants=", ".join(wants),
+            flags=tuple(f"{want.upper()}={want}" for want in wants),
             group_sums=f"{', '.join(f'd{t}' for t in keys)} = {', '.join(f'_group_sum(d{t}, {t})' for t in keys)}",
             row_strides=", ".join(f"{t}.stride({self._dim('s')})" for t in (*self.tensors, "dout")),
             descriptor_tensors=", ".join([*self.tensors, "dout"]),
