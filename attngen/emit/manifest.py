@@ -9,7 +9,6 @@ from attngen.ir import expr as ex
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Config, Contract, Fold, Input, Load
 
-
 _TILE = {"tile": ["BLOCK_M", "BLOCK_N"]}
 
 
