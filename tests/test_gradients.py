@@ -336,6 +336,74 @@ def test_nan_of_a_packed_sequence_stays_there(spoiled):
             assert torch.equal(found[name][others], clean[name][others])
 
 
+# ---- values inside K
+
+INSIDE = {"qk": 48, "v_from_k": 32}
+
+
+@pytest.mark.parametrize(
+    "head_dim",
+    [
+        INSIDE,
+        {"qk": 32, "v_from_k": 32},
+        {"qk": 40, "v_from_k": 16},
+        *slow({"qk": 320, "v_from_k": 256}, {"qk": 336, "v_from_k": 272}),
+    ],
+    ids=str,
+)
+def test_values_inside_k(head_dim):
+    """dk takes up both: what scores and what values give; V's columns are not read twice."""
+    spec = make(head_dim=head_dim, heads={"q": 5, "kv": 1}, mask="j <= i and i - j < 30")
+    inputs = inputs_of(spec, replace(RAGGED, kv_heads=1), torch.float32)
+    check(spec, inputs, (SMALL, *OTHERS[:3]))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", *slow("float16")])
+@pytest.mark.parametrize("mask", ["causal", *slow("sink columns", "residual", "head")])
+def test_values_inside_k_in_16_bits(mask, dtype):
+    more = {"head_dim": INSIDE, "heads": {"q": 16, "kv": 1}, "sinks": True}
+    spec = make(**formulas(mask, "softcap"), **more)
+    inputs = inputs_of(spec, Problem(name="", lengths=((21, 37),)), getattr(torch, dtype))
+    check(spec, inputs, (SMALL, OTHERS[0]))
+
+
+@pytest.mark.parametrize("formula", ["mask", "h"])
+@pytest.mark.parametrize("layout", ["thd", *slow("bshd", "bhsd")])
+def test_values_inside_k_of_packed_sequences_and_heads(layout, formula):
+    more = formulas("causal") if formula == "mask" else formulas("causal", "s * (1 + h) / 4")
+    spec = make(head_dim=INSIDE, heads={"q": 6, "kv": 2}, layout=layout, **more)
+    problem = UNUSED if layout == "thd" else replace(RAGGED, strides="swapped")
+    check(spec, inputs_of(spec, problem, torch.float32), (SMALL, OTHERS[0], OTHERS[5]))
+
+
+@pytest.mark.parametrize("lengths", [(5, 0), (0, 7), *slow((40, 17), (17, 40), (1, 33), (33, 1))])
+def test_values_inside_k_at_other_lengths(lengths):
+    spec = make(head_dim=INSIDE, mask=CAUSAL)
+    check(spec, inputs_of(spec, Problem(name="", lengths=(lengths,) * 2), torch.float32), (SMALL, OTHERS[0]))
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_nan_in_keys_that_hold_values(name):
+    mask, unused = HIDDEN[name]
+    spec = make(head_dim=INSIDE, **formulas(mask))
+    inputs = inputs_of(spec, Problem(name="", lengths=((5, 80),)), torch.float32)
+    spoiled = dirty(inputs, (slice(None), unused), "k")
+    found = check(spec, spoiled, (SMALL, OTHERS[0], OTHERS[3]), exact=inputs)
+    assert not found["k"][:, unused].any()
+
+
+def test_values_inside_k_same_bits_again_and_backwards():
+    spec = make(head_dim=INSIDE, heads={"q": 4, "kv": 2}, mask=CAUSAL)
+    module = attngen.build(spec)
+    inputs = inputs_of(spec, RAGGED, torch.bfloat16)
+    dout = torch.randn(1, 37, 4, 32).bfloat16()
+    for schedule in (SMALL, OTHERS[1]):
+        _, want = kernel_gradients(spec, module, inputs, dout, schedule=schedule)
+        with reversed_grid():
+            _, again = kernel_gradients(spec, module, inputs, dout, schedule=schedule)
+        assert all(torch.equal(again[n], x) for n, x in want.items())
+
+
 # ---- scores at their limits
 
 

@@ -82,8 +82,8 @@ class BackwardFace:
     padded: str  # the shape of statistics per row
     keys_length: str
     keys_heads: str
-    wants: str  # flags of the sums that a launch over keys may be asked for
-    want_values: tuple[str, ...]
+    wants: str  # the sums that a launch over keys may be asked for, as variables of the launcher
+    flags: tuple[str, ...]  # and as arguments of the kernel
     group_sums: str  # what adds up the heads of each group, where programs own query heads
     row_strides: str
     descriptor_tensors: str
@@ -267,7 +267,7 @@ class _Builder:
             keys_length=self._lengths_of_keys(),
             keys_heads=f"q.shape[{self.heads}]" if per_head else f"k.shape[{self.heads}]",
             wants=", ".join(wants),
-            want_values=tuple(f"{flag.upper()}={flag}" for flag in wants),
+            flags=tuple(f"{want.upper()}={want}" for want in wants),
             group_sums=f"{', '.join(f'd{t}' for t in keys)} = {', '.join(f'_group_sum(d{t}, {t})' for t in keys)}",
             row_strides=", ".join(f"{t}.stride({self._dim('s')})" for t in (*self.tensors, "dout")),
             descriptor_tensors=", ".join([*self.tensors, "dout"]),
