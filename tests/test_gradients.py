@@ -626,6 +626,18 @@ def test_lengths_of_captured_gradients(read, lengths):
     check(spec, inputs, (SMALL, OTHERS[1]))
 
 
+@pytest.mark.parametrize("read", ["h", "h key", "element", "h bucket"])
+def test_captured_gradients_where_values_lie_inside_keys(read):
+    element, axes = READS[read]
+    captured = {"x": {"dtype": "float32", "axes": axes, "grad": True}}
+    head_dim = {"qk": 48, "v_from_k": 32}
+    spec = make(
+        heads={"q": 4, "kv": 1}, head_dim=head_dim, score=f"s + 2 * {element}", captured=captured, mask=CAUSAL
+    )
+    inputs = inputs_of(spec, Problem(name="", lengths=((18, 21),) * 2, kv_heads=1), torch.float32)
+    check(spec, inputs, (SMALL, OTHERS[0]))
+
+
 def test_places_that_two_tables_share():
     """Two tables of distances, and a bias whose gradient nobody asks for."""
     table = {"dtype": "float32", "axes": [80], "grad": True}

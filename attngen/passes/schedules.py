@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from itertools import product
+from typing import Literal
 
 from attngen.ir.nodes import Config
 
@@ -191,19 +192,33 @@ def backward_configurations(
     return (("default", small), ("cpu", _BACKWARD_CPU), *found)
 
 
-_CAPTURED: tuple[Row, ...] = ((256, (_config(64, 64, 4, 1),)), (1 << 30, (_config(32, 32, 4, 1),)))
+_SMALL_SQUARE = (1 << 30, (_config(32, 32, 4, 1),))
+_CAPTURED: dict[str, tuple[Row, ...]] = {
+    "gfx": ((256, (_config(64, 64, 4, 1),)), _SMALL_SQUARE),
+    "sm_8": ((256, (_config(64, 32, 4, 1),)), _SMALL_SQUARE),
+    "sm": ((256, (_config(64, 64, 8, 1),)), _SMALL_SQUARE),
+}
+_DIAGONALS: dict[str, tuple[Row, ...]] = {  # square tiles: those of a diagonal hold the same i - j
+    **_CAPTURED,
+    "sm_8": ((128, (_config(64, 64, 8, 1),)), _SMALL_SQUARE),
+}
 _CAPTURED_FP32: tuple[Row, ...] = ((320, (_config(32, 32, 4, 1),)), (1 << 30, (_config(16, 16, 4, 1),)))
 _PLACES = (_config(1, 1024, 4, 1),)  # a place, and how many diagonals it looks at together
 
 
-def captured_configurations(qk_dim: int, v_dim: int, *, over_scores: bool) -> Choices:
-    """Return schedules of the kernels of captured gradients: square tiles of scores, or a place and its diagonals."""
-    if not over_scores:
+def captured_configurations(
+    qk_dim: int, v_dim: int, tiles: Literal["scores", "diagonals", "places"]
+) -> Choices:
+    """Return schedules of the kernels of captured gradients: tiles of scores, or a place and its diagonals."""
+    if tiles == "places":
         return (("default", _PLACES), ("cpu", _PLACES))
+    tables = _DIAGONALS if tiles == "diagonals" else _CAPTURED
     columns = qk_dim + v_dim
-    found = [
-        (name, _choices(_CAPTURED_FP32 if name.endswith("/32") else _CAPTURED, columns)) for name in _TARGETS
-    ]
+    found: list[tuple[str, tuple[Config, ...]]] = []
+    for name in _TARGETS:
+        family = next(stem for stem in ("gfx", "sm_8", "sm") if name.startswith(stem))
+        rows = _CAPTURED_FP32 if name.endswith("/32") else tables[family]
+        found.append((name, _choices(rows, columns)))
     return (("default", _choices(_CAPTURED_FP32, columns)), ("cpu", (_config(32, 32, 4, 1),)), *found)
 
 

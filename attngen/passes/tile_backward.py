@@ -122,13 +122,14 @@ def _launch_captured(
     [(_, last)] = [(n, fold) for n, fold in cut.nodes.items() if n == kernel]
     assert isinstance(last, Fold)
     tiles, kept = (cut.tiles, cut.kept) if last.level == "tile" else (last.axes[-1:], last.axes[:-1])
+    kind = "places" if last.level != "tile" else "diagonals" if "Sd" in tiles else "scores"
     return Launch(
         stores=stores,
         rows="packed" if address == "packed" else "dense",
         tile_axis=tiles[0],
         across=tiles[1] if len(tiles) > 1 else "",
         program_axes=kept,
-        configs=captured_configurations(*_dims(graph), over_scores=last.level == "tile"),
+        configs=captured_configurations(*_dims(graph), kind),
     )
 
 
