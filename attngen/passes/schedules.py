@@ -206,14 +206,12 @@ _CAPTURED_FP32: tuple[Row, ...] = ((320, (_config(32, 32, 4, 1),)), (1 << 30, (_
 _PLACES = (_config(1, 1024, 4, 1),)  # a place, and how many diagonals it looks at together
 
 
-def captured_configurations(
-    qk_dim: int, v_dim: int, tiles: Literal["scores", "diagonals", "places"]
-) -> Choices:
-    """Return schedules of the kernels of captured gradients: tiles of scores, or a place and its diagonals."""
+def captured_configurations(columns: int, tiles: Literal["scores", "diagonals", "places"]) -> Choices:
+    """Return schedules of the kernels of captured gradients: tiles of scores, by the columns
+    of a K and a V row, or a place and its diagonals."""
     if tiles == "places":
         return (("default", _PLACES), ("cpu", _PLACES))
     tables = _DIAGONALS if tiles == "diagonals" else _CAPTURED
-    columns = qk_dim + v_dim
     found: list[tuple[str, tuple[Config, ...]]] = []
     for name in _TARGETS:
         family = next(stem for stem in ("gfx", "sm_8", "sm") if name.startswith(stem))

@@ -129,7 +129,7 @@ def _launch_captured(
         tile_axis=tiles[0],
         across=tiles[1] if len(tiles) > 1 else "",
         program_axes=kept,
-        configs=captured_configurations(*_dims(graph), kind),
+        configs=captured_configurations(sum(_dims(graph)), kind),
     )
 
 
