@@ -5,7 +5,7 @@
 Softmax attention over keys j with: True.
 A tile of queries at positions i_lo..i_hi meets keys in [0, seqlen_k); all are allowed in [0, seqlen_k).
 
-Digest 5f8bbd707ff38db7ab86d384bc17862f284fff9e5086fbc54c7a2556ed44cc5e. Needs torch and triton, nothing else.
+Digest 94a4427d026336a2dfb1626f876b751a5ea28ac468641871168aaa4a4a13ce4d. Needs torch and triton, nothing else.
 """
 
 import json
@@ -27,7 +27,7 @@ SPEC = json.loads(r"""
   "score": "s + bias[h, row, j]"
 }
 """)
-DIGEST = "5f8bbd707ff38db7ab86d384bc17862f284fff9e5086fbc54c7a2556ed44cc5e"
+DIGEST = "94a4427d026336a2dfb1626f876b751a5ea28ac468641871168aaa4a4a13ce4d"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -426,7 +426,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::additive_bias_5f8bbd707ff3", mutates_args=())
+@torch.library.custom_op("attngen::additive_bias_94a4427d0263", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest cc33cf8ef9ad94d8584508e71c9762a9aaca5d2a177a4ff7d11180ee66d2b676. Needs torch and triton, nothing else.
+Digest c0c913734cf16ad8a23774f339ab3d69b12acd25fb256e98377f83d25e08138f. Needs torch and triton, nothing else.
 """
 
 import json
@@ -26,7 +26,7 @@ SPEC = json.loads(r"""
   "name": "mla_absorbed"
 }
 """)
-DIGEST = "cc33cf8ef9ad94d8584508e71c9762a9aaca5d2a177a4ff7d11180ee66d2b676"
+DIGEST = "c0c913734cf16ad8a23774f339ab3d69b12acd25fb256e98377f83d25e08138f"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -357,7 +357,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::mla_absorbed_cc33cf8ef9ad", mutates_args=())
+@torch.library.custom_op("attngen::mla_absorbed_c0c913734cf1", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: True.
 A tile of queries at positions i_lo..i_hi meets keys in [0, seqlen_k); all are allowed in [0, seqlen_k).
 
-Digest 9f430cb656e02e926004acb64949699012871c620585f2c883739a442a1034df. Needs torch and triton, nothing else.
+Digest f359acf8874e1da84278827d56ab825d0250df5a2549e598f559a1fe65a4a34e. Needs torch and triton, nothing else.
 """
 
 import json
@@ -27,7 +27,7 @@ SPEC = json.loads(r"""
   "score": "s + rel_bias[h, max(-128, min(j - i, 128)) + 128]"
 }
 """)
-DIGEST = "9f430cb656e02e926004acb64949699012871c620585f2c883739a442a1034df"
+DIGEST = "f359acf8874e1da84278827d56ab825d0250df5a2549e598f559a1fe65a4a34e"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -425,7 +425,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::t5_bias_9f430cb656e0", mutates_args=())
+@torch.library.custom_op("attngen::t5_bias_f359acf8874e", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -52,7 +52,7 @@ def columns(parts: Parts) -> tuple[str, ...]:
 
 def bases(parts: Parts) -> tuple[str, ...]:
     """Where the rows, keys and values of a program's head begin."""
-    packed = parts.launch.rows == "packed"
+    packed = parts.packed
     tensors = [("q", "q", "h"), ("k", "k", "hk"), ("v", "v", "hk"), ("out", "o", "h")]
     lines: list[str] = []
     for name, short, head in tensors:

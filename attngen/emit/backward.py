@@ -156,7 +156,7 @@ def backward(graph: Graph, parts: Parts, captured: Mapping[str, Captured], helpe
     by_rows = Printer(captured, helpers=helpers)
     by_keys = Printer(captured, helpers=helpers, walks="rows")
     per_head = adjoint.per_head
-    gradients = _gradients(graph, parts.launch.rows == "packed")
+    gradients = _gradients(graph, parts.packed)
     dq, dkdv = _kernel(graph, "dq", adjoint, parts, by_rows), _kernel(graph, "dk", adjoint, parts, by_keys)
     return Backward(
         dq=dq,
@@ -461,7 +461,7 @@ def _bases(
     parts: Parts, tensors: tuple[str, ...], keys_head: str = "hk", *, per_row: bool = True
 ) -> tuple[str, ...]:
     """Where a program's rows of some tensors begin, and its statistics, padded and as lse is laid out (`per_row`)."""
-    packed = parts.launch.rows == "packed"
+    packed = parts.packed
     shorts = {"out": "o", "dout": "g"}
     heads = {"k": "hk", "v": "hk", "dk": keys_head, "dv": keys_head}
     lines: list[str] = []

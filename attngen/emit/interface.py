@@ -130,7 +130,7 @@ class _Builder:
         self.captured = tuple(n for n, i in self.inputs.items() if i.role == "captured")
         self.params = tuple(n for n, i in self.inputs.items() if i.role == "scalar" and not i.default)
         self.layout = self.inputs["q"].layout
-        self.packed = launch_of(graph, "out")[1].rows == "packed"
+        self.packed = graph.packed
         self.has_table = any(fold.domain.table for _, fold in graph.all(Fold))
         self.heads = self.layout.index("h")
         self.v_dim = _number(graph.axis("Dv").size)

@@ -108,7 +108,7 @@ def table_kernel(parts: Parts, face: Interface, main: Printer) -> Table:
         else ()
     )
     names = ex.symbols(parts.fold.domain.mask)
-    by_head, by_batch = bool(names & {"h", "hk"}), "b" in names or parts.launch.rows == "packed"
+    by_head, by_batch = bool(names & {"h", "hk"}), "b" in names or parts.packed
     rows = {(True, True): "program", (True, False): "b * num_tiles_m + tile_m"}
     rows |= {(False, True): "h * num_tiles_m + tile_m", (False, False): "tile_m"}
     return Table(

@@ -33,7 +33,7 @@ def manifest(
     tiles = parts.fold.tiles
     assert tiles is not None
     return {
-        "mechanism": "packed" if parts.launch.rows == "packed" else "dense",
+        "mechanism": "packed" if parts.packed else "dense",
         "compiled_in": _compiled_in(graph, parts),
         "run_time": [
             n for n, kind in face.kernel_types if not kind.startswith("*") and not n.startswith("stride")

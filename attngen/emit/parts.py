@@ -24,6 +24,7 @@ class Parts:
     v_in_k: bool
     sink: Lift | None
     group: int
+    packed: bool
 
 
 def launch_of(graph: Graph, result: str) -> tuple[str, Launch]:
@@ -71,6 +72,7 @@ def find_parts(graph: Graph) -> Parts:
         isinstance(graph.nodes[v.operand], Slice),
         sink,
         graph.axis("Hkv").group,
+        graph.packed,
     )
     _refuse_unsupported(graph, parts)
     return parts
@@ -80,7 +82,6 @@ def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
     """Refuse what these templates cannot print, so that no field of a node is silently ignored."""
     stores = [s for n in parts.launch.stores if isinstance(s := graph.nodes[n], Store)]
     results = {s.name: (f.result, s.dtype) for s in stores if isinstance(f := graph.nodes[s.operand], Finish)}
-    address = {x.address for x in (parts.q, parts.k, parts.v, *stores)}
     shared = {(x.layout, x.dtypes) for _, x in graph.all(Input) if x.role == "tensor"}
     rules = {
         "stores are out in the tensors' dtype and lse in fp32": results
@@ -91,9 +92,12 @@ def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
         ),
         "keys are tiles of Sk": (parts.k.tile_axis, parts.v.tile_axis, parts.fold.axis) == ("Sk", "Sk", "Sk"),
         "the fold runs over the sequence's keys": parts.fold.domain.size == Symbol("seqlen_k"),
-        "all tensors are addressed as the launch's rows are": (
-            address == {"packed" if parts.launch.rows == "packed" else "strided"}
+        "all tensors are addressed by strides, and rows are found on a grid": (
+            [parts.launch.rows, *(x.address for x in (parts.q, parts.k, parts.v))]
+            == ["grid", *["strided"] * 3]
         ),
+        "where sequences begin goes with the layout": parts.packed
+        == any("t" in layout for layout, _ in shared),
         "q and k are contracted over all their columns, in the same chunks": (
             parts.contract.over == parts.q.axes[-1] == parts.k.axes[-1] and parts.q.chunks == parts.k.chunks
         ),

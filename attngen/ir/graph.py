@@ -74,6 +74,11 @@ class Graph:
                 return axis
         raise InternalError(f"no axis {name!r}; axes: {', '.join(a.name for a in self.axes)}")
 
+    @property
+    def packed(self) -> bool:
+        """Whether sequences of several lengths share the axis of queries: each has a place where it begins."""
+        return bool(self.axis("Sq").origin)
+
     def with_nodes(self, changed: Mapping[str, Node], *, level: Level | None = None) -> Graph:
         """Return a graph with some nodes replaced or added; an input stays one."""
         for name, node in changed.items():

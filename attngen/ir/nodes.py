@@ -15,7 +15,20 @@ from attngen.ir.tiles import Tiles
 
 Axes = tuple[str, ...]
 Monoid = Literal["softmax", "sum"]
-Address = Literal["strided", "packed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pages:
+    """An address map: key j of a sequence lies in slot j % size of the page that entry j // size of its table names.
+
+    ``table`` is how the tables are given: ``dense``, a row per sequence, or ``csr``, one after the other.
+    """
+
+    size: int
+    table: Literal["dense", "csr"]
+
+
+Address = Literal["strided"] | Pages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,7 +263,8 @@ class Load(Node):
     """Bring a tile of a tensor to the program: rows of ``tile_axis``, columns in power-of-two ``chunks`` (start, width).
 
     The chunks cover the last axis once; the last may reach past its end, where lanes read zero. ``columns`` limits a view
-    (MLA's V is the first columns of K). ``address`` says how rows are found: by strides, or by strides from a sequence's start.
+    (MLA's V is the first columns of K). ``address`` says how rows are found: by strides (from where the axis begins), or
+    in pages.
     """
 
     kind: ClassVar[str] = "load"
@@ -299,14 +313,15 @@ class Store(Node):
     name: str
     dtype: str
     axes: Axes
-    address: Address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch(Node):
     """One kernel: its stores, the axis whose tiles and the axes whose elements become programs, and its schedules.
 
-    ``rows`` says how a program finds its rows: ``dense`` (one length for all) or ``packed`` (lengths from cu_seqlens).
+    ``rows`` says how a program finds its rows: on a ``grid`` of the longest length and all program axes, or by ``search``
+    in cu_seqlens_q, where tiles of all sequences stand in a row. Programs of kv heads (program axis Hkv) hold the query
+    heads of a group side by side in a tile.
     ``configs`` gives, per target, schedules to try in order; the first one is the untuned default.
     """
 
@@ -314,7 +329,7 @@ class Launch(Node):
     LEVEL: ClassVar[Literal["semantic", "scheduled", "both"]] = "scheduled"
     OPERANDS: ClassVar[tuple[str, ...]] = ("stores",)
     stores: tuple[str, ...]
-    rows: Literal["dense", "packed"]
+    rows: Literal["grid", "search"] = "grid"
     tile_axis: str
     program_axes: Axes
     configs: tuple[tuple[str, tuple[Config, ...]], ...]

@@ -87,12 +87,13 @@ def _provenance(spec: Spec) -> Provenance:
 
 
 def _axes(spec: Spec) -> tuple[Axis, ...]:
+    packed = spec.layout == "thd"
     return (
         Axis(name="B", size=symbol("batch"), symbol="b"),
         Axis(name="Hq", size=symbol("num_q_heads"), symbol="h"),
         Axis(name="Hkv", size=symbol("num_kv_heads"), symbol="hk", parent="Hq", group=spec.heads.group),
-        Axis(name="Sq", size=symbol("seqlen_q"), symbol="row"),
-        Axis(name="Sk", size=symbol("seqlen_k"), symbol="j"),
+        Axis(name="Sq", size=symbol("seqlen_q"), symbol="row", origin="q_start" if packed else ""),
+        Axis(name="Sk", size=symbol("seqlen_k"), symbol="j", origin="k_start" if packed else ""),
         Axis(name="Dqk", size=Const(spec.head_dim.qk), symbol="d"),
         Axis(name="Dv", size=Const(spec.head_dim.v), symbol="e"),
         *_captured_axes(spec),

@@ -15,13 +15,13 @@ from attngen.errors import PlanError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Address, Fold, Input, Launch, Map, Node, Store
+from attngen.ir.nodes import Fold, Input, Launch, Map, Node, Store
 from attngen.passes.schedules import backward_configurations
 
 ROWS = ("B", "Hq", "Sq")
 
 
-def tile_backward(graph: Graph, loaded: Mapping[str, Node], address: Address) -> dict[str, Node]:
+def tile_backward(graph: Graph, loaded: Mapping[str, Node]) -> dict[str, Node]:
     """Return the changed and added nodes of the backward; ``loaded`` holds the tiles that the forward made."""
     changed: dict[str, Node] = {}
     reads = reads_per_element(graph)
@@ -39,12 +39,12 @@ def tile_backward(graph: Graph, loaded: Mapping[str, Node], address: Address) ->
         changed |= _by_head(graph, name, cut) if by_head and fold.axis == "Sq" else {name: cut}
     for kernel, names in stores.items():
         for name in names:
-            changed[f"store_{name}"] = _store(graph, name, {**graph.nodes, **changed}[name], address)
+            changed[f"store_{name}"] = _store(graph, name, {**graph.nodes, **changed}[name])
         merges = all(_merges(fold) for fold in changed.values() if isinstance(fold, Fold))
         launched = tuple(f"store_{n}" for n in names)
         merged = merges and not reads
         heavy = not merged or "scores" in graph.nodes or "d_scaled" in graph.nodes
-        changed[f"kernel_{kernel}"] = _launch(graph, kernel, launched, address, merged, heavy)
+        changed[f"kernel_{kernel}"] = _launch(graph, kernel, launched, merged, heavy)
     return changed
 
 
@@ -112,11 +112,11 @@ def _captured(
     return {"dq": (*stores["dq"], part)}
 
 
-def _store(graph: Graph, name: str, node: Node, address: Address) -> Store:
+def _store(graph: Graph, name: str, node: Node) -> Store:
     axes = node.axes if isinstance(node, Fold | Map) else ()
     source = graph.nodes.get(name.removeprefix("d"))
     whole = isinstance(source, Input) and source.role == "tensor"
-    return Store(operand=name, name=name, dtype="io" if whole else "float32", axes=axes, address=address)
+    return Store(operand=name, name=name, dtype="io" if whole else "float32", axes=axes)
 
 
 def _merges(fold: Fold) -> bool:
@@ -132,15 +132,12 @@ def reads_per_element(graph: Graph) -> bool:
     return any(ex.symbols(e) & {"i", "row"} and "j" in ex.symbols(e) for e in elements)
 
 
-def _launch(
-    graph: Graph, kernel: str, stores: tuple[str, ...], address: Address, merges: bool, heavy: bool
-) -> Launch:
+def _launch(graph: Graph, kernel: str, stores: tuple[str, ...], merges: bool, heavy: bool) -> Launch:
     sizes = [graph.axis(n).size for n in ("Dqk", "Dv")]
     dims = [int(s.value) for s in sizes if isinstance(s, Const)]
     owned = ("Sk", "Hkv") if kernel == "dkdv" else ("Sq", "Hq")
     return Launch(
         stores=stores,
-        rows="packed" if address == "packed" else "dense",
         tile_axis=owned[0],
         program_axes=(owned[1], "B"),
         configs=tuple(
