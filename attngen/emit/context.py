@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
-from attngen.emit.addresses import bases, chunks, columns, descriptors, offsets
+from attngen.emit.addresses import bases, chunks, columns, descriptors, offsets, row_places
 from attngen.emit.backward import backward
 from attngen.emit.format import json_text
 from attngen.emit.interface import interface
 from attngen.emit.loops import range_loops, table_kernel, table_loops, with_positions
 from attngen.emit.manifest import description, manifest
-from attngen.emit.parts import Parts, find_parts
+from attngen.emit.paged import sequence_lines
+from attngen.emit.parts import SMALLEST_TILE, Parts, find_parts
 from attngen.emit.printer import Captured, Printer
 from attngen.emit.records import Context, Table
 from attngen.ir import expr as ex
@@ -23,6 +24,9 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
     parts = find_parts(graph)
     face = interface(graph)
     printer = Printer(_captured(graph))
+    if parts.heads_in_rows:
+        printer.row_symbols |= {"h"}
+        printer.row_block = "BLOCK_Q"
     listed = parts.fold.domain.table
     table = table_kernel(parts, face, printer) if listed else Table((), (), (), "", "", "")
     loops, hull = table_loops(parts, printer) if listed else range_loops(parts, printer)
@@ -45,6 +49,13 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
         mask_text=ex.text(parts.fold.domain.mask),
         batch_word="sequence" if parts.packed else "batch entry",
         is_packed=parts.packed,
+        is_paged=parts.pages is not None,
+        heads_in_rows=parts.heads_in_rows,
+        head_tiles=parts.group > SMALLEST_TILE,
+        sequence=() if parts.pages is None else sequence_lines(parts.pages),
+        q_rows=row_places(parts, "q"),
+        out_rows=row_places(parts, "o"),
+        lse_rows="row + h * stride_lh" if parts.heads_in_rows else "row",
         prologue=with_positions(printer.prologue, [line for loop in loops for line in loop.scores]),
         columns=columns(parts),
         bases=bases(parts)[:-2],

@@ -7,7 +7,22 @@ from dataclasses import dataclass
 from attngen.errors import InternalError
 from attngen.ir.expr import Symbol
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Contract, Finish, Fold, Input, Launch, Lift, Load, Map, Merge, Slice, Store
+from attngen.ir.nodes import (
+    Contract,
+    Finish,
+    Fold,
+    Input,
+    Launch,
+    Lift,
+    Load,
+    Map,
+    Merge,
+    Pages,
+    Slice,
+    Store,
+)
+
+SMALLEST_TILE = 16  # rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +40,8 @@ class Parts:
     sink: Lift | None
     group: int
     packed: bool
+    pages: Pages | None
+    heads_in_rows: bool
 
 
 def launch_of(graph: Graph, result: str) -> tuple[str, Launch]:
@@ -73,6 +90,8 @@ def find_parts(graph: Graph) -> Parts:
         sink,
         graph.axis("Hkv").group,
         graph.packed,
+        None if isinstance(k.address, str) else k.address,
+        launch.program_axes == ("Hkv",),
     )
     _refuse_unsupported(graph, parts)
     return parts
@@ -82,27 +101,35 @@ def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
     """Refuse what these templates cannot print, so that no field of a node is silently ignored."""
     stores = [s for n in parts.launch.stores if isinstance(s := graph.nodes[n], Store)]
     results = {s.name: (f.result, s.dtype) for s in stores if isinstance(f := graph.nodes[s.operand], Finish)}
-    shared = {(x.layout, x.dtypes) for _, x in graph.all(Input) if x.role == "tensor"}
+    tensors = {name: x for name, x in graph.all(Input) if x.role == "tensor"}
+    layouts = {x.layout for name, x in tensors.items() if parts.pages is None or name != "q"}
+    searched = parts.launch.rows == "search"
+    planned = parts.fold.tiles.end_symbols() if parts.fold.tiles else frozenset[str]()
     rules = {
         "stores are out in the tensors' dtype and lse in fp32": results
         == {"out": ("out", "io"), "lse": ("lse", "float32")},
         "rows are tiles of Sq, programs run over heads and batch": (
-            (parts.launch.tile_axis, parts.q.tile_axis, parts.launch.program_axes)
-            == ("Sq", "Sq", ("Hq", "B"))
+            (parts.launch.tile_axis, parts.q.tile_axis) == ("Sq", "Sq")
+            and parts.launch.program_axes in ((("Hq",), ("Hkv",)) if searched else (("Hq", "B"),))
         ),
         "keys are tiles of Sk": (parts.k.tile_axis, parts.v.tile_axis, parts.fold.axis) == ("Sk", "Sk", "Sk"),
         "the fold runs over the sequence's keys": parts.fold.domain.size == Symbol("seqlen_k"),
-        "all tensors are addressed by strides, and rows are found on a grid": (
-            [parts.launch.rows, *(x.address for x in (parts.q, parts.k, parts.v))]
-            == ["grid", *["strided"] * 3]
+        "queries are addressed by strides, keys and values alike": (
+            parts.q.address == "strided" and parts.k.address == parts.v.address
         ),
-        "where sequences begin goes with the layout": parts.packed
-        == any("t" in layout for layout, _ in shared),
+        "pages are those of the arguments, and rows are searched there": (
+            {x.pages for name, x in tensors.items() if name != "q"} == {parts.pages}
+            and searched == (parts.pages is not None)
+        ),
+        "where sequences begin goes with the layout": parts.packed == ("t" in tensors["q"].layout),
+        "programs of kv heads plan for all of their query heads": (
+            not parts.heads_in_rows or "h" not in planned
+        ),
         "q and k are contracted over all their columns, in the same chunks": (
             parts.contract.over == parts.q.axes[-1] == parts.k.axes[-1] and parts.q.chunks == parts.k.chunks
         ),
         "exponentials are in base 2": parts.fold.base == "2",
-        "q, k and v share layout and dtypes": len(shared) == 1,
+        "q, k and v share layout and dtypes": len(layouts) == len({x.dtypes for x in tensors.values()}) == 1,
     }
     broken = [rule for rule, holds in rules.items() if not holds]
     if broken:

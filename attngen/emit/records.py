@@ -37,6 +37,8 @@ class Loop:
     by_pointer: (
         bool  # keys between others are excluded: descriptors, which cut off ends only, would load them
     )
+    key_rows: tuple[str, ...]  # statements that find where the tile's keys lie
+    value_rows: tuple[str, ...]
     before_loads: tuple[str, ...]
     row_max: str  # the largest score of each row of the tile, in the units of m_i
     tile_row: str  # where the tile begins in the descriptors' coordinates
@@ -154,6 +156,13 @@ class Context:
     mask_text: str
     batch_word: str
     is_packed: bool
+    is_paged: bool
+    heads_in_rows: bool
+    head_tiles: bool  # a tile holds some heads of a group, not all
+    sequence: tuple[str, ...]
+    q_rows: str  # where a program's rows lie from their base
+    out_rows: str
+    lse_rows: str
     prologue: tuple[str, ...]
     columns: tuple[str, ...]
     bases: tuple[str, ...]

@@ -27,6 +27,9 @@ class Pages:
     size: int
     table: Literal["dense", "csr"]
 
+    def __str__(self) -> str:
+        return f"pages(size={self.size}, table={self.table})"
+
 
 Address = Literal["strided"] | Pages
 
@@ -111,7 +114,9 @@ class Input(Node):
     """An argument of the generated function: a tensor over ``axes``, or a scalar when ``axes`` is empty.
 
     ``dtype`` is a torch name, or ``io`` for the one of ``dtypes`` that q, k, v and out share at run time. ``layout`` is the
-    order in which the argument holds batch, sequence, head and dim (``bshd``, ``bhsd``; ``thd`` packs sequences into tokens).
+    order in which the argument holds batch, sequence, head and dim (``bshd``, ``bhsd``; ``thd`` packs sequences into tokens;
+    in ``pshd`` and ``phsd`` p are the ``pages`` of a cache and s the slots of a page). ``argument`` is the caller's name of
+    it, where that is another.
     ``default`` is the text of a scalar's default ('' when the caller must give it). ``grad``: the backward returns a
     gradient for it. The role ``gradient`` is that of a result's gradient, which autograd hands to the backward.
     """
@@ -122,6 +127,8 @@ class Input(Node):
     role: Literal["tensor", "captured", "scalar", "gradient"] = "tensor"
     dtypes: tuple[str, ...] = ()
     layout: str = ""
+    pages: Pages | None = None
+    argument: str = ""
     sorted: bool = False
     default: str = ""
     grad: bool = False
@@ -132,6 +139,7 @@ class Input(Node):
         _require(
             not self.sorted or self.role == "captured", "input: only captured tensors are declared sorted"
         )
+        _require(("p" in self.layout) == (self.pages is not None), "input: pages go with their layout")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,7 +330,8 @@ class Launch(Node):
     ``rows`` says how a program finds its rows: on a ``grid`` of the longest length and all program axes, or by ``search``
     in cu_seqlens_q, where tiles of all sequences stand in a row. Programs of kv heads (program axis Hkv) hold the query
     heads of a group side by side in a tile.
-    ``configs`` gives, per target, schedules to try in order; the first one is the untuned default.
+    ``configs`` gives, per target, schedules to try in order; the first one is the untuned default. ``decode`` gives those of
+    calls whose sequences have few queries each.
     """
 
     kind: ClassVar[str] = "launch"
@@ -333,6 +342,7 @@ class Launch(Node):
     tile_axis: str
     program_axes: Axes
     configs: tuple[tuple[str, tuple[Config, ...]], ...]
+    decode: tuple[tuple[str, tuple[Config, ...]], ...] = ()
 
     def verify(self) -> None:
         """Every target has at least one schedule, and there is one that any machine can run."""

@@ -8,6 +8,7 @@ from attngen.ir.graph import Graph, verify
 from attngen.passes.base_two import BaseTwo
 from attngen.passes.build import build
 from attngen.passes.differentiate import Differentiate
+from attngen.passes.page import Page
 from attngen.passes.plan_masks import PlanMasks
 from attngen.passes.schedules import Wanted
 from attngen.passes.tile import Tile
@@ -27,7 +28,7 @@ class Pass(Protocol):
         ...
 
 
-PIPELINE: tuple[Pass, ...] = (Differentiate(), PlanMasks(), BaseTwo(), Tile())
+PIPELINE: tuple[Pass, ...] = (Differentiate(), PlanMasks(), BaseTwo(), Tile(), Page())
 
 
 def run(graph: Graph, passes: tuple[Pass, ...] = PIPELINE) -> Graph:
@@ -46,4 +47,7 @@ def schedule(spec: Spec) -> Graph:
     wanted = Wanted(
         block_m=asked.block_m, block_n=asked.block_n, num_warps=asked.warps, num_stages=asked.stages
     )
-    return run(build(spec), tuple(Tile(wanted) if isinstance(step, Tile) else step for step in PIPELINE))
+    chosen: tuple[Pass, ...] = tuple(
+        type(step)(wanted) if isinstance(step, Tile | Page) else step for step in PIPELINE
+    )
+    return run(build(spec), chosen)

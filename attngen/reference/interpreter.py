@@ -18,10 +18,25 @@ from attngen.errors import InternalError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Expr
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Contract, Finish, Fold, Input, Launch, Lift, Load, Map, Merge, Node, Slice, Store
+from attngen.ir.nodes import (
+    Contract,
+    Finish,
+    Fold,
+    Input,
+    Launch,
+    Lift,
+    Load,
+    Map,
+    Merge,
+    Node,
+    Pages,
+    Slice,
+    Store,
+)
 from attngen.ir.tile_ranges import Ranges, ranges_along, tile_ranges
 from attngen.reference.interpreter_arguments import Problem, assemble, problems
 from attngen.reference.interpreter_operators import OPS, SCALAR_OPS, as_tensor, reader
+from attngen.reference.interpreter_pages import gathered
 
 Tensor = torch.Tensor
 NEGATIVE_INFINITY = float("-inf")
@@ -141,10 +156,23 @@ def _slice(run: _Run, name: str, node: Slice) -> Tensor:
 
 def _load(run: _Run, name: str, node: Load) -> Tensor:
     """The chunks' columns side by side; lanes past the last column hold zero."""
-    whole = run.values[node.operand][..., : node.columns]
+    whole = (_in_pages(run, node) if isinstance(node.address, Pages) else run.values[node.operand])[
+        ..., : node.columns
+    ]
     spare = node.chunks[-1][0] + node.chunks[-1][1] - node.columns
     padded = torch.nn.functional.pad(whole, (0, spare))
     return torch.cat([padded[..., start : start + width] for start, width in node.chunks], -1)
+
+
+def _in_pages(run: _Run, node: Load) -> Tensor:
+    """What a load brings from pages, by its own address map."""
+    assert isinstance(node.address, Pages)
+    name = node.operand
+    while isinstance(view := run.graph.nodes[name], Slice):
+        name = view.operand
+    assert isinstance(view, Input)
+    cache, found = run.problem.caches[name]
+    return gathered(cache, view, node.address, found)
 
 
 def _contract(run: _Run, name: str, node: Contract) -> Tensor:

@@ -13,11 +13,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from attngen.errors import did_you_mean
-from attngen.spec.model import CapturedDtype, Dtype, Layout, Precision
+from attngen.spec.model import CacheLayout, CapturedDtype, Dtype, Layout, PageTable, Precision
 
 MAX_HEADS: Final = 65_536
 MAX_HEAD_DIM: Final = 1_024
 MAX_AXES: Final = 6
+MAX_PAGE: Final = 65_536
 MAX_INT: Final = 2**28  # several of them and a position add up within 32 bits
 
 
@@ -178,6 +179,21 @@ class CapturedForm(Form):
     grad: bool = Field(default=False, description="return a gradient for this tensor; needs grad: true")
 
 
+class CacheForm(Form):
+    """Keys and values in pages of a cache (PagedAttention)."""
+
+    kind: Literal["paged"] = Field(description="how the cache is kept: paged")
+    page_size: Annotated[int, Field(ge=1, le=MAX_PAGE)] = Field(description="keys per page, any number")
+    layout: CacheLayout = Field(
+        default="nhd",
+        description="axes of a cache: nhd is [pages, page_size, heads, columns], hnd has heads before keys",
+    )
+    table: PageTable = Field(
+        default="dense",
+        description="dense: page_table [sequences, pages]; csr: page_indptr, page_indices, last_page_len",
+    )
+
+
 class ScheduleForm(Form):
     """Tiles to choose from; each a number or a list. What is left out, the planner chooses."""
 
@@ -236,6 +252,11 @@ class Document(Form):
         examples=[{"bias": {"dtype": "float32", "axes": ["Hq", "Sq", "Sk"]}}],
     )
     sinks: bool = Field(default=False, description="a learned sink per query head (argument sinks [Hq])")
+    cache: CacheForm | None = Field(
+        default=None,
+        description="keys and values in pages of a cache; queries are packed",
+        examples=[{"kind": "paged", "page_size": 16}],
+    )
     precision: Precision = Field(default="ieee", description="products of float32 inputs")
     grad: bool = Field(default=False, description="generate the backward pass")
     deterministic: bool = Field(default=True, description="the same bits on every run")
@@ -250,13 +271,13 @@ FORMS: Final[dict[tuple[str, ...], type[Form]]] = {
     ("heads",): HeadsForm,
     ("head_dim",): HeadDimForm,
     ("captured", "*"): CapturedForm,
+    ("cache",): CacheForm,
     ("schedule",): ScheduleForm,
 }
 """Place in a document ('*' is any name) to the form of the mapping there."""
 
 
 LATER: Final = {
-    "cache": "paged keys and values",
     "memory": "compressive memory",
     "recurrence": "recurrences",
     "ring": "ring attention",
