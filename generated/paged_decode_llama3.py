@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest f16db3033f2c501bc2c97effe6ba4fd013ed80097db10c8e22f9f6a6034ac8e4. Needs torch and triton, nothing else.
+Digest aa3d30b2a33b49b2656d30234a8a5af93562b9970f88e8440350ed1ee7187e0a. Needs torch and triton, nothing else.
 """
 
 import json
@@ -24,10 +24,11 @@ SPEC = json.loads(r"""
   "heads": {"kv": 8, "q": 32},
   "layout": "thd",
   "mask": "j <= i",
-  "name": "paged_decode_llama3"
+  "name": "paged_decode_llama3",
+  "splits": "auto"
 }
 """)
-DIGEST = "f16db3033f2c501bc2c97effe6ba4fd013ed80097db10c8e22f9f6a6034ac8e4"
+DIGEST = "aa3d30b2a33b49b2656d30234a8a5af93562b9970f88e8440350ed1ee7187e0a"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -40,9 +41,10 @@ MANIFEST = json.loads(r"""
     "score": "s",
     "sinks": false,
     "cache": {"page_size": 16, "layout": "nhd", "table": "dense"},
+    "splits": "splits(count=*)",
     "precision": "ieee"
   },
-  "run_time": ["softmax_scale", "num_q_heads", "num_tiles_m", "num_seqs"],
+  "run_time": ["softmax_scale", "num_q_heads", "num_tiles_m", "num_seqs", "num_splits", "total_q"],
   "mask": {
     "may": ["[0, min(i_hi + 1, seqlen_k))"],
     "must": ["[0, min(i_lo + 1, seqlen_k))"],
@@ -119,6 +121,8 @@ MANIFEST = json.loads(r"""
         "v": "*io",
         "out": "*io",
         "lse": "*fp32",
+        "partial_out": "*fp32",
+        "partial_lse": "*fp32",
         "cu_seqlens_q": "*i32",
         "page_table": "*i32",
         "cache_seqlens": "*i32",
@@ -137,9 +141,11 @@ MANIFEST = json.loads(r"""
         "num_q_heads": "i32",
         "stride_table": "i32",
         "num_tiles_m": "i32",
-        "num_seqs": "i32"
+        "num_seqs": "i32",
+        "num_splits": "i32",
+        "total_q": "i32"
       },
-      "constants": ["LARGE_CACHE", "SAME_STRIDES", "ONE_TILE", "BLOCK_M", "BLOCK_N"],
+      "constants": ["LARGE_CACHE", "SAME_STRIDES", "ONE_TILE", "SPLIT", "BLOCK_M", "BLOCK_N"],
       "loops": [
         {
           "role": "full",
@@ -166,6 +172,25 @@ MANIFEST = json.loads(r"""
           ]
         }
       ]
+    },
+    "_combine": {
+      "arguments": {
+        "partial_out": "*fp32",
+        "partial_lse": "*fp32",
+        "out": "*io",
+        "lse": "*fp32",
+        "cu_seqlens_q": "*i32",
+        "stride_os": "i32",
+        "stride_oh": "i32",
+        "stride_lh": "i32",
+        "num_q_heads": "i32",
+        "num_seqs": "i32",
+        "num_splits": "i32",
+        "total_rows": "i32"
+      },
+      "constants": ["BLOCK_M"],
+      "loops": [{"role": "combine", "node": "fold", "products": [], "loads": []}],
+      "configs": {"default": [{"BLOCK_M": 16, "num_warps": 4, "num_stages": 2}]}
     }
   }
 }
@@ -187,13 +212,17 @@ def _sequence_at(cu_seqlens_q, place, num_seqs, BLOCK_Q: tl.constexpr):
     return low - 1
 
 
-@triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "num_tiles_m", "num_seqs"])
+@triton.jit(
+    do_not_specialize=["softmax_scale", "num_q_heads", "num_tiles_m", "num_seqs", "num_splits", "total_q"]
+)
 def _attention_forward(
     q,
     k,
     v,
     out,
     lse,
+    partial_out,
+    partial_lse,
     cu_seqlens_q,
     page_table,
     cache_seqlens,
@@ -213,9 +242,12 @@ def _attention_forward(
     stride_table,
     num_tiles_m,
     num_seqs,
+    num_splits,
+    total_q,
     LARGE_CACHE: tl.constexpr,
     SAME_STRIDES: tl.constexpr,
     ONE_TILE: tl.constexpr,
+    SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -225,6 +257,8 @@ def _attention_forward(
     BLOCK_Q: tl.constexpr = BLOCK_M // BLOCK_H
     # tiles of all sequences stand in a row, those of sequence b from cu_seqlens_q[b] // BLOCK_Q + b on
     program = tl.program_id(0)
+    split = program % num_splits
+    program = program // num_splits
     place = program % num_tiles_m
     if ONE_TILE:
         b = place
@@ -255,6 +289,9 @@ def _attention_forward(
     end_tile = (tl.maximum(tl.minimum(i_hi + 1, seqlen_k), 0) + BLOCK_N - 1) // BLOCK_N
     end_full = tl.maximum(tl.minimum(i_lo + 1, seqlen_k), 0) // BLOCK_N
     hull_end = tl.minimum(i_hi + 1, seqlen_k)
+    split_tiles = tl.cdiv(tl.cdiv(hull_end, BLOCK_N), num_splits)
+    split_first = split * split_tiles
+    split_end = split_first + split_tiles
     factor = softmax_scale * 1.4426950408889634
     key_end = tl.minimum(i + 1, seqlen_k)
 
@@ -281,7 +318,7 @@ def _attention_forward(
     acc_0 = tl.zeros([BLOCK_M, 128], tl.float32)
 
     # full tiles: no mask arithmetic
-    for tile_n in tl.range(0, end_full):
+    for tile_n in tl.range(tl.maximum(0, split_first), tl.minimum(end_full, split_end)):
         start_n = tile_n * BLOCK_N
         pages = tl.load(table_row + (tile_n * (BLOCK_N // 16) + rows_n // 16))
         slots = rows_n % 16
@@ -306,7 +343,7 @@ def _attention_forward(
         acc_0 = tl.dot(p.to(v_0.dtype), v_0, acc_0, input_precision="ieee")
 
     # tiles that the mask cuts, or that reach past the last key
-    for tile_n in tl.range(end_full, end_tile):
+    for tile_n in tl.range(tl.maximum(end_full, split_first), tl.minimum(end_tile, split_end)):
         start_n = tile_n * BLOCK_N
         pages = tl.load(
             table_row + (tile_n * (BLOCK_N // 16) + rows_n // 16), mask=(rows_n < hull_end - start_n), other=0
@@ -335,10 +372,78 @@ def _attention_forward(
         v_0 = tl.load(v_rows + v_offsets_0, mask=key_valid, other=0.0)
         acc_0 = tl.dot(p.to(v_0.dtype), v_0, acc_0, input_precision="ieee")
 
+    # several programs share these rows: what this one found, for `_combine`; no score of a split without keys
+    if SPLIT:
+        partial_rows = (tl.cast(split, tl.int64) * total_q + q_start + row) * num_q_heads + h
+        tl.store(partial_lse + partial_rows, m_i + tl.log2(l_i), mask=row_valid)
+        inverse = 1.0 / tl.where(l_i == 0.0, 1.0, l_i)
+        filled = row_valid & (l_i > 0.0)
+        tl.store(
+            partial_out + partial_rows[:, None] * 128 + e_0[None, :],
+            acc_0 * inverse[:, None],
+            mask=filled[:, None],
+        )
+    else:
+        # a row without any key has l = 0: out is 0 and lse is -inf
+        inverse = 1.0 / tl.where(l_i == 0.0, 1.0, l_i)
+        out_base = out + tl.cast(q_start, tl.int64) * stride_os
+        lse_base = lse + q_start
+        tl.store(
+            out_base + row_offsets * stride_os + head_offsets * stride_oh + e_0[None, :],
+            (acc_0 * inverse[:, None]).to(out.dtype.element_ty),
+            mask=row_valid[:, None],
+        )
+        lse_rows = (m_i + tl.log2(l_i)) * 0.6931471805599453
+        tl.store(lse_base + row + h * stride_lh, lse_rows, mask=row_valid)
+
+
+@triton.jit(do_not_specialize=["num_q_heads", "num_seqs", "num_splits", "total_rows"])
+def _combine(
+    partial_out,
+    partial_lse,
+    out,
+    lse,
+    cu_seqlens_q,
+    stride_os,
+    stride_oh,
+    stride_lh,
+    num_q_heads,
+    num_seqs,
+    num_splits,
+    total_rows,
+    BLOCK_M: tl.constexpr,
+):
+    """One program merges the splits of BLOCK_M rows (a token's query head each), in order: the same sums whatever the batch."""
+    place = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = place // num_q_heads
+    h = place % num_q_heads
+    row_valid = row < tl.load(cu_seqlens_q + num_seqs)
+    row_offsets = row.to(tl.int64)[:, None]
+    head_offsets = h.to(tl.int64)[:, None]
+    e_0 = tl.arange(0, 128)
+    m_i = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    l_i = tl.zeros([BLOCK_M], tl.float32)
+    acc_0 = tl.zeros([BLOCK_M, 128], tl.float32)
+    for split in tl.range(0, num_splits):
+        partial_rows = tl.cast(split, tl.int64) * total_rows + place
+        score = tl.load(partial_lse + partial_rows, mask=row_valid, other=float("-inf"))
+        m_new = tl.maximum(m_i, score)
+        m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
+        alpha = tl.math.exp2(m_i - m_safe)
+        acc_0 *= alpha[:, None]
+        m_i = m_new
+        weight = tl.math.exp2(score - m_safe)
+        l_i = l_i * alpha + weight
+        filled = score > float("-inf")
+        part = tl.load(
+            partial_out + partial_rows[:, None] * 128 + e_0[None, :], mask=filled[:, None], other=0.0
+        )
+        acc_0 += weight[:, None] * part
+
     # a row without any key has l = 0: out is 0 and lse is -inf
     inverse = 1.0 / tl.where(l_i == 0.0, 1.0, l_i)
-    out_base = out + tl.cast(q_start, tl.int64) * stride_os
-    lse_base = lse + q_start
+    out_base = out
+    lse_base = lse
     tl.store(
         out_base + row_offsets * stride_os + head_offsets * stride_oh + e_0[None, :],
         (acc_0 * inverse[:, None]).to(out.dtype.element_ty),
@@ -378,6 +483,22 @@ def _check_cpu(dtype: torch.dtype) -> None:
         )
 
 
+def _num_splits(programs: int, tiles: int, device: torch.device) -> int:
+    """How many programs share the keys of a row: the fewest that fill the machine's last wave as well as any number can.
+
+    As in FlashAttention (hopper/heuristics.h): one where programs fill 80 % of the machine or there are at most 4 tiles of
+    keys, else the smallest number whose efficiency, waves / ceil(waves), is at least 0.85 of the best. Shapes decide, so the
+    number of tiles is a bound; on the device each sequence shares its own tiles.
+    """
+    sms = 16 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
+    if programs >= 0.8 * sms or tiles <= 4 or programs == 0:
+        return 1
+    counts = range(1, min(128, sms, tiles) + 1)
+    waves = [programs * count / sms for count in counts]
+    efficiency = [wave / math.ceil(wave) for wave in waves]
+    return next(count for count, share in zip(counts, efficiency) if share >= 0.85 * max(efficiency))
+
+
 def _outputs(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     out = torch.zeros([*q.shape[:-1], 128], dtype=q.dtype, device=q.device)
     lse = torch.full([q.shape[1], q.shape[0]], float("-inf"), dtype=torch.float32, device=q.device)
@@ -408,7 +529,14 @@ def launch(
     num_seqs = cu_seqlens_q.shape[0] - 1
     one_tile = max_seqlen_q <= block_q
     num_tiles_m = num_seqs if one_tile else q.shape[0] // block_q + num_seqs
-    grid = (num_tiles_m * k.shape[2],)
+    num_splits = config.get("num_splits") or _num_splits(
+        num_tiles_m * k.shape[2], triton.cdiv(page_table.shape[1] * 16, config["BLOCK_N"]), q.device
+    )
+    config = {name: value for name, value in config.items() if name != "num_splits"}
+    split = num_splits > 1
+    partial_out = torch.empty([num_splits if split else 0, *out.shape], dtype=torch.float32, device=q.device)
+    partial_lse = torch.empty(partial_out.shape[:-1], dtype=torch.float32, device=q.device)
+    grid = (num_tiles_m * k.shape[2] * num_splits,)
     with torch.cuda.device_of(q):  # kernels launch on the current device; nothing to do for CPU tensors
         _attention_forward[grid](
             q,
@@ -416,6 +544,8 @@ def launch(
             v,
             out,
             lse,
+            partial_out,
+            partial_lse,
             cu_seqlens_q,
             page_table,
             cache_seqlens,
@@ -435,15 +565,36 @@ def launch(
             page_table.stride(0),
             num_tiles_m,
             num_seqs,
+            num_splits,
+            q.shape[0],
             LARGE_CACHE=large,
             SAME_STRIDES=k.stride() == v.stride(),
             ONE_TILE=one_tile,
+            SPLIT=split,
             **config,
         )
+        if split:
+            rows = q.shape[0] * q.shape[1]
+            _combine[(triton.cdiv(rows, 16),)](
+                partial_out=partial_out,
+                partial_lse=partial_lse,
+                out=out,
+                lse=lse,
+                cu_seqlens_q=cu_seqlens_q,
+                stride_os=out.stride(0),
+                stride_oh=out.stride(1),
+                stride_lh=lse.stride(-2),
+                num_q_heads=q.shape[1],
+                num_seqs=num_seqs,
+                num_splits=num_splits,
+                total_rows=rows,
+                BLOCK_M=16,
+                num_warps=4,
+            )
     return out, lse
 
 
-@torch.library.custom_op("attngen::paged_decode_llama3_f16db3033f2c", mutates_args=())
+@torch.library.custom_op("attngen::paged_decode_llama3_aa3d30b2a33b", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,

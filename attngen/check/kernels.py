@@ -11,7 +11,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from attngen.runtime.cpu import overflow_checks, reversed_grid
-from attngen.spec import Spec
+from attngen.spec import Spec, Splits
 
 Results = tuple[Tensor, Tensor]
 
@@ -71,6 +71,8 @@ def run_tiling(spec: Spec, module: ModuleType, inputs: dict[str, Any], tiling: T
     names = [name for name in inspect.signature(module.launch).parameters if name != "config"]
     given = {name.removesuffix("_cache"): value for name, value in inputs.items()}
     config = tiling.config(paged=spec.cache is not None)
+    if spec.splits == Splits():
+        config["num_splits"] = 3 if tiling.block_m == 16 else 1
     return module.launch(**{name: given.get(name, defaults.get(name)) for name in names}, config=config)
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from attngen.emit.paged import table_tensors, tile_lines
-from attngen.emit.parts import SMALLEST_TILE, launch_of
+from attngen.emit.parts import SMALLEST_TILE, attending, launch_of
+from attngen.emit.split import num_splits_lines
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const, Expr, Symbol
 from attngen.ir.graph import Graph
@@ -115,6 +116,12 @@ class Interface:
     large: str  # whether offsets within a tile need 64 bits
     tile_lines: tuple[str, ...]
     programs: str
+    has_decode: bool  # schedules of their own for few queries
+    chooses_splits: bool
+    combine_arguments: tuple[str, ...]
+    combine_types: tuple[tuple[str, str], ...]
+    combine_values: tuple[str, ...]
+    combine_bases: tuple[str, ...]
     is_csr: bool
     page_size: int
     heads_first: bool
@@ -143,7 +150,8 @@ class _Builder:
         self.params = tuple(n for n, i in self.inputs.items() if i.role == "scalar" and not i.default)
         self.layout = self.inputs["q"].layout
         self.packed = graph.packed
-        self.launch = launch_of(graph, "out")[1]
+        self.launch = attending(graph)
+        self.splits = next(fold.domain.splits for _, fold in graph.all(Fold) if fold.monoid == "softmax")
         self.pages = self.inputs["k"].pages
         self.in_rows = self.launch.program_axes == ("Hkv",)
         self.group = graph.axis("Hkv").group
@@ -197,6 +205,7 @@ class _Builder:
             out_empty=f"torch.{empty}([*q.shape[:-1], {self.v_dim}], dtype=q.dtype, device=q.device)",
             lse_empty=self._lse_empty(),
             **self._launching(),
+            **self._combining(),
             grid_length="max_seqlen_q" if self.packed else "seqlen_q",
             launch_keys="max_seqlen_k" if self.packed else f"k.shape[{self._dim('s')}]",
             launch_length="max_seqlen_q" if self.packed else f"q.shape[{self._dim('s')}]",
@@ -233,20 +242,51 @@ class _Builder:
         heads = f"k.shape[{self._key_dim('k', 'h')}]"
         if self.group > SMALLEST_TILE:
             heads += f' * triton.cdiv({self.group}, min({self.group}, config["BLOCK_M"]))'
+        programs = f"num_tiles_m * {heads if self.in_rows else 'q.shape[1]'}"
+        lines = tile_lines(self.group, self.in_rows)
+        if self.splits:
+            lines += num_splits_lines(self.splits, pages, programs)
         few = (
             max(SMALLEST_TILE // self.group, 1) if self.in_rows else SMALLEST_TILE
         )  # queries in a small tile
         return {
             "nothing": f"{nothing} or cu_seqlens_q.shape[0] == 1",
-            "configs": f"CONFIGS if max_seqlen_q > {few} else DECODE_CONFIGS",
+            "configs": f"CONFIGS if max_seqlen_q > {few} else DECODE_CONFIGS"
+            if self.launch.decode
+            else "CONFIGS",
             "aligned": "False",
             "large_name": "LARGE_CACHE",
             "large": f"max(0, {extents}) >= 2**31",
-            "tile_lines": tile_lines(self.group, self.in_rows),
-            "programs": f"num_tiles_m * {heads if self.in_rows else 'q.shape[1]'}",
+            "tile_lines": lines,
+            "programs": f"{programs} * num_splits" if self.splits else programs,
             "is_csr": pages.table == "csr",
             "page_size": pages.size,
             "heads_first": self.inputs["k"].layout == "phsd",
+        }
+
+    def _combining(self) -> dict[str, Any]:
+        """The argument list of the kernel that merges splits."""
+        sink = [("sinks", "*fp32", "sinks")] if "sinks" in self.inputs else []
+        rows = [(n, "*fp32", n) for n in ("partial_out", "partial_lse")]
+        rows += [
+            ("out", "*io", "out"),
+            ("lse", "*fp32", "lse"),
+            *sink,
+            ("cu_seqlens_q", "*i32", "cu_seqlens_q"),
+        ]
+        rows += [(f"stride_o{c}", "i32", f"out.stride({n})") for n, c in enumerate("sh")]
+        rows += [("stride_lh", "i32", "lse.stride(-2)")]
+        rows += [("stride_sinks_0", "i32", "sinks.stride(0)")] if sink else []
+        rows += [("num_q_heads", "i32", "q.shape[1]"), ("num_seqs", "i32", "num_seqs")]
+        rows += [("num_splits", "i32", "num_splits"), ("total_rows", "i32", "rows")]
+        rows = rows if self.splits else []
+        return {
+            "has_decode": bool(self.launch.decode),
+            "chooses_splits": self.splits is not None and not (self.splits.count or self.splits.keys),
+            "combine_arguments": tuple(n for n, _, _ in rows),
+            "combine_types": tuple((n, t) for n, t, _ in rows),
+            "combine_values": tuple(f"{n}={v}" for n, _, v in rows),
+            "combine_bases": ("out_base = out", "lse_base = lse"),
         }
 
     def _key_dim(self, tensor: str, letter: str) -> int:
@@ -438,6 +478,7 @@ class _Builder:
     def _kernel_arguments(self) -> list[tuple[str, str, str]]:
         """Name, Triton type and launch value of each run-time argument ("*io": pointer to the tensors' dtype)."""
         rows = [(t, "*io", t) for t in (*self.tensors, "out")] + [("lse", "*fp32", "lse")]
+        rows += [(n, "*fp32", n) for n in ("partial_out", "partial_lse") if self.splits]
         rows += [(c, f"*{_TRITON[self.inputs[c].dtype]}", c) for c in self.captured]
         rows += [(n, "*i32", n) for n in self._length_tensors()]
         rows.append(("softmax_scale", "fp32", "softmax_scale"))
@@ -468,7 +509,9 @@ class _Builder:
     def _lengths(self) -> list[tuple[str, str, str]]:
         if self.pages is not None:
             row = [("stride_table", "i32", "page_table.stride(0)")] if self.pages.table == "dense" else []
-            return [*row, ("num_tiles_m", "i32", "num_tiles_m"), ("num_seqs", "i32", "num_seqs")]
+            row += [("num_tiles_m", "i32", "num_tiles_m"), ("num_seqs", "i32", "num_seqs")]
+            split = [("num_splits", "i32", "num_splits"), ("total_q", "i32", "q.shape[0]")]
+            return [*row, *(split if self.splits else [])]
         if self.packed:
             return [("max_seqlen_q", "i32", "max_seqlen_q")]
         at = self._dim("s")
@@ -504,6 +547,7 @@ class _Builder:
         if self.pages is not None:
             same = [("SAME_STRIDES", "k.stride() == v.stride()")] if "v" in self.tensors else []
             rows += [("LARGE_CACHE", "large"), *same, ("ONE_TILE", "one_tile")]
+            rows += [("SPLIT", "split")] if self.splits else []
             return [*rows, ("BLOCK_M", ""), ("BLOCK_N", "")]
         return [*rows, ("LARGE_STRIDES", "large"), ("BLOCK_M", ""), ("BLOCK_N", ""), ("USE_DESCRIPTORS", "")]
 

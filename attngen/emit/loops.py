@@ -10,6 +10,7 @@ from attngen.emit.paged import find_keys, find_values
 from attngen.emit.parts import Parts
 from attngen.emit.printer import Body, Printer
 from attngen.emit.records import Loop, Table
+from attngen.emit.split import clipped, split_lines
 from attngen.ir import expr as ex
 from attngen.ir.expr import Apply, Const, Expr, Symbol
 from attngen.ir.tile_ranges import Range, Ranges, tile_ranges
@@ -20,6 +21,8 @@ def range_loops(parts: Parts, printer: Printer) -> tuple[tuple[Loop, ...], Hull]
     """Return the loops over the planned ranges, all full tiles, then all partial ones; and the hull of their keys."""
     plan = _planned(parts, printer)
     hull = hull_of(parts, printer)
+    if parts.splits is not None:
+        printer.prologue += split_lines(parts.splits, hull)
     _factor(parts, printer)
     loops: list[Loop] = []
     if plan.full:
@@ -144,6 +147,8 @@ def _loop(
         (named(printer, f"{kind}_lo_{n}", r.lo), named(printer, f"{kind}_hi_{n}", r.hi))
         for n, r in enumerate(found)
     ]
+    if parts.splits is not None:
+        bounds = [clipped(*bound) for bound in bounds]
     if len(bounds) == 1:
         return _walk(kind, (), "tile_n", *bounds[0], (), scores, parts, hull)
     before = [f"{kind}_steps_0 = tl.maximum({bounds[0][1]} - {bounds[0][0]}, 0)"]

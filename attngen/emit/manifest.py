@@ -46,7 +46,7 @@ def manifest(
             "notes": list(tiles.notes),
         },
         "configs": _configs(parts, parts.launch.configs),
-        **({"decode_configs": _configs(parts, parts.launch.decode)} if parts.pages else {}),
+        **({"decode_configs": _configs(parts, parts.launch.decode)} if parts.launch.decode else {}),
         "kernels": {
             **_kernels(graph, parts, face, loops, table_loops),
             **(_backward(graph, parts, face.backward, reverse) if face.backward and reverse else {}),
@@ -111,6 +111,13 @@ def _kernels(
             "loops": [_loop(graph, loop, _products(graph, parts), _loads(parts)) for loop in loops],
         }
     }
+    if parts.combine is not None:
+        kernels["_combine"] = {
+            "arguments": dict(face.combine_types),
+            "constants": ["BLOCK_M"],
+            "loops": [{"role": "combine", "node": _softmax(graph), "products": [], "loads": []}],
+            "configs": {target: [_rows_only(c) for c in found] for target, found in parts.combine.configs},
+        }
     if parts.fold.domain.table:
         kernels["_mask_table"] = {
             "arguments": dict(face.table_types),
@@ -163,6 +170,7 @@ def _compiled_in(graph: Graph, parts: Parts) -> dict[str, object]:
         "score": "s" if parts.score is None else ex.text(parts.score.expr),
         "sinks": parts.sink is not None,
         **({"cache": _cache(graph, parts.pages)} if parts.pages else {}),
+        **({"splits": str(parts.splits)} if parts.splits else {}),
         "precision": parts.contract.precision,
     }
 
@@ -171,6 +179,12 @@ def _cache(graph: Graph, pages: Pages) -> dict[str, object]:
     k = graph.nodes["k"]
     assert isinstance(k, Input)
     return {"page_size": pages.size, "layout": {"pshd": "nhd", "phsd": "hnd"}[k.layout], "table": pages.table}
+
+
+def _rows_only(config: Config) -> dict[str, object]:
+    return {
+        key: value for key, value in _forward(config).items() if key in ("BLOCK_M", "num_warps", "num_stages")
+    }
 
 
 def _configs(parts: Parts, configs: tuple[tuple[str, tuple[Config, ...]], ...]) -> dict[str, object]:

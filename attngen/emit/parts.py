@@ -19,6 +19,7 @@ from attngen.ir.nodes import (
     Merge,
     Pages,
     Slice,
+    Splits,
     Store,
 )
 
@@ -42,6 +43,8 @@ class Parts:
     packed: bool
     pages: Pages | None
     heads_in_rows: bool
+    splits: Splits | None
+    combine: Launch | None
 
 
 def launch_of(graph: Graph, result: str) -> tuple[str, Launch]:
@@ -53,9 +56,16 @@ def launch_of(graph: Graph, result: str) -> tuple[str, Launch]:
     raise InternalError(f"{graph.provenance.name}: no kernel stores {result}")
 
 
+def attending(graph: Graph) -> Launch:
+    """The kernel that folds keys; where splits share them, another one stores out."""
+    split = any(fold.monoid == "softmax" and fold.level == "split" for _, fold in graph.all(Fold))
+    return launch_of(graph, "partial_out" if split else "out")[1]
+
+
 def find_parts(graph: Graph) -> Parts:
-    _, launch = launch_of(graph, "out")
-    stores = [graph.nodes[s] for s in launch.stores]
+    _, last = launch_of(graph, "out")
+    launch = attending(graph)
+    stores = [graph.nodes[s] for s in last.stores]
     finishes = [graph.nodes[s.operand] for s in stores if isinstance(s, Store)]
     results = {f.operand for f in finishes if isinstance(f, Finish)}
     if len(results) != 1:
@@ -92,6 +102,8 @@ def find_parts(graph: Graph) -> Parts:
         graph.packed,
         None if isinstance(k.address, str) else k.address,
         launch.program_axes == ("Hkv",),
+        node.domain.splits,
+        last if node.level == "split" else None,
     )
     _refuse_unsupported(graph, parts)
     return parts
@@ -99,7 +111,8 @@ def find_parts(graph: Graph) -> Parts:
 
 def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
     """Refuse what these templates cannot print, so that no field of a node is silently ignored."""
-    stores = [s for n in parts.launch.stores if isinstance(s := graph.nodes[n], Store)]
+    last = parts.combine or parts.launch
+    stores = [s for n in last.stores if isinstance(s := graph.nodes[n], Store)]
     results = {s.name: (f.result, s.dtype) for s in stores if isinstance(f := graph.nodes[s.operand], Finish)}
     tensors = {name: x for name, x in graph.all(Input) if x.role == "tensor"}
     layouts = {x.layout for name, x in tensors.items() if parts.pages is None or name != "q"}
@@ -125,6 +138,13 @@ def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
         "programs of kv heads plan for all of their query heads": (
             not parts.heads_in_rows or "h" not in planned
         ),
+        "a fold is cut into the splits that it asks for, of keys in pages, into whole tiles": (
+            (parts.splits is None) == (parts.combine is None)
+            and (parts.splits is None or (parts.pages is not None and _fit(parts, parts.splits)))
+        ),
+        "splits leave partial results in fp32, merged in rows of 16": (
+            parts.combine is None or _merges(graph, parts, parts.combine)
+        ),
         "q and k are contracted over all their columns, in the same chunks": (
             parts.contract.over == parts.q.axes[-1] == parts.k.axes[-1] and parts.q.chunks == parts.k.chunks
         ),
@@ -134,3 +154,18 @@ def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
     broken = [rule for rule, holds in rules.items() if not holds]
     if broken:
         raise InternalError(f"{graph.provenance.name}: the forward templates need: {'; '.join(broken)}")
+
+
+def _fit(parts: Parts, splits: Splits) -> bool:
+    """Whether splits of a fixed size are whole tiles in every schedule, and all calls have one schedule."""
+    sizes = [c.block_n for _, choices in parts.launch.configs for c in choices]
+    return not splits.keys or (not parts.launch.decode and all(splits.keys % n == 0 for n in sizes))
+
+
+def _merges(graph: Graph, parts: Parts, combine: Launch) -> bool:
+    stores = [s for n in parts.launch.stores if isinstance(s := graph.nodes[n], Store)]
+    partial = [(s.name, s.dtype, graph.nodes[s.operand]) for s in stores]
+    wanted = [(name, "float32", parts.fold) for name in ("partial_out", "partial_lse")]
+    [(_, [config, *_]), *others] = combine.configs
+    place = (combine.rows, combine.tile_axis, combine.program_axes, config.block_m, config.num_warps)
+    return partial == wanted and not others and place == ("grid", "Sq", ("Hq",), 16, 4)

@@ -163,6 +163,10 @@ class Context:
     q_rows: str  # where a program's rows lie from their base
     out_rows: str
     lse_rows: str
+    has_splits: bool
+    combine_columns: tuple[str, ...]
+    combine_rows: str
+    partial_chunks: tuple[Chunk, ...]
     prologue: tuple[str, ...]
     columns: tuple[str, ...]
     bases: tuple[str, ...]
@@ -177,7 +181,6 @@ class Context:
     qk_precision: str
     pv_precision: str
     loads_v: bool
-    has_sink: bool
     sink: str
     has_table: bool
     table: Table

@@ -11,7 +11,7 @@ import networkx as nx
 
 from attngen.errors import InternalError, PlanError
 from attngen.ir.expr import Apply, Const, Element, Expr, Search, Symbol, tensors, text
-from attngen.ir.nodes import Axis, Fold, Input, Map, Node, Pages
+from attngen.ir.nodes import Axis, Fold, Input, Map, Node, Pages, Splits
 from attngen.ir.tiles import Interval
 
 Level = Literal["semantic", "scheduled"]
@@ -158,7 +158,7 @@ def _shown(node: Node, key: str, value: object) -> bool:
 def _value(value: object) -> str:
     if isinstance(value, Const | Symbol | Apply | Element | Search):
         return f"({_expr(value)})"
-    if isinstance(value, Interval | Pages):
+    if isinstance(value, Interval | Pages | Splits):
         return str(value)
     if is_dataclass(value) and not isinstance(value, type):
         inner = ((f.name, getattr(value, f.name), f.default) for f in fields(value))

@@ -56,15 +56,28 @@ class Axis:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Splits:
+    """A cut of a fold across programs: into ``count`` parts (0: as many as the launcher likes), or parts of ``keys`` keys."""
+
+    count: int = 0
+    keys: int = 0
+
+    def __str__(self) -> str:
+        return f"splits({f'keys={self.keys}' if self.keys else f'count={self.count or chr(42)}'})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Domain:
     """The positions of an axis that a fold runs over: [0, size) where ``mask`` holds.
 
-    ``table`` asks that tiles which the plan cannot decide are looked at once, by a kernel of their own, before the fold.
+    ``table`` asks that tiles which the plan cannot decide are looked at once, by a kernel of their own, before the fold;
+    ``splits`` that several programs share the keys of a row.
     """
 
     size: Expr
     mask: Expr = TRUE
     table: bool = False
+    splits: Splits | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +203,8 @@ class Fold(Node):
     where these indices point: the gradient of the captured tensor ``into``, whose shape the result has.
 
     Scheduling fills the lower half: ``base`` of the exponential and the positive ``factor`` that multiplies the element inside
-    it, the mask's plan, and where the fold is cut.
+    it, the mask's plan, and where the fold is cut: into tiles inside a program; at level ``split`` also across programs,
+    whose partial results a buffer carries to the kernel that merges them.
     """
 
     kind: ClassVar[str] = "fold"
@@ -224,6 +238,9 @@ class Fold(Node):
             self.level != "tile" or self.tiles is not None,
             "fold: cut into tiles without a plan of its mask (run plan-masks)",
         )
+        if self.monoid == "softmax" and self.level == "split":
+            _require(self.domain.splits is not None, "fold: cut into splits that its domain does not ask for")
+            _require(self.carrier == "buffer", "fold: partial results of splits are carried by a buffer")
         if self.factor is not None:
             _require(
                 "j" not in symbols(self.factor),

@@ -26,6 +26,7 @@ from attngen.ir.nodes import (
     Node,
     Pages,
     Slice,
+    Splits,
     symbol,
 )
 from attngen.spec import Captured, Formula, Spec
@@ -181,7 +182,7 @@ def _fold(spec: Spec, nodes: dict[str, Node]) -> None:
         value="v",
         captured=ex.tensors(mask),
         axis="Sk",
-        domain=Domain(size=symbol("seqlen_k"), mask=mask, table=spec.mask_table),
+        domain=Domain(size=symbol("seqlen_k"), mask=mask, table=spec.mask_table, splits=_splits(spec)),
         axes=_ROWS,
         precision=spec.precision,
     )
@@ -192,6 +193,11 @@ def _fold(spec: Spec, nodes: dict[str, Node]) -> None:
         result = "with_sink"
     nodes["out"] = Finish(monoid="softmax", operand=result, result="out", axes=(*_ROWS, "Dv"))
     nodes["lse"] = Finish(monoid="softmax", operand=result, result="lse", axes=_ROWS)
+
+
+def _splits(spec: Spec) -> Splits | None:
+    asked = spec.splits
+    return None if asked is None else Splits(count=asked.count or 0, keys=asked.keys or 0)
 
 
 # ---- formulas

@@ -11,6 +11,7 @@ from attngen.passes.differentiate import Differentiate
 from attngen.passes.page import Page
 from attngen.passes.plan_masks import PlanMasks
 from attngen.passes.schedules import Wanted
+from attngen.passes.split import Split
 from attngen.passes.tile import Tile
 from attngen.spec import Spec
 
@@ -28,7 +29,7 @@ class Pass(Protocol):
         ...
 
 
-PIPELINE: tuple[Pass, ...] = (Differentiate(), PlanMasks(), BaseTwo(), Tile(), Page())
+PIPELINE: tuple[Pass, ...] = (Differentiate(), PlanMasks(), BaseTwo(), Tile(), Page(), Split())
 
 
 def run(graph: Graph, passes: tuple[Pass, ...] = PIPELINE) -> Graph:

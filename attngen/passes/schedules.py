@@ -122,6 +122,11 @@ def paged_configurations(qk_dim: int, v_dim: int) -> tuple[Choices, Choices]:
     )
 
 
+def within_split(choices: Choices, keys: int) -> Choices:
+    """Schedules whose tiles of keys make up splits of so many keys: larger tiles are cut down."""
+    return tuple((n, tuple(replace(c, block_n=min(c.block_n, keys)) for c in found)) for n, found in choices)
+
+
 def _without_descriptors(choices: tuple[Config, ...]) -> tuple[Config, ...]:
     return tuple(replace(config, use_descriptors=False) for config in choices)
 

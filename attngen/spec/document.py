@@ -18,6 +18,7 @@ from attngen.spec.model import CacheLayout, CapturedDtype, Dtype, Layout, PageTa
 MAX_HEADS: Final = 65_536
 MAX_HEAD_DIM: Final = 1_024
 MAX_AXES: Final = 6
+MAX_SPLITS: Final = 256
 MAX_PAGE: Final = 65_536
 MAX_INT: Final = 2**28  # several of them and a position add up within 32 bits
 
@@ -109,6 +110,19 @@ ParamValue = Annotated[
     int | float | str,
     BeforeValidator(_param, json_schema_input_type=int | float | Literal["int", "float"]),
 ]
+
+
+def _splits(value: Any) -> Any:
+    """A number is a count, auto is neither a count nor a size."""
+    if value is None:
+        return None
+    if value == "auto":
+        return {}
+    if isinstance(value, bool) or not isinstance(value, int | dict):
+        raise problem(f"expected auto, a number or {{keys: ...}}, got {value!r}")
+    return {"count": value} if isinstance(value, int) else cast(Any, value)
+
+
 Block = Annotated[int, Field(ge=16, le=1024), AfterValidator(_power_of_two)]
 Warps = Annotated[int, Field(ge=1, le=32), AfterValidator(_power_of_two)]
 Stages = Annotated[int, Field(ge=1, le=8)]
@@ -194,6 +208,18 @@ class CacheForm(Form):
     )
 
 
+class SplitsForm(Form):
+    """How the keys of a row are shared between programs."""
+
+    count: Annotated[int, Field(ge=1, le=MAX_SPLITS)] | None = Field(
+        default=None, description="number of splits, the same for every call"
+    )
+    keys: Annotated[int, Field(ge=64, le=MAX_INT), AfterValidator(_power_of_two)] | None = Field(
+        default=None,
+        description="keys per split, a power of two: the same request has the same bits whatever the batch around it",
+    )
+
+
 class ScheduleForm(Form):
     """Tiles to choose from; each a number or a list. What is left out, the planner chooses."""
 
@@ -257,6 +283,14 @@ class Document(Form):
         description="keys and values in pages of a cache; queries are packed",
         examples=[{"kind": "paged", "page_size": 16}],
     )
+    splits: Annotated[
+        SplitsForm | None,
+        BeforeValidator(_splits, json_schema_input_type=int | Literal["auto"] | SplitsForm),
+    ] = Field(
+        default=None,
+        description="share the keys of a row between programs (flash decoding); {keys: N} is batch-invariant",
+        examples=["auto", 8, {"keys": 512}],
+    )
     precision: Precision = Field(default="ieee", description="products of float32 inputs")
     grad: bool = Field(default=False, description="generate the backward pass")
     deterministic: bool = Field(default=True, description="the same bits on every run")
@@ -272,6 +306,7 @@ FORMS: Final[dict[tuple[str, ...], type[Form]]] = {
     ("head_dim",): HeadDimForm,
     ("captured", "*"): CapturedForm,
     ("cache",): CacheForm,
+    ("splits",): SplitsForm,
     ("schedule",): ScheduleForm,
 }
 """Place in a document ('*' is any name) to the form of the mapping there."""
@@ -281,7 +316,6 @@ LATER: Final = {
     "memory": "compressive memory",
     "recurrence": "recurrences",
     "ring": "ring attention",
-    "splits": "flash decoding",
 }
 """Keys of the spec language whose mechanism this version does not generate."""
 

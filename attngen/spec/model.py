@@ -112,6 +112,14 @@ class Cache:
 
 
 @dataclass(frozen=True)
+class Splits:
+    """How the keys of a row are shared between programs: a number of splits, a size in keys, or (neither) as fits."""
+
+    count: int | None = None
+    keys: int | None = None
+
+
+@dataclass(frozen=True)
 class Spec:
     """One attention variant. Equality and hash ignore where it was written (`positions`, `summary`).
 
@@ -134,6 +142,7 @@ class Spec:
     captured: tuple[Captured, ...] = ()
     sinks: bool = False
     cache: Cache | None = None
+    splits: Splits | None = None
     precision: Precision = "ieee"
     grad: bool = False
     deterministic: bool = True
@@ -178,6 +187,7 @@ class Spec:
             "captured": {c.name: _canonical_captured(c) for c in self.captured},
             "sinks": self.sinks,
             "cache": _canonical_cache(self.cache),
+            "splits": _canonical_splits(self.splits),
             "precision": None if self.precision == "ieee" else self.precision,
             "grad": self.grad,
             "deterministic": None if self.deterministic else False,
@@ -227,6 +237,12 @@ def _canonical_cache(cache: Cache | None) -> dict[str, Any]:
         for name in ("layout", "table")
         if getattr(cache, name) != getattr(Cache, name)
     }
+
+
+def _canonical_splits(splits: Splits | None) -> str | int | dict[str, int] | None:
+    if splits is None or splits.count is not None:
+        return None if splits is None else splits.count
+    return "auto" if splits.keys is None else {"keys": splits.keys}
 
 
 def _canonical_schedule(schedule: Schedule | None) -> dict[str, list[int]]:

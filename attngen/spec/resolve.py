@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, Literal, cast
 
 from attngen.errors import SpecError, did_you_mean
-from attngen.spec.document import CacheForm, CapturedForm, Document, HeadDimForm, ScheduleForm
+from attngen.spec.document import CacheForm, CapturedForm, Document, HeadDimForm, ScheduleForm, SplitsForm
 from attngen.spec.formula import Formula, parse_formula
 from attngen.spec.formula_types import FUNCTIONS
 from attngen.spec.model import (
@@ -24,6 +24,7 @@ from attngen.spec.model import (
     Param,
     Schedule,
     Spec,
+    Splits,
     formula_env,
 )
 
@@ -71,6 +72,9 @@ def resolve(document: Document, report: Report) -> Spec | None:
         _check_all_used(formulas, params, captured, note)
     if document.cache is not None:
         _check_cache(document, note)
+        _check_splits(document, note)
+    elif document.splits is not None:
+        note(("splits",), "splits are for keys in pages; add a cache, or leave splits out")
     if document.mask_table and document.mask is None:
         note(("mask_table",), "a mask table needs a mask; add one or leave mask_table out")
     if failed:
@@ -87,6 +91,7 @@ def resolve(document: Document, report: Report) -> Spec | None:
         captured=captured,
         sinks=document.sinks,
         cache=_cache(document.cache),
+        splits=_splits(document.splits),
         precision=document.precision,
         grad=document.grad,
         deterministic=document.deterministic,
@@ -105,8 +110,29 @@ def _check_cache(document: Document, note: Note) -> None:
         note(("mask_table",), "a paged cache has no block table; leave mask_table out")
 
 
+def _check_splits(document: Document, note: Note) -> None:
+    """Splits of a fixed size need a bound on the keys of a sequence, and whole tiles."""
+    form, cache = document.splits, document.cache
+    if form is None or form.keys is None or cache is None:
+        return
+    if form.count is not None:
+        note(("splits",), "give count or keys, not both")
+    if cache.table == "csr":
+        note(
+            ("splits",),
+            "splits of a fixed size need a dense page table, whose width bounds the keys; got csr",
+        )
+    sizes = (document.schedule.block_n if document.schedule else None) or ()
+    if any(size > form.keys for size in sizes):
+        note(("schedule", "block_n"), f"a tile of keys lies in one split of {form.keys} keys")
+
+
 def _cache(form: CacheForm | None) -> Cache | None:
     return None if form is None else Cache(form.page_size, form.layout, form.table)
+
+
+def _splits(form: SplitsForm | None) -> Splits | None:
+    return None if form is None else Splits(form.count, form.keys)
 
 
 Note = Callable[[KeyPath, SpecError | str], None]

@@ -52,7 +52,7 @@ def _chosen(
     """The default schedules of a kernel: one, and another for decode where keys lie in pages."""
     found = [_config(kernel.get("configs", described["configs"]), target, dtype)]
     if "configs" not in kernel and "decode_configs" in described:
-        found.append({**_config(described["decode_configs"], target, dtype), "ONE_TILE": True})
+        found.append({**_config(described["decode_configs"], target, dtype), "ONE_TILE": True, "SPLIT": True})
     return found
 
 

@@ -12,6 +12,7 @@ from attngen.passes.build import build
 from attngen.passes.page import Page
 from attngen.passes.pipeline import PIPELINE, run
 from attngen.passes.plan_masks import PlanMasks
+from attngen.passes.split import Split
 from attngen.passes.tile import Tile, cover
 from attngen.spec import load_spec
 
@@ -92,13 +93,33 @@ def test_page(golden):
     golden("page", "".join(rows))
 
 
+def test_split(golden):
+    cache = {"kind": "paged", "page_size": 16}
+    graph = run(build(load_spec({**SPEC, "cache": cache, "splits": {"keys": 512}})))
+    rows = lines(
+        graph, "fold", "with_sink", "store_partial_out", "store_partial_lse", "store_out", "kernel", "combine"
+    )
+    golden(
+        "split",
+        "".join(f"{line.partition(' tiles=')[0].partition(' configs=')[0]}\n" for line in rows.splitlines()),
+    )
+
+
 def test_a_graph_without_pages_is_left_alone():
     graph = run(build(load_spec(SPEC)), (PlanMasks(), BaseTwo(), Tile()))
     assert Page().apply(graph) is graph
+    assert Split().apply(graph) is graph
 
 
 def test_pipeline_names():
-    assert [step.name for step in PIPELINE] == ["differentiate", "plan-masks", "base-two", "tile", "page"]
+    assert [step.name for step in PIPELINE] == [
+        "differentiate",
+        "plan-masks",
+        "base-two",
+        "tile",
+        "page",
+        "split",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ dtype: float16
 """
 KEYS = (
     "attngen, cache, captured, deterministic, dtype, grad, head_dim, heads, layout, mask, mask_table, name, params, "
-    "precision, schedule, score, sinks"
+    "precision, schedule, score, sinks, splits"
 )
 
 
