@@ -5,7 +5,7 @@
 Softmax attention over keys j with: True.
 A tile of queries at positions i_lo..i_hi meets keys in [0, seqlen_k); all are allowed in [0, seqlen_k).
 
-Digest b63352a8d36c0de788de3efadccab315bb5caf21a9a579afc2a90d353b72d844. Needs torch and triton, nothing else.
+Digest eb8d3b78e4946c52aab74efb5bff692b093abd8888531900cb7239292eb16bed. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "score": "s + bias[h, row, j]"
 }
 """)
-DIGEST = "b63352a8d36c0de788de3efadccab315bb5caf21a9a579afc2a90d353b72d844"
+DIGEST = "eb8d3b78e4946c52aab74efb5bff692b093abd8888531900cb7239292eb16bed"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1516,7 +1516,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::additive_bias_b63352a8d36c", mutates_args=())
+@torch.library.custom_op("attngen::additive_bias_eb8d3b78e494", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1761,7 +1761,7 @@ def launch_backward(
     return dq, dk, dv, dbias.to(bias.dtype)
 
 
-@torch.library.custom_op("attngen::additive_bias_b63352a8d36c_backward", mutates_args=())
+@torch.library.custom_op("attngen::additive_bias_eb8d3b78e494_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

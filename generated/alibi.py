@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 324a04eb1577d9cf6a9d7f6750cc0a7322ccd7f4131bfe6548ffbe8559c5744f. Needs torch and triton, nothing else.
+Digest b835d32bc697f5f8614e4c2a3fa422a78217963a61b25d29999850300c4c2536. Needs torch and triton, nothing else.
 """
 
 import json
@@ -29,7 +29,7 @@ SPEC = json.loads(r"""
   "score": "s + slopes[h] * (j - i)"
 }
 """)
-DIGEST = "324a04eb1577d9cf6a9d7f6750cc0a7322ccd7f4131bfe6548ffbe8559c5744f"
+DIGEST = "b835d32bc697f5f8614e4c2a3fa422a78217963a61b25d29999850300c4c2536"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1610,7 +1610,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::alibi_324a04eb1577", mutates_args=())
+@torch.library.custom_op("attngen::alibi_b835d32bc697", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1812,7 +1812,7 @@ def launch_backward(
     return dq, dk, dv, _reduced(dslopes_rows, [0, 2], [0], slopes)
 
 
-@torch.library.custom_op("attngen::alibi_324a04eb1577_backward", mutates_args=())
+@torch.library.custom_op("attngen::alibi_b835d32bc697_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: True.
 A tile of queries at positions i_lo..i_hi meets keys in [0, seqlen_k); all are allowed in [0, seqlen_k).
 
-Digest ae53fd8efb566e470b39b64124f57ba14700fd8a241d5e26e19c872f97fd4bdd. Needs torch and triton, nothing else.
+Digest 376273a444832447aab13f9aa917fd686e7e04ce9d3fd57e93d79960e6d75468. Needs torch and triton, nothing else.
 """
 
 import json
@@ -26,7 +26,7 @@ SPEC = json.loads(r"""
   "name": "bidirectional"
 }
 """)
-DIGEST = "ae53fd8efb566e470b39b64124f57ba14700fd8a241d5e26e19c872f97fd4bdd"
+DIGEST = "376273a444832447aab13f9aa917fd686e7e04ce9d3fd57e93d79960e6d75468"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1495,7 +1495,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::bidirectional_ae53fd8efb56", mutates_args=())
+@torch.library.custom_op("attngen::bidirectional_376273a44483", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1677,7 +1677,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::bidirectional_ae53fd8efb56_backward", mutates_args=())
+@torch.library.custom_op("attngen::bidirectional_376273a44483_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and (i - j) % 4 == 0.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)).
 
-Digest 2181e2346f1b8d15f37d0ea80f0e94111759302a968706e571ceb5186de3eb74. Needs torch and triton, nothing else.
+Digest 3fdcf825e49fadbbd36430b3256c0b1f8230cd0648f437b42ffcfc3a4712808d. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"dilation": 4}
 }
 """)
-DIGEST = "2181e2346f1b8d15f37d0ea80f0e94111759302a968706e571ceb5186de3eb74"
+DIGEST = "3fdcf825e49fadbbd36430b3256c0b1f8230cd0648f437b42ffcfc3a4712808d"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1114,7 +1114,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::dilated_2181e2346f1b", mutates_args=())
+@torch.library.custom_op("attngen::dilated_3fdcf825e49f", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1296,7 +1296,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::dilated_2181e2346f1b_backward", mutates_args=())
+@torch.library.custom_op("attngen::dilated_3fdcf825e49f_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and doc[b, i] == doc[b, j].
 A tile of queries at positions i_lo..i_hi meets keys in [search_left(doc[b, :], doc[b, max(min(i_lo, seqlen_k - 1), 0)], seqlen_k), min(min(i_hi + 1, search_right(doc[b, :], doc[b, max(min(i_hi, seqlen_k - 1), 0)], seqlen_k)), seqlen_k)); all are allowed in [search_left(doc[b, :], doc[b, max(min(i_hi, seqlen_k - 1), 0)], seqlen_k), min(min(i_lo + 1, search_right(doc[b, :], doc[b, max(min(i_lo, seqlen_k - 1), 0)], seqlen_k)), seqlen_k)).
 
-Digest 46f28a25bc1d8109280c39b008e4158ef614da55be216e96c93540cbc3d8661e. Needs torch and triton, nothing else.
+Digest c73e1787eed26f742ac36f8944e42f1018149bbb4439101d2a10758fa3069a0e. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "name": "document_ids"
 }
 """)
-DIGEST = "46f28a25bc1d8109280c39b008e4158ef614da55be216e96c93540cbc3d8661e"
+DIGEST = "c73e1787eed26f742ac36f8944e42f1018149bbb4439101d2a10758fa3069a0e"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1628,7 +1628,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::document_ids_46f28a25bc1d", mutates_args=())
+@torch.library.custom_op("attngen::document_ids_c73e1787eed2", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1822,7 +1822,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::document_ids_46f28a25bc1d_backward", mutates_args=())
+@torch.library.custom_op("attngen::document_ids_c73e1787eed2_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

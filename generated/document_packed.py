@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 37d65f3605b158afba75f824fa9365225e58fd5025478bea5b86c2208b49b8a7. Needs torch and triton, nothing else.
+Digest 6a33f6ca2d8e509257593a559b683786568471889962475f5d3125ca30740409. Needs torch and triton, nothing else.
 """
 
 import json
@@ -27,7 +27,7 @@ SPEC = json.loads(r"""
   "name": "document_packed"
 }
 """)
-DIGEST = "37d65f3605b158afba75f824fa9365225e58fd5025478bea5b86c2208b49b8a7"
+DIGEST = "6a33f6ca2d8e509257593a559b683786568471889962475f5d3125ca30740409"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "packed",
@@ -1557,7 +1557,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::document_packed_37d65f3605b1", mutates_args=())
+@torch.library.custom_op("attngen::document_packed_6a33f6ca2d8e", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1744,7 +1744,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::document_packed_37d65f3605b1_backward", mutates_args=())
+@torch.library.custom_op("attngen::document_packed_6a33f6ca2d8e_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 3c29c868edb76e69a7f2ecc14c7a6b396aa368379aaf371dd9b02dbe6bffcc86. Needs torch and triton, nothing else.
+Digest 079260d0f9d24519b6535023193ccd81ca6f7abc1d82eaedeb4ffcc6f51430d6. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "score": "50 * tanh(s / 50)"
 }
 """)
-DIGEST = "3c29c868edb76e69a7f2ecc14c7a6b396aa368379aaf371dd9b02dbe6bffcc86"
+DIGEST = "079260d0f9d24519b6535023193ccd81ca6f7abc1d82eaedeb4ffcc6f51430d6"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1575,7 +1575,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gemma2_global_3c29c868edb7", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_global_079260d0f9d2", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1759,7 +1759,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::gemma2_global_3c29c868edb7_backward", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_global_079260d0f9d2_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

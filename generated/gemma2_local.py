@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < 4096.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - 4095, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - 4095, 0), min(i_lo + 1, seqlen_k)).
 
-Digest 58afbdcb78c217e09b897c11e38cb2b687c2ff11b3dff085421ec3e1883d15b3. Needs torch and triton, nothing else.
+Digest 880229028c213983a847c4390200093e766db43f6d5e50762693c7e1f765f479. Needs torch and triton, nothing else.
 """
 
 import json
@@ -29,7 +29,7 @@ SPEC = json.loads(r"""
   "score": "50 * tanh(s / 50)"
 }
 """)
-DIGEST = "58afbdcb78c217e09b897c11e38cb2b687c2ff11b3dff085421ec3e1883d15b3"
+DIGEST = "880229028c213983a847c4390200093e766db43f6d5e50762693c7e1f765f479"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1640,7 +1640,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gemma2_local_58afbdcb78c2", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_local_880229028c21", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1824,7 +1824,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::gemma2_local_58afbdcb78c2_backward", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_local_880229028c21_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

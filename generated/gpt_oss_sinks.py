@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < 128.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - 127, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - 127, 0), min(i_lo + 1, seqlen_k)).
 
-Digest c9921c00bc0be37622eec119e655eb4d45507dc41779152ef8fd6acb0f79c5ac. Needs torch and triton, nothing else.
+Digest 9d92095a7ae39576949f3ee9500623e3e6f2026e8d9330042fae546ac6873744. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "sinks": true
 }
 """)
-DIGEST = "c9921c00bc0be37622eec119e655eb4d45507dc41779152ef8fd6acb0f79c5ac"
+DIGEST = "9d92095a7ae39576949f3ee9500623e3e6f2026e8d9330042fae546ac6873744"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1620,7 +1620,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gpt_oss_sinks_c9921c00bc0b", mutates_args=())
+@torch.library.custom_op("attngen::gpt_oss_sinks_9d92095a7ae3", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1817,7 +1817,7 @@ def launch_backward(
     return dq, dk, dv, _reduced(ds_sinks, [0, 2], [0], sinks)
 
 
-@torch.library.custom_op("attngen::gpt_oss_sinks_c9921c00bc0b_backward", mutates_args=())
+@torch.library.custom_op("attngen::gpt_oss_sinks_9d92095a7ae3_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

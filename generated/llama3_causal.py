@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest f4f02061e7fe65602289d06e09741393b99cd196bddf50d629471bb152b2217d. Needs torch and triton, nothing else.
+Digest db48572154d204a35978581db991fb081b3aaa6c8153560e7d455ab0c062796e. Needs torch and triton, nothing else.
 """
 
 import json
@@ -27,7 +27,7 @@ SPEC = json.loads(r"""
   "name": "llama3_causal"
 }
 """)
-DIGEST = "f4f02061e7fe65602289d06e09741393b99cd196bddf50d629471bb152b2217d"
+DIGEST = "db48572154d204a35978581db991fb081b3aaa6c8153560e7d455ab0c062796e"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1545,7 +1545,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::llama3_causal_f4f02061e7fe", mutates_args=())
+@torch.library.custom_op("attngen::llama3_causal_db48572154d2", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1727,7 +1727,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::llama3_causal_f4f02061e7fe_backward", mutates_args=())
+@torch.library.custom_op("attngen::llama3_causal_db48572154d2_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

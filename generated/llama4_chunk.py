@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i // 8192 == j // 8192.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo // 8192 * 8192, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi // 8192 * 8192, 0), min(i_lo + 1, seqlen_k)).
 
-Digest c678e06aed63142d8a56bda10499763551a3461ece14e8995549ffc5a25bd630. Needs torch and triton, nothing else.
+Digest dfd6a472d8c512cf702bdf4a52d23cb95fa6233d5ef3bd143629918e479054f0. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"chunk": 8192}
 }
 """)
-DIGEST = "c678e06aed63142d8a56bda10499763551a3461ece14e8995549ffc5a25bd630"
+DIGEST = "dfd6a472d8c512cf702bdf4a52d23cb95fa6233d5ef3bd143629918e479054f0"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1655,7 +1655,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::llama4_chunk_c678e06aed63", mutates_args=())
+@torch.library.custom_op("attngen::llama4_chunk_dfd6a472d8c5", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1837,7 +1837,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::llama4_chunk_c678e06aed63_backward", mutates_args=())
+@torch.library.custom_op("attngen::llama4_chunk_dfd6a472d8c5_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < window.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - window + 1, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - window + 1, 0), min(i_lo + 1, seqlen_k)).
 
-Digest 3692908d8d5b90a29de868d462933f7cbb268f09392061288520da52d06e1824. Needs torch and triton, nothing else.
+Digest a18e0efb89037a38f8b346a02c728ec92f573cbd41d7fc44fc582f20a45e06d8. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"window": "int"}
 }
 """)
-DIGEST = "3692908d8d5b90a29de868d462933f7cbb268f09392061288520da52d06e1824"
+DIGEST = "a18e0efb89037a38f8b346a02c728ec92f573cbd41d7fc44fc582f20a45e06d8"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1631,7 +1631,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::mistral_window_3692908d8d5b", mutates_args=())
+@torch.library.custom_op("attngen::mistral_window_a18e0efb8903", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1818,7 +1818,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::mistral_window_3692908d8d5b_backward", mutates_args=())
+@torch.library.custom_op("attngen::mistral_window_a18e0efb8903_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

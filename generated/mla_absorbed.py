@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 3c7bd8de301156e4bf9e31820ddd24235fff25a620febfc661b9dfe4bcfabc62. Needs torch and triton, nothing else.
+Digest 5c5662f53f731faefca1233e17363f54f534650be37fe8bb9d5e69817b575973. Needs torch and triton, nothing else.
 """
 
 import json
@@ -27,7 +27,7 @@ SPEC = json.loads(r"""
   "name": "mla_absorbed"
 }
 """)
-DIGEST = "3c7bd8de301156e4bf9e31820ddd24235fff25a620febfc661b9dfe4bcfabc62"
+DIGEST = "5c5662f53f731faefca1233e17363f54f534650be37fe8bb9d5e69817b575973"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1583,7 +1583,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::mla_absorbed_3c7bd8de3011", mutates_args=())
+@torch.library.custom_op("attngen::mla_absorbed_5c5662f53f73", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1748,7 +1748,7 @@ def launch_backward(
     return dq, dk
 
 
-@torch.library.custom_op("attngen::mla_absorbed_3c7bd8de3011_backward", mutates_args=())
+@torch.library.custom_op("attngen::mla_absorbed_5c5662f53f73_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

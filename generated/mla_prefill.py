@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 6a44bec55fcb0ec195cec7ea2bbaf71ea81694e65c643b215bed8d352363fac4. Needs torch and triton, nothing else.
+Digest 3ddc29880e010b4a195dbdcf7cc03dc13e53c2031d16dcdb9512e980ee940ba3. Needs torch and triton, nothing else.
 """
 
 import json
@@ -27,7 +27,7 @@ SPEC = json.loads(r"""
   "name": "mla_prefill"
 }
 """)
-DIGEST = "6a44bec55fcb0ec195cec7ea2bbaf71ea81694e65c643b215bed8d352363fac4"
+DIGEST = "3ddc29880e010b4a195dbdcf7cc03dc13e53c2031d16dcdb9512e980ee940ba3"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1621,7 +1621,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::mla_prefill_6a44bec55fcb", mutates_args=())
+@torch.library.custom_op("attngen::mla_prefill_3ddc29880e01", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1803,7 +1803,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::mla_prefill_6a44bec55fcb_backward", mutates_args=())
+@torch.library.custom_op("attngen::mla_prefill_3ddc29880e01_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

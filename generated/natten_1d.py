@@ -5,7 +5,7 @@
 Softmax attention over keys j with: max(0, min(i - 31, seqlen_k - 63)) <= j and j < max(0, min(i - 31, seqlen_k - 63)) + 63.
 A tile of queries at positions i_lo..i_hi meets keys in [max(0, min(i_lo - 31, seqlen_k - 63)), min(max(0, min(i_hi - 31, seqlen_k - 63)) + 63, seqlen_k)); all are allowed in [max(0, min(i_hi - 31, seqlen_k - 63)), min(max(0, min(i_lo - 31, seqlen_k - 63)) + 63, seqlen_k)).
 
-Digest 756b14fd1c406c29dc4b999fd22f7da9d74e06b50b7044e09ab7552543829f2e. Needs torch and triton, nothing else.
+Digest 693bdbd8b1b3aefdc24048bcd191eec5b6bd7e69b5c1a56a0537653d8f6e7a4f. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"kernel": 63}
 }
 """)
-DIGEST = "756b14fd1c406c29dc4b999fd22f7da9d74e06b50b7044e09ab7552543829f2e"
+DIGEST = "693bdbd8b1b3aefdc24048bcd191eec5b6bd7e69b5c1a56a0537653d8f6e7a4f"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1383,7 +1383,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::natten_1d_756b14fd1c40", mutates_args=())
+@torch.library.custom_op("attngen::natten_1d_693bdbd8b1b3", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1565,7 +1565,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::natten_1d_756b14fd1c40_backward", mutates_args=())
+@torch.library.custom_op("attngen::natten_1d_693bdbd8b1b3_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: max(0, min(i // 14 - 3, 7)) <= j // 14 and j // 14 < max(0, min(i // 14 - 3, 7)) + 7 and max(0, min(i % 14 - 3, 7)) <= j % 14 and j % 14 < max(0, min(i % 14 - 3, 7)) + 7.
 A tile of queries at positions i_lo..i_hi meets keys in [max(0, min(i_lo // 14 - 3, 7)) * 14, min(max(0, min(i_hi // 14 - 3, 7)) * 14 + 98, seqlen_k)).
 
-Digest 9ababb8943768a74f9829a2443da80f9742bda56e19b5e11deff5d9e4edc398f. Needs torch and triton, nothing else.
+Digest 7d652e7bc4d4b0a2e7f5afade3ca86100d91fdf3aedadfd67de7197c72b13592. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"height": 14, "kernel": 7, "width": 14}
 }
 """)
-DIGEST = "9ababb8943768a74f9829a2443da80f9742bda56e19b5e11deff5d9e4edc398f"
+DIGEST = "7d652e7bc4d4b0a2e7f5afade3ca86100d91fdf3aedadfd67de7197c72b13592"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1246,7 +1246,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::natten_2d_9ababb894376", mutates_args=())
+@torch.library.custom_op("attngen::natten_2d_7d652e7bc4d4", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1428,7 +1428,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::natten_2d_9ababb894376_backward", mutates_args=())
+@torch.library.custom_op("attngen::natten_2d_7d652e7bc4d4_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

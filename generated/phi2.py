@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest a8139addc9473873928183a2862922b4169cd5fc90989d8558b070e76e6349b1. Needs torch and triton, nothing else.
+Digest e219164ca0619a83a6a6cb06ece02d58eeede03902938bacbb3d1acfe8ef99cd. Needs torch and triton, nothing else.
 """
 
 import json
@@ -27,7 +27,7 @@ SPEC = json.loads(r"""
   "name": "phi2"
 }
 """)
-DIGEST = "a8139addc9473873928183a2862922b4169cd5fc90989d8558b070e76e6349b1"
+DIGEST = "e219164ca0619a83a6a6cb06ece02d58eeede03902938bacbb3d1acfe8ef99cd"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1732,7 +1732,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::phi2_a8139addc947", mutates_args=())
+@torch.library.custom_op("attngen::phi2_e219164ca061", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1914,7 +1914,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::phi2_a8139addc947_backward", mutates_args=())
+@torch.library.custom_op("attngen::phi2_e219164ca061_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i or j < prefix[b].
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(max(i_hi + 1, prefix[b]), seqlen_k)); all are allowed in [0, min(max(i_lo + 1, prefix[b]), seqlen_k)).
 
-Digest bacf6a7260da2ded8d6266f39b2a2de63932e7024d292f530d51dba7350ecf7b. Needs torch and triton, nothing else.
+Digest 99389ecab5d6a4eccc07e9b10137d3a0c509fd3d15c3c2a1c266de61d9a2cc30. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "name": "prefix_lm"
 }
 """)
-DIGEST = "bacf6a7260da2ded8d6266f39b2a2de63932e7024d292f530d51dba7350ecf7b"
+DIGEST = "99389ecab5d6a4eccc07e9b10137d3a0c509fd3d15c3c2a1c266de61d9a2cc30"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1610,7 +1610,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::prefix_lm_bacf6a7260da", mutates_args=())
+@torch.library.custom_op("attngen::prefix_lm_99389ecab5d6", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1802,7 +1802,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::prefix_lm_bacf6a7260da_backward", mutates_args=())
+@torch.library.custom_op("attngen::prefix_lm_99389ecab5d6_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

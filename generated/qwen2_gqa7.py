@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 2ea9fa1c2ce23ce75ded5f559476f18f836bd2f28d53c3debb05825df938fa90. Needs torch and triton, nothing else.
+Digest 6c8fcc4091d14c14b6a22975160a870a37e0bb6109087965adfcd8c6ebd62280. Needs torch and triton, nothing else.
 """
 
 import json
@@ -27,7 +27,7 @@ SPEC = json.loads(r"""
   "name": "qwen2_gqa7"
 }
 """)
-DIGEST = "2ea9fa1c2ce23ce75ded5f559476f18f836bd2f28d53c3debb05825df938fa90"
+DIGEST = "6c8fcc4091d14c14b6a22975160a870a37e0bb6109087965adfcd8c6ebd62280"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1528,7 +1528,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::qwen2_gqa7_2ea9fa1c2ce2", mutates_args=())
+@torch.library.custom_op("attngen::qwen2_gqa7_6c8fcc4091d1", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1710,7 +1710,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::qwen2_gqa7_2ea9fa1c2ce2_backward", mutates_args=())
+@torch.library.custom_op("attngen::qwen2_gqa7_6c8fcc4091d1_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and (i - j < 1020 or j < 4).
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - 1019, 0), min(i_hi + 1, seqlen_k)) and [0, min(min(i_hi + 1, 4), seqlen_k)); all are allowed in [max(i_hi - 1019, 0), min(i_lo + 1, seqlen_k)) and [0, min(min(i_lo + 1, 4), seqlen_k)).
 
-Digest 7e3f432d9c417f3dfbd7e2f02985b95380c9bb7621cb652e54015fff6d90b8aa. Needs torch and triton, nothing else.
+Digest 7cb8ac752b4d1826a70cfcebab15f8d51305cccb8bff57389c5af7ef53c5e787. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"first": 4, "window": 1020}
 }
 """)
-DIGEST = "7e3f432d9c417f3dfbd7e2f02985b95380c9bb7621cb652e54015fff6d90b8aa"
+DIGEST = "7cb8ac752b4d1826a70cfcebab15f8d51305cccb8bff57389c5af7ef53c5e787"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1332,7 +1332,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::streaming_sink_7e3f432d9c41", mutates_args=())
+@torch.library.custom_op("attngen::streaming_sink_7cb8ac752b4d", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1514,7 +1514,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::streaming_sink_7e3f432d9c41_backward", mutates_args=())
+@torch.library.custom_op("attngen::streaming_sink_7cb8ac752b4d_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

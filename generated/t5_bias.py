@@ -5,7 +5,7 @@
 Softmax attention over keys j with: True.
 A tile of queries at positions i_lo..i_hi meets keys in [0, seqlen_k); all are allowed in [0, seqlen_k).
 
-Digest 48c7a0b22f65cb747a7d10a5fb18fb2dd578d7101b16b85a5dd68e974a4b96f3. Needs torch and triton, nothing else.
+Digest ee68c7350724a428a49c970d03795b36f6968f34258af00182858a553d57926c. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "score": "s + rel_bias[h, max(-128, min(j - i, 128)) + 128]"
 }
 """)
-DIGEST = "48c7a0b22f65cb747a7d10a5fb18fb2dd578d7101b16b85a5dd68e974a4b96f3"
+DIGEST = "ee68c7350724a428a49c970d03795b36f6968f34258af00182858a553d57926c"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1564,7 +1564,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::t5_bias_48c7a0b22f65", mutates_args=())
+@torch.library.custom_op("attngen::t5_bias_ee68c7350724", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1818,7 +1818,7 @@ def launch_backward(
     return dq, dk, dv, drel_bias.to(rel_bias.dtype)
 
 
-@torch.library.custom_op("attngen::t5_bias_48c7a0b22f65_backward", mutates_args=())
+@torch.library.custom_op("attngen::t5_bias_ee68c7350724_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -29,9 +29,9 @@ def loops_of(spec: str, target: str, **changes: object) -> dict[str, LoopReport]
     """The loops of a committed spec's bf16 kernel by role, without spills; `changes` replaces keys of the spec."""
     text = yaml.safe_load((ROOT / "specs" / f"{spec}.yaml").read_text())
     module = generate_to_cache(load_spec({**text, **changes}))
-    [report] = inspect_modules([(module, "bfloat16")], [target], kernels=[FORWARD])
-    assert report.compiled.error == ""
-    assert report.compiled.spill_bytes == 0
+    report, *decode = inspect_modules([(module, "bfloat16")], [target], kernels=[FORWARD])
+    assert {r.compiled.error for r in (report, *decode)} == {""}
+    assert {r.compiled.spill_bytes for r in (report, *decode)} == {0}
     return {loop.role: loop for loop in report.loops}
 
 
@@ -49,6 +49,8 @@ ROWS = {
     "sliding window, head dim 128": ("mistral_window", {}),
     "softcap, head dim 128": ("llama3_causal", {"score": "50 * tanh(s / 50)"}),
     "MLA prefill, 192/128": ("mla_prefill", {}),
+    "pages of 16, causal, head dim 128": ("paged_decode_llama3", {}),
+    "pages of 64, sliding window": ("paged_mixed_mistral_window", {}),
 }
 
 
@@ -60,6 +62,19 @@ def test_instructions_per_tensor_clock(label, column, target):
     stated = [int(n) for n in row(label)[column].partition("(")[0].split("/")]
     found = [loops[role].prediction.issue_per_1k_tensor for role in ("full", "partial")]
     assert found == pytest.approx(stated, rel=0.01)
+
+
+DECODE_LIMIT = 160  # instructions of a warp per 16 keys
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("spec", ["paged_decode_llama3", "paged_mixed_mistral_window", "paged_gpt_oss"])
+def test_keys_in_pages_have_no_spills_and_few_instructions_in_decode(spec, target):
+    module = ROOT / "generated" / f"{spec}.py"
+    reports = inspect_modules([(module, "bfloat16")], [target], kernels=[FORWARD])
+    assert [(r.compiled.error, r.compiled.spill_bytes) for r in reports] == [("", 0)] * 2
+    for loop in reports[1].loops:
+        assert loop.count.instructions <= DECODE_LIMIT * reports[1].config["BLOCK_N"] / 16
 
 
 @pytest.mark.parametrize(("place", "head_dim"), [(0, 72), (1, 80), (2, 96)])
@@ -83,7 +98,7 @@ def assert_mfma_without_spills(target: str, modules: list[Path]) -> None:
     """Matrix instructions in every loop, and no vector register in memory."""
     reports = forward_in_first_dtype(target, modules)
     assert {r.module.stem: r.compiled.spill_bytes for r in reports if r.compiled.spill_bytes} == {}
-    assert len(reports) == len(modules)
+    assert {r.module for r in reports} == set(modules)
     for loop in (loop for r in reports for loop in r.loops):
         assert loop.count.matrix
         assert all(shape.startswith("v_mfma") for shape in loop.count.matrix)

@@ -20,6 +20,7 @@ from attngen.check.uses import largest_number
 from attngen.reference.oracle import reference
 from attngen.spec import Spec
 
+TENSORS: Final = ("q", "k", "v", "k_cache", "v_cache")
 EXACT: Final = 1e-9
 """Relative tolerance between float64 computations of one formula."""
 EPS32: Final = torch.finfo(torch.float32).eps
@@ -51,7 +52,7 @@ def truth(spec: Spec, inputs: dict[str, Any]) -> Truth:
     out32, lse32 = _both(spec, _as_fp32(spec, inputs), "same")
     eps = torch.finfo(inputs["q"].dtype).eps
     rounding = max(eps, EPS_TF32) if spec.precision == "tf32" else eps
-    values = inputs["v"] if "v" in inputs else inputs["k"]
+    values = next(inputs[name] for name in ("v", "v_cache", "k", "k_cache") if name in inputs)
     condition = EPS32 * max(1.0, size(lse), largest_number(spec))  # what fp32 can tell of scores of this size
     roundings = (rounding * size(values) + eps * size(out)) / 2
     return Truth(
@@ -78,7 +79,7 @@ def _both(spec: Spec, inputs: dict[str, Any], precision: Any) -> tuple[Tensor, T
 
 
 def _as_fp32(spec: Spec, inputs: dict[str, Any]) -> dict[str, Any]:
-    wide = {name: inputs[name].float() for name in ("q", "k", "v") if name in inputs}
+    wide = {name: inputs[name].float() for name in TENSORS if name in inputs}
     if spec.precision == "tf32" and inputs["q"].dtype == torch.float32:
         wide = {name: _tf32(tensor) for name, tensor in wide.items()}
     return inputs | wide

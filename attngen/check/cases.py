@@ -20,7 +20,7 @@ FLOAT_VALUES: Final = (0.5, 1.0, 30.0, 0.0, 2.5, -1.5)
 
 def problems(spec: Spec) -> list[Problem]:
     """Return the problems of a spec, in the order of a check; equal specs have equal problems."""
-    found = _packed() if spec.layout == "thd" else _dense(spec)
+    found = _paged(spec) if spec.cache else _packed() if spec.layout == "thd" else _dense(spec)
     return [_with_params(spec, number, problem) for number, problem in enumerate(found)]
 
 
@@ -74,6 +74,27 @@ def _packed() -> list[Problem]:
         Problem(name="only empty", lengths=((0, 0), (0, 0))),
         Problem(name="no keys", lengths=((3, 0), (2, 0))),
         Problem(name="no sequences", lengths=()),
+    ]
+
+
+def _paged(spec: Spec) -> list[Problem]:
+    mixed = ((1, 40), (20, 31), (0, 9), (5, 5), (1, 1), (3, 0), (12, 50))
+    few = spec.heads.group > 4
+    return [
+        Problem(name="mixed batch", lengths=mixed, kv_heads=2, spare=30),
+        Problem(
+            name="decode", lengths=((1, 40), (1, 17), (1, 1), (1, 64), (1, 0)), kv_heads=2, strides="swapped"
+        ),
+        Problem(name="chunked prefill", lengths=((33, 70), (18, 17)), strides="odd"),
+        Problem(name="whole tiles", lengths=((64, 64),), strides="padded"),
+        Problem(name="padding requests", lengths=((1, 30), (0, 0), (1, 20), (0, 0))),
+        Problem(name="shared heads", lengths=((1, 1), (2, 3)) * 4, kv_heads=2, strides="expanded"),
+        Problem(name="large logits", lengths=((20, 33), (7, 40)), values="large"),
+        Problem(name="many tiles", lengths=((97, 113),)),
+        Problem(name="only empty", lengths=((0, 0), (0, 0))),
+        Problem(name="no keys", lengths=((3, 0), (2, 0))),
+        Problem(name="no sequences", lengths=()),
+        *_beyond(constants(spec), few),
     ]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from attngen.check.pages import Places
 from attngen.check.problem import Problem, Strides
 from attngen.check.uses import integer_use
 from attngen.spec import Captured, Spec
@@ -21,7 +22,9 @@ def make_inputs(spec: Spec, problem: Problem, dtype: torch.dtype) -> Inputs:
     source = torch.Generator().manual_seed(problem.seed)
     inputs = _qkv(spec, problem, dtype, source)
     if spec.layout == "thd":
-        inputs |= _packed(problem)
+        inputs |= _packed(problem, ("q",) if spec.cache else ("q", "k"))
+    if spec.cache is not None:
+        inputs |= Places.of(spec.cache, problem).tables()
     inputs |= dict(problem.params)
     sizes = _sizes(spec, problem)
     for captured in spec.captured:
@@ -51,7 +54,15 @@ def _qkv(spec: Spec, problem: Problem, dtype: torch.dtype, source: torch.Generat
         values = _values(spec, problem, name, (heads[name], columns[name]), source)
         if problem.used_k is not None and name != "q":
             values = _only_used(values, problem)
-        if not (name == "v" and spec.head_dim.v_from_k):
+        if name == "v" and spec.head_dim.v_from_k:
+            continue
+        if spec.cache is not None and name != "q":
+            cache = Places.of(spec.cache, problem).filled(values.to(dtype))
+            layout = "bshd" if spec.cache.layout == "nhd" else "bhsd"
+            made[f"{name}_cache"] = _placed(
+                cache, layout, problem.strides, repeats=True, axis=layout.index("h")
+            )
+        else:
             made[name] = _placed(values.to(dtype), spec.layout, problem.strides, repeats=name != "q")
     return made
 
@@ -86,8 +97,10 @@ def _only_used(values: Tensor, problem: Problem) -> Tensor:
     return values
 
 
-def _placed(values: Tensor, layout: str, strides: Strides, *, repeats: bool) -> Tensor:
-    """The same values in memory of another form."""
+def _placed(
+    values: Tensor, layout: str, strides: Strides, *, repeats: bool, axis: int | None = None
+) -> Tensor:
+    """The same values in memory of another form; `axis` is the one that repeats."""
     if strides in ("padded", "odd"):
         extra = 8 if strides == "padded" else 3
         shape = [*values.shape[:-2], values.shape[-2] + 2, values.shape[-1] + extra]
@@ -100,14 +113,15 @@ def _placed(values: Tensor, layout: str, strides: Strides, *, repeats: bool) -> 
         return values.transpose(-2, -3).contiguous().transpose(-2, -3)
     if strides == "expanded" and repeats and values.shape[0]:
         # every batch entry (packed: every head) is the first one
-        axis = 0 if layout != "thd" else 1
+        if axis is None:
+            axis = 0 if layout != "thd" else 1
         return values.narrow(axis, 0, 1).expand(values.shape)
     return values
 
 
-def _packed(problem: Problem) -> Inputs:
+def _packed(problem: Problem, sides: tuple[Literal["q", "k"], ...]) -> Inputs:
     inputs: Inputs = {}
-    for side in ("q", "k"):
+    for side in sides:
         inputs[f"cu_seqlens_{side}"] = torch.tensor(problem.starts(side), dtype=torch.int32)
         inputs[f"max_seqlen_{side}"] = problem.longest(side) + problem.spare
     if problem.used_k is not None:

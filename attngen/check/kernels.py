@@ -11,7 +11,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from attngen.runtime.cpu import overflow_checks, reversed_grid
-from attngen.spec import Spec
+from attngen.spec import Spec, Splits
 
 Results = tuple[Tensor, Tensor]
 
@@ -24,10 +24,10 @@ class Tiling:
     block_n: int
     descriptors: bool = False
 
-    def config(self) -> dict[str, Any]:
-        """Return what `launch` takes."""
-        sizes = {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "USE_DESCRIPTORS": self.descriptors}
-        return sizes | {"num_warps": 4, "num_stages": 1}
+    def config(self, *, paged: bool = False) -> dict[str, Any]:
+        """Return what `launch` takes; a kernel with keys in pages has no descriptors."""
+        sizes = {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "num_warps": 4, "num_stages": 1}
+        return sizes if paged else sizes | {"USE_DESCRIPTORS": self.descriptors}
 
     def __str__(self) -> str:
         return f"{self.block_m}x{self.block_n}{' by descriptor' if self.descriptors else ''}"
@@ -43,11 +43,12 @@ FAR: Final = (Tiling(16, 128), Tiling(32, 256))
 
 def tilings(number: int, inputs: dict[str, Any]) -> tuple[Tiling, Tiling]:
     """Return the two tilings of a problem by its number; descriptors only where the tensors allow them."""
-    keys: Tensor = inputs["k"]
+    keys: Tensor = inputs["k"] if "k" in inputs else inputs["k_cache"].flatten(0, 2)
     if keys.numel() and inputs["q"].shape[-3:-1].numel() < 2**11 and max(keys.shape[:-1]) > 2**9:
         return FAR
     first, second = PAIRS[number % len(PAIRS)]
-    return first, Tiling(second.block_m, second.block_n, second.descriptors and _fits(inputs))
+    by_descriptor = second.descriptors and "k" in inputs and _fits(inputs)
+    return first, Tiling(second.block_m, second.block_n, by_descriptor)
 
 
 def _fits(inputs: dict[str, Any]) -> bool:
@@ -68,9 +69,11 @@ def run_tiling(spec: Spec, module: ModuleType, inputs: dict[str, Any], tiling: T
     """Launch the kernel with tiles of our choice."""
     defaults: dict[str, Any] = {"softmax_scale": spec.head_dim.qk**-0.5, "seqused_k": None}
     names = [name for name in inspect.signature(module.launch).parameters if name != "config"]
-    return module.launch(
-        **{name: inputs.get(name, defaults.get(name)) for name in names}, config=tiling.config()
-    )
+    given = {name.removesuffix("_cache"): value for name, value in inputs.items()}
+    config = tiling.config(paged=spec.cache is not None)
+    if spec.splits == Splits():
+        config["num_splits"] = 3 if tiling.block_m == 16 else 1
+    return module.launch(**{name: given.get(name, defaults.get(name)) for name in names}, config=config)
 
 
 def variants(

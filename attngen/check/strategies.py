@@ -94,6 +94,7 @@ class _Parts:
     """What the formulas drawn so far need."""
 
     layout: str
+    paged: bool = False
     captured: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     params: dict[str, int | float | str] = field(default_factory=dict[str, "int | float | str"])
     values: dict[str, int | float] = field(default_factory=dict[str, "int | float"])
@@ -104,7 +105,8 @@ def specs_and_problems(draw: st.DrawFn) -> tuple[Spec, Problem]:
     """Draw a valid spec of one dtype and a small problem for it."""
     group, kv = draw(st.sampled_from(GROUPS)), draw(st.integers(1, 2))
     dtype = draw(st.sampled_from(DTYPES))
-    parts = _Parts(draw(st.sampled_from(["bshd", "bhsd", "thd"])))
+    layout = draw(st.sampled_from(["bshd", "bhsd", "thd", "paged"]))
+    parts = _Parts("thd" if layout == "paged" else layout, layout == "paged")
     data: dict[str, Any] = {
         "attngen": 1,
         "name": "drawn",
@@ -114,6 +116,13 @@ def specs_and_problems(draw: st.DrawFn) -> tuple[Spec, Problem]:
         "layout": parts.layout,
         "sinks": draw(st.booleans()),
     }
+    if parts.paged:
+        data["cache"] = {
+            "kind": "paged",
+            "page_size": draw(st.sampled_from([1, 3, 8, 16, 32, 48, 64])),
+            "layout": draw(st.sampled_from(["nhd", "hnd"])),
+            "table": draw(st.sampled_from(["dense", "csr"])),
+        }
     if draw(st.integers(0, 9)):
         data["mask"] = draw(_masks(parts))
     if draw(st.booleans()):
@@ -149,6 +158,8 @@ def _masks(draw: st.DrawFn, parts: _Parts) -> str:
 
 @st.composite
 def _formula(draw: st.DrawFn, pieces: st.SearchStrategy[Piece], parts: _Parts) -> str:
+    if parts.paged:  # keys in pages are no axis of a captured tensor
+        pieces = pieces.filter(lambda p: all("Tk" not in t["packed"] for t in p.captured.values()))
     piece = draw(pieces)
     packed = parts.layout == "thd"
     for name, tensor in piece.captured.items():
@@ -190,7 +201,7 @@ def _problems(draw: st.DrawFn, parts: _Parts, kv_heads: int) -> Problem:
     used: tuple[int, ...] | None = None
     if parts.layout == "thd":
         lengths = draw(st.lists(st.tuples(q, k), min_size=draw(st.sampled_from([2, 1, 0])), max_size=4))
-        if draw(st.booleans()):
+        if draw(st.booleans()) and not parts.paged:
             used = tuple(draw(st.integers(0, length)) for _, length in lengths)
     else:
         lengths = [draw(st.tuples(q, k))] * draw(st.sampled_from([1, 2, 0]))

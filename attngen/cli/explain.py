@@ -51,7 +51,7 @@ def _tiles(fold: Fold) -> Tiles:
 
 def _compiled_in(spec: Spec) -> dict[str, Any]:
     """The structure: another value of any of these is another kernel."""
-    structure = ("head_dim", "layout", "score", "mask", "sinks", "precision")
+    structure = ("head_dim", "layout", "score", "mask", "sinks", "cache", "precision")
     canonical = spec.canonical()
     values = {param.name: param.value for param in spec.params if not param.runtime}
     found = {"dtypes": list(spec.dtypes), "group": spec.heads.group}
@@ -61,10 +61,9 @@ def _compiled_in(spec: Spec) -> dict[str, Any]:
 
 def _run_time(spec: Spec) -> dict[str, str]:
     """What a call brings."""
-    packed = spec.layout == "thd"
     found = {
         "heads": f"any number in groups of {spec.heads.group}; {spec.heads.q} / {spec.heads.kv} in the spec",
-        "lengths": "per sequence, from cu_seqlens and seqused_k" if packed else "batch, seqlen_q, seqlen_k",
+        "lengths": _lengths(spec),
         "strides": "any, with a contiguous last dimension",
         "softmax_scale": f"{spec.head_dim.qk**-0.5:.6g} unless given",
     }
@@ -73,6 +72,13 @@ def _run_time(spec: Spec) -> dict[str, str]:
         axes = ", ".join(str(axis) for axis in captured.axes)
         found[captured.name] = f"{captured.dtype} [{axes}]{', ascending' if captured.sorted else ''}"
     return found | ({"sinks": "float32 [Hq]"} if spec.sinks else {})
+
+
+def _lengths(spec: Spec) -> str:
+    if spec.cache is not None:
+        return "per sequence: queries from cu_seqlens_q, keys and their pages from the tables"
+    packed = spec.layout == "thd"
+    return "per sequence, from cu_seqlens and seqused_k" if packed else "batch, seqlen_q, seqlen_k"
 
 
 def _mask(spec: Spec, tiles: Tiles) -> dict[str, Any]:

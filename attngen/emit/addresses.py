@@ -53,11 +53,15 @@ def columns(parts: Parts) -> tuple[str, ...]:
 
 def bases(parts: Parts) -> tuple[str, ...]:
     """Where the rows, keys and values of a program's head begin."""
-    packed = parts.launch.rows == "packed"
+    packed = parts.packed
+    in_rows = parts.heads_in_rows
     tensors = [("q", "q", "h"), ("k", "k", "hk"), ("v", "v", "hk"), ("out", "o", "h")]
     lines: list[str] = []
     for name, short, head in tensors:
         if name == "v" and parts.v_in_k:
+            continue
+        if parts.pages is not None and head == "hk":
+            lines.append(f"{name}_base = {name} + tl.cast(hk, tl.int64) * stride_{short}h")
             continue
         start = "q_start" if head == "h" else "k_start"
         terms = [
@@ -65,10 +69,10 @@ def bases(parts: Parts) -> tuple[str, ...]:
             if packed
             else f"tl.cast(b, tl.int64) * stride_{short}b"
         ]
-        terms.append(f"tl.cast({head}, tl.int64) * stride_{short}h")
+        terms += [f"tl.cast({head}, tl.int64) * stride_{short}h"] if not in_rows else []
         lines.append(f"{name}_base = {name} + {' + '.join(terms)}")
     where = "q_start" if packed else "tl.cast(b, tl.int64) * stride_lb"
-    lines.append(f"lse_base = lse + {where} + tl.cast(h, tl.int64) * stride_lh")
+    lines.append(f"lse_base = lse + {where}{'' if in_rows else ' + tl.cast(h, tl.int64) * stride_lh'}")
     return tuple(lines)
 
 
@@ -98,13 +102,14 @@ class Hull:
 
     def valid(self) -> str:
         """Return the test of a tile's rows."""
-        return f"{self._within()} & usable" if self.usable else self._within()
+        return f"{self.within()} & usable" if self.usable else self.within()
 
     def exact(self) -> bool:
         """Whether the hull is all that is excluded: descriptors can cut off ends, and nothing between them."""
         return not self.pieces and not self.usable
 
-    def _within(self) -> str:
+    def within(self) -> str:
+        """Return the test that keys lie in the hull."""
         if self.pieces:
             tests = (f"(rows_n >= {lo} - start_n) & (rows_n < {hi} - start_n)" for lo, hi in self.pieces)
             return f"({' | '.join(f'({test})' for test in tests)})"
@@ -112,7 +117,15 @@ class Hull:
         return f"{below} & (rows_n >= {self.begin} - start_n)" if self.begin else below
 
 
+def row_places(parts: Parts, short: str) -> str:
+    """Where a program's rows of q or out lie from their base; a tile may hold rows of several heads."""
+    heads = f" + head_offsets * stride_{short}h" if parts.heads_in_rows else ""
+    return f"row_offsets * stride_{short}s{heads}"
+
+
 def descriptors(parts: Parts, hull: Hull) -> tuple[str, ...]:
+    if parts.pages is not None:
+        return ()
     first = f" + tl.cast({hull.begin}, tl.int64) * stride_" if hull.begin else ""
     rows = f"{hull.end} - {hull.begin}" if hull.begin else hull.end
     return tuple(
@@ -124,6 +137,12 @@ def descriptors(parts: Parts, hull: Hull) -> tuple[str, ...]:
 
 
 def offsets(parts: Parts) -> tuple[str, ...]:
+    if parts.pages is not None:  # rows are found one by one
+        return tuple(
+            f"{name}_offsets_{n} = {vector}_{n}[None, :]"
+            for name, vector, load in _tile_loads(parts)
+            for n in range(len(load.chunks))
+        )
     return tuple(
         f"{name}_offsets_{n} = rows_n[:, None] * stride_{name}s + {vector}_{n}[None, :]"
         for name, vector, load in _tile_loads(parts)

@@ -173,7 +173,7 @@ def backward(graph: Graph, parts: Parts, captured: Mapping[str, Captured], helpe
     by_rows = Printer(captured, helpers=helpers)
     by_keys = Printer(captured, helpers=helpers, walks="rows")
     per_head = adjoint.per_head
-    gradients = _gradients(graph, parts.launch.rows == "packed")
+    gradients = _gradients(graph, parts.packed)
     cut = _cut(graph, parts, "dk_heads" if per_head else "dk")
     dq, dkdv = _kernel(graph, "dq", adjoint, parts, by_rows), _kernel(graph, "dk", adjoint, cut, by_keys)
     own, sums = ("k",) if parts.v_in_k else ("k", "v"), ("dk",) if parts.v_in_k else ("dk", "dv")
@@ -542,7 +542,7 @@ def bases(
     parts: Parts, tensors: tuple[str, ...], keys_head: str = "hk", *, per_row: bool = True
 ) -> tuple[str, ...]:
     """Where a program's rows of some tensors begin, and its statistics, padded and as lse is laid out (`per_row`)."""
-    packed = parts.launch.rows == "packed"
+    packed = parts.packed
     shorts = {"out": "o", "dout": "g"}
     heads = {"k": "hk", "v": "hk", "dk": keys_head, "dv": keys_head}
     lines: list[str] = []

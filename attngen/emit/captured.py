@@ -118,7 +118,7 @@ def _exists(diagonal: bool) -> str:
 
 def _places(graph: Graph, launch: Launch, parts: Parts) -> tuple[list[str], list[tuple[str, str]]]:
     """Statements that find a program's places, and what it walks over: names and how many of each."""
-    packed = launch.rows == "packed"
+    packed = parts.packed
     lines = [
         f"num_tiles_m = tl.cdiv({'max_seqlen_q' if packed else 'seqlen_q'}, BLOCK_M)",
         f"num_tiles_n = tl.cdiv({'max_seqlen_k' if packed else 'seqlen_k'}, BLOCK_N)",

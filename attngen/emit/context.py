@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 
-from attngen.emit.addresses import bases, chunks, columns, descriptors, offsets
+from attngen.emit.addresses import bases, chunks, columns, descriptors, offsets, row_places
 from attngen.emit.backward import backward
 from attngen.emit.captured import with_captured
 from attngen.emit.format import json_text
 from attngen.emit.interface import interface
 from attngen.emit.loops import range_loops, table_kernel, table_loops, with_positions
 from attngen.emit.manifest import description, manifest
-from attngen.emit.parts import Parts, find_parts
+from attngen.emit.paged import sequence_lines
+from attngen.emit.parts import SMALLEST_TILE, Parts, find_parts
 from attngen.emit.printer import Captured, Printer
 from attngen.emit.records import Context, Table
 from attngen.ir import expr as ex
@@ -24,6 +25,9 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
     parts = find_parts(graph)
     face = interface(graph)
     printer = Printer(_captured(graph))
+    if parts.heads_in_rows:
+        printer.row_symbols |= {"h"}
+        printer.row_block = "BLOCK_Q"
     listed = parts.fold.domain.table
     table = table_kernel(parts, face, printer) if listed else Table((), (), (), "", "", "")
     loops, hull = table_loops(parts, printer) if listed else range_loops(parts, printer)
@@ -46,8 +50,19 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
         v_dim=parts.v.columns,
         dtypes=", ".join(_dtypes(graph, parts)),
         mask_text=ex.text(parts.fold.domain.mask),
-        batch_word="sequence" if parts.launch.rows == "packed" else "batch entry",
-        is_packed=parts.launch.rows == "packed",
+        batch_word="sequence" if parts.packed else "batch entry",
+        is_packed=parts.packed,
+        is_paged=parts.pages is not None,
+        heads_in_rows=parts.heads_in_rows,
+        head_tiles=parts.group > SMALLEST_TILE,
+        sequence=() if parts.pages is None else sequence_lines(parts.pages),
+        q_rows=row_places(parts, "q"),
+        out_rows=row_places(parts, "o"),
+        has_splits=parts.splits is not None,
+        combine_columns=tuple(line for line in columns(parts) if line.startswith("e_")),
+        combine_rows="row_offsets * stride_os + head_offsets * stride_oh",
+        partial_chunks=chunks(parts.v, "e", "", owner="filled"),
+        lse_rows="row + h * stride_lh" if parts.heads_in_rows else "row",
         prologue=with_positions(printer.prologue, [line for loop in loops for line in loop.scores]),
         columns=columns(parts),
         bases=bases(parts)[:-2],
@@ -62,7 +77,6 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
         qk_precision=parts.contract.precision,
         pv_precision=parts.fold.precision,
         loads_v=not parts.v_in_k,
-        has_sink=parts.sink is not None,
         sink=parts.sink.operand if parts.sink else "",
         has_table=listed,
         table=table,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from attngen.emit.parts import launch_of
+from attngen.emit.paged import table_tensors, tile_lines
+from attngen.emit.parts import SMALLEST_TILE, attending, launch_of
+from attngen.emit.split import num_splits_lines
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const, Expr, Symbol
 from attngen.ir.graph import Graph
@@ -109,11 +112,13 @@ class Interface:
     op_name: str
     op_arguments: tuple[str, ...]
     op_call: str
+    public_call: str
     public_arguments: tuple[str, ...]
     scalars: tuple[ScalarArgument, ...]
     captured: tuple[CapturedArgument, ...]
     reads_values: bool  # some checks look at values, where that needs no device sync
     has_sinks: bool
+    has_extents: bool  # the launcher asks how far a tensor reaches
     default_scale: str
     q_sizes: str
     k_sizes: str
@@ -124,8 +129,22 @@ class Interface:
     rank: int
     out_empty: str
     lse_empty: str
-    row_strides: str
-    descriptor_tensors: str
+    nothing: str  # the test of a call without work
+    configs: str  # schedules to choose from
+    aligned: str  # whether descriptors can address the tensors
+    large_name: str
+    large: str  # whether offsets within a tile need 64 bits
+    tile_lines: tuple[str, ...]
+    programs: str
+    has_decode: bool  # schedules of their own for few queries
+    chooses_splits: bool
+    combine_arguments: tuple[str, ...]
+    combine_types: tuple[tuple[str, str], ...]
+    combine_values: tuple[str, ...]
+    combine_bases: tuple[str, ...]
+    is_csr: bool
+    page_size: int
+    heads_first: bool
     grid_length: str
     launch_length: str
     launch_keys: str
@@ -150,7 +169,12 @@ class _Builder:
         self.captured = tuple(n for n, i in self.inputs.items() if i.role == "captured")
         self.params = tuple(n for n, i in self.inputs.items() if i.role == "scalar" and not i.default)
         self.layout = self.inputs["q"].layout
-        self.packed = launch_of(graph, "out")[1].rows == "packed"
+        self.packed = graph.packed
+        self.launch = attending(graph)
+        self.splits = next(fold.domain.splits for _, fold in graph.all(Fold) if fold.monoid == "softmax")
+        self.pages = self.inputs["k"].pages
+        self.in_rows = self.launch.program_axes == ("Hkv",)
+        self.group = graph.axis("Hkv").group
         self.has_table = any(fold.domain.table for _, fold in graph.all(Fold))
         self.heads = self.layout.index("h")
         self.v_dim = _number(graph.axis("Dv").size)
@@ -181,23 +205,25 @@ class _Builder:
             op_name=f"{self.graph.provenance.name}_{self.graph.digest()[:12]}",
             op_arguments=tuple(f"{n}: {t}" for n, t in op_arguments),
             op_call=", ".join(n for n, _ in op_arguments),
+            public_call=", ".join(self._host(n) if n in self.tensors else n for n, _ in op_arguments),
             public_arguments=self._public_arguments(),
             scalars=tuple(self._scalar_argument(n) for n in self.params),
             captured=tuple(self._captured_argument(n) for n in self.captured),
             reads_values=self.packed or any(self.inputs[n].sorted for n in self.captured),
             has_sinks="sinks" in self.inputs,
+            has_extents=bool(self.captured) or self.pages is not None,
             default_scale=self.inputs["softmax_scale"].default,
             q_sizes=self._sizes(letters, "q"),
             k_sizes=self._sizes(letters, "k"),
             q_doc=self._doc(letters, "q", _number(self.graph.axis("Dqk").size)),
-            k_doc=self._doc(letters, "k", _number(self.graph.axis("Dqk").size)),
-            v_doc=self._doc(letters, "k", self.v_dim),
+            k_doc=self._key_doc(letters, _number(self.graph.axis("Dqk").size)),
+            v_doc=self._key_doc(letters, self.v_dim),
             lse_doc="[Hq, Tq]" if self.packed else "[B, Hq, Sq]",
             rank=len(letters),
             out_empty=f"torch.{empty}([*q.shape[:-1], {self.v_dim}], dtype=q.dtype, device=q.device)",
             lse_empty=self._lse_empty(),
-            row_strides=", ".join(f"{t}.stride({self._dim('s')})" for t in self.tensors if t != "q"),
-            descriptor_tensors=", ".join(t for t in self.tensors if t != "q"),
+            **self._launching(),
+            **self._combining(),
             grid_length="max_seqlen_q" if self.packed else "seqlen_q",
             launch_keys="max_seqlen_k" if self.packed else f"k.shape[{self._dim('s')}]",
             launch_length="max_seqlen_q" if self.packed else f"q.shape[{self._dim('s')}]",
@@ -208,6 +234,91 @@ class _Builder:
             keys_grid_length="max_seqlen_k" if self.packed else "seqlen_k",
             backward=self._backward() if "dq" in self.graph.nodes else None,
         )
+
+    def _launching(self) -> dict[str, Any]:
+        """How the launcher sizes the grid and chooses a schedule."""
+        pages = self.pages
+        nothing = "out.numel() == 0 and lse.numel() == 0"
+        if pages is None:
+            keys = [t for t in self.tensors if t != "q"]
+            strides = ", ".join(f"{t}.stride({self._dim('s')})" for t in keys)
+            length = "max_seqlen_q" if self.packed else f"q.shape[{self._dim('s')}]"
+            batch = "(cu_seqlens_q.shape[0] - 1)" if self.packed else "q.shape[0]"
+            return {
+                "nothing": nothing,
+                "configs": "CONFIGS",
+                "aligned": f"_descriptors_fit({', '.join(keys)})",
+                "large_name": "LARGE_STRIDES",
+                "large": f'max(0, {strides}) * config["BLOCK_N"] >= 2**31',
+                "tile_lines": (f'num_tiles_m = triton.cdiv({length}, config["BLOCK_M"])',),
+                "programs": f"num_tiles_m * q.shape[{self.heads}] * {batch}",
+                "is_csr": False,
+                "page_size": 0,
+                "heads_first": False,
+            }
+        extents = ", ".join(f"_extent({t})" for t in self.tensors if t != "q")
+        heads = f"k.shape[{self._key_dim('k', 'h')}]"
+        if self.group > SMALLEST_TILE:
+            heads += f' * triton.cdiv({self.group}, min({self.group}, config["BLOCK_M"]))'
+        programs = f"num_tiles_m * {heads if self.in_rows else 'q.shape[1]'}"
+        lines = tile_lines(self.group, self.in_rows)
+        if self.splits:
+            lines += num_splits_lines(self.splits, pages, programs)
+        few = (
+            max(SMALLEST_TILE // self.group, 1) if self.in_rows else SMALLEST_TILE
+        )  # queries in a small tile
+        return {
+            "nothing": f"{nothing} or cu_seqlens_q.shape[0] == 1",
+            "configs": f"CONFIGS if max_seqlen_q > {few} else DECODE_CONFIGS"
+            if self.launch.decode
+            else "CONFIGS",
+            "aligned": "False",
+            "large_name": "LARGE_CACHE",
+            "large": f"max(0, {extents}) >= 2**31",
+            "tile_lines": lines,
+            "programs": f"{programs} * num_splits" if self.splits else programs,
+            "is_csr": pages.table == "csr",
+            "page_size": pages.size,
+            "heads_first": self.inputs["k"].layout == "phsd",
+        }
+
+    def _combining(self) -> dict[str, Any]:
+        """The argument list of the kernel that merges splits."""
+        sink = [("sinks", "*fp32", "sinks")] if "sinks" in self.inputs else []
+        rows = [(n, "*fp32", n) for n in ("partial_out", "partial_lse")]
+        rows += [
+            ("out", "*io", "out"),
+            ("lse", "*fp32", "lse"),
+            *sink,
+            ("cu_seqlens_q", "*i32", "cu_seqlens_q"),
+        ]
+        rows += [(f"stride_o{c}", "i32", f"out.stride({n})") for n, c in enumerate("sh")]
+        rows += [("stride_lh", "i32", "lse.stride(-2)")]
+        rows += [("stride_sinks_0", "i32", "sinks.stride(0)")] if sink else []
+        rows += [("num_q_heads", "i32", "q.shape[1]"), ("num_seqs", "i32", "num_seqs")]
+        rows += [("num_splits", "i32", "num_splits"), ("total_rows", "i32", "rows")]
+        rows = rows if self.splits else []
+        return {
+            "has_decode": bool(self.launch.decode),
+            "chooses_splits": self.splits is not None and not (self.splits.count or self.splits.keys),
+            "combine_arguments": tuple(n for n, _, _ in rows),
+            "combine_types": tuple((n, t) for n, t, _ in rows),
+            "combine_values": tuple(f"{n}={v}" for n, _, v in rows),
+            "combine_bases": ("out_base = out", "lse_base = lse"),
+        }
+
+    def _key_dim(self, tensor: str, letter: str) -> int:
+        return self.inputs[tensor].layout.replace("t", "s").index(letter)
+
+    def _host(self, tensor: str) -> str:
+        """The caller's name of a tensor."""
+        return self.inputs[tensor].argument or tensor
+
+    def _key_doc(self, letters: str, dim: int) -> str:
+        if self.pages is None:
+            return self._doc(letters, "k", dim)
+        names = {"p": "num_pages", "s": str(self.pages.size), "h": "Hkv", "d": str(dim)}
+        return f"[{', '.join(names[c] for c in self.inputs['k'].layout)}]"
 
     def _backward(self) -> BackwardFace:
         stored = {name: self._stored(name) for name in ("lse2", "dq")}
@@ -489,15 +600,15 @@ class _Builder:
     def _kernel_arguments(self) -> list[tuple[str, str, str]]:
         """Name, Triton type and launch value of each run-time argument ("*io": pointer to the tensors' dtype)."""
         rows = [(t, "*io", t) for t in (*self.tensors, "out")] + [("lse", "*fp32", "lse")]
+        rows += [(n, "*fp32", n) for n in ("partial_out", "partial_lse") if self.splits]
         rows += [(c, f"*{_TRITON[self.inputs[c].dtype]}", c) for c in self.captured]
-        if self.packed:
-            rows += [(n, "*i32", n) for n in ("cu_seqlens_q", "cu_seqlens_k", "seqused_k")]
+        rows += [(n, "*i32", n) for n in self._length_tensors()]
         rows.append(("softmax_scale", "fp32", "softmax_scale"))
         rows += [(p, _TRITON[self.inputs[p].dtype], p) for p in self.params]
         rows += [
             self._stride(t, letter)
             for t in (*self.tensors, "out")
-            for letter in self.layout.replace("t", "s")[:-1]
+            for letter in self.inputs["q" if t == "out" else t].layout.replace("t", "s")[:-1]
         ]
         rows += [("stride_lh", "i32", "lse.stride(-2)")]
         rows += [] if self.packed else [("stride_lb", "i32", "lse.stride(0)")]
@@ -511,7 +622,18 @@ class _Builder:
         )
         return [*rows, ("num_q_heads", "i32", f"q.shape[{self.heads}]"), *self._lengths()]
 
+    def _length_tensors(self) -> tuple[str, ...]:
+        """int32 tensors that say where sequences and their keys lie."""
+        if self.pages is not None:
+            return ("cu_seqlens_q", *table_tensors(self.pages))
+        return ("cu_seqlens_q", "cu_seqlens_k", "seqused_k") if self.packed else ()
+
     def _lengths(self) -> list[tuple[str, str, str]]:
+        if self.pages is not None:
+            row = [("stride_table", "i32", "page_table.stride(0)")] if self.pages.table == "dense" else []
+            row += [("num_tiles_m", "i32", "num_tiles_m"), ("num_seqs", "i32", "num_seqs")]
+            split = [("num_splits", "i32", "num_splits"), ("total_q", "i32", "q.shape[0]")]
+            return [*row, *(split if self.splits else [])]
         if self.packed:
             return [("max_seqlen_q", "i32", "max_seqlen_q")]
         at = self._dim("s")
@@ -530,23 +652,33 @@ class _Builder:
 
     def _stride(self, tensor: str, letter: str) -> tuple[str, str, str]:
         short = "o" if tensor == "out" else tensor
-        return f"stride_{short}{letter}", "i32", f"{tensor}.stride({self._dim(letter)})"
+        layout = self.inputs["q" if tensor == "out" else tensor].layout.replace("t", "s")
+        return f"stride_{short}{letter}", "i32", f"{tensor}.stride({layout.index(letter)})"
 
     def _mask_constants(self) -> list[tuple[str, str]]:
         """Compile-time constants that positions and masks need, with their launch values."""
         rows = [(f"{c.upper()}_INDEX", f"{c}_index") for c in self.captured]
-        return [*rows, ("HAS_SEQUSED_K", "seqused_k is not None")] if self.packed else rows
+        has_used = self.packed and self.pages is None
+        return [*rows, ("HAS_SEQUSED_K", "seqused_k is not None")] if has_used else rows
 
     def _constants(self) -> list[tuple[str, str]]:
         """Compile-time constants of the kernel with their launch values ('' where the schedule gives them)."""
         rows = self._mask_constants()
         if any(_uses_tanh(e) for e in formulas(self.graph)):
             rows.append(("PRECISE", "q.dtype == torch.float32"))
+        if self.pages is not None:
+            same = [("SAME_STRIDES", "k.stride() == v.stride()")] if "v" in self.tensors else []
+            rows += [("LARGE_CACHE", "large"), *same, ("ONE_TILE", "one_tile")]
+            rows += [("SPLIT", "split")] if self.splits else []
+            return [*rows, ("BLOCK_M", ""), ("BLOCK_N", "")]
         return [*rows, ("LARGE_STRIDES", "large"), ("BLOCK_M", ""), ("BLOCK_N", ""), ("USE_DESCRIPTORS", "")]
 
     def _op_arguments(self) -> list[tuple[str, str]]:
         rows = [(t, "torch.Tensor") for t in self.tensors]
-        if self.packed:
+        if self.pages is not None:
+            tables = [*table_tensors(self.pages), "cu_seqlens_q"]
+            rows += [*((n, "torch.Tensor") for n in tables), ("max_seqlen_q", "int")]
+        elif self.packed:
             rows += [("cu_seqlens_q", "torch.Tensor"), ("cu_seqlens_k", "torch.Tensor")]
             rows += [("max_seqlen_q", "int"), ("max_seqlen_k", "int"), ("seqused_k", "torch.Tensor | None")]
         rows.append(("softmax_scale", "float"))
@@ -554,8 +686,11 @@ class _Builder:
         return rows + [(c, "torch.Tensor") for c in self.captured]
 
     def _public_arguments(self) -> tuple[str, ...]:
-        rows = [f"{t}: torch.Tensor" for t in self.tensors]
-        if self.packed:
+        rows = [f"{self._host(t)}: torch.Tensor" for t in self.tensors]
+        if self.pages is not None:
+            rows += [f"{n}: torch.Tensor" for n in (*table_tensors(self.pages), "cu_seqlens_q")]
+            rows += ["max_seqlen_q: int"]
+        elif self.packed:
             rows += [
                 "cu_seqlens_q: torch.Tensor",
                 "cu_seqlens_k: torch.Tensor",
@@ -566,7 +701,7 @@ class _Builder:
         rows += [f"{p}: {'int' if self.inputs[p].dtype == 'int32' else 'float'}" for p in self.params]
         rows += [f"{c}: torch.Tensor" for c in self.captured]
         rows += [] if "sinks" in self.captured else ["sinks: None = None"]
-        rows += ["seqused_k: torch.Tensor | None = None"] if self.packed else []
+        rows += ["seqused_k: torch.Tensor | None = None"] if self.packed and self.pages is None else []
         return (*rows, "dropout_p: float = 0.0", "seed: int | None = None", "return_lse: bool = False")
 
     def _scalar_argument(self, name: str) -> ScalarArgument:

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 
 from attngen.emit.addresses import Hull, chunks
 from attngen.emit.interface import Interface
+from attngen.emit.paged import find_keys, find_values
 from attngen.emit.parts import Parts
-from attngen.emit.printer import Body, Printer, place_of
+from attngen.emit.printer import Body, Printer
 from attngen.emit.records import Loop, Table
+from attngen.emit.split import clipped, split_lines
 from attngen.ir import expr as ex
 from attngen.ir.expr import Apply, Const, Expr, Symbol
 from attngen.ir.tile_ranges import Range, Ranges, tile_ranges
@@ -19,6 +21,8 @@ def range_loops(parts: Parts, printer: Printer) -> tuple[tuple[Loop, ...], Hull]
     """Return the loops over the planned ranges, all full tiles, then all partial ones; and the hull of their keys."""
     plan = _planned(parts, printer)
     hull = hull_of(parts, printer)
+    if parts.splits is not None:
+        printer.prologue += split_lines(parts.splits, hull)
     _factor(parts, printer)
     loops: list[Loop] = []
     if plan.full:
@@ -58,7 +62,7 @@ def conjuncts(expr: Expr) -> list[Expr]:
 def _usable(parts: Parts, printer: Printer) -> tuple[str, ...]:
     """Statements for the conditions of the residual that vary with the key alone (padding): such keys are not loaded."""
     assert parts.fold.tiles is not None
-    conditions = [c for c in conjuncts(parts.fold.tiles.residual) if place_of(c) == "keys"]
+    conditions = [c for c in conjuncts(parts.fold.tiles.residual) if printer.place_of(c) == "keys"]
     if not conditions:
         return ()
     body = Body(printer, "keys")
@@ -68,9 +72,10 @@ def _usable(parts: Parts, printer: Printer) -> tuple[str, ...]:
 
 def tile_positions(printer: Printer, used: Iterable[str]) -> None:
     """Name the positions of the program's first and last row or key, once, where something uses them."""
+    rows = printer.row_block
     lines = {
-        "i_lo": "i_lo = tile_m * BLOCK_M + shift",
-        "i_hi": "i_hi = tl.minimum(tile_m * BLOCK_M + BLOCK_M, seqlen_q) - 1 + shift",
+        "i_lo": f"i_lo = tile_m * {rows} + shift",
+        "i_hi": f"i_hi = tl.minimum(tile_m * {rows} + {rows}, seqlen_q) - 1 + shift",
         "j_lo": "j_lo = tile_n * BLOCK_N",
         "j_hi": "j_hi = tl.minimum(tile_n * BLOCK_N + BLOCK_N, seqlen_k) - 1",
     }
@@ -108,7 +113,7 @@ def table_kernel(parts: Parts, face: Interface, main: Printer) -> Table:
         else ()
     )
     names = ex.symbols(parts.fold.domain.mask)
-    by_head, by_batch = bool(names & {"h", "hk"}), "b" in names or parts.launch.rows == "packed"
+    by_head, by_batch = bool(names & {"h", "hk"}), "b" in names or parts.packed
     rows = {(True, True): "program", (True, False): "b * num_tiles_m + tile_m"}
     rows |= {(False, True): "h * num_tiles_m + tile_m", (False, False): "tile_m"}
     return Table(
@@ -142,6 +147,8 @@ def _loop(
         (named(printer, f"{kind}_lo_{n}", r.lo), named(printer, f"{kind}_hi_{n}", r.hi))
         for n, r in enumerate(found)
     ]
+    if parts.splits is not None:
+        bounds = [clipped(*bound) for bound in bounds]
     if len(bounds) == 1:
         return _walk(kind, (), "tile_n", *bounds[0], (), scores, parts, hull)
     before = [f"{kind}_steps_0 = tl.maximum({bounds[0][1]} - {bounds[0][0]}, 0)"]
@@ -182,7 +189,9 @@ def _walk(
         end=end,
         find_tile=find,
         masked=masked,
-        by_pointer=masked and not hull.exact(),
+        by_pointer=parts.pages is not None or (masked and not hull.exact()),
+        key_rows=_key_rows(parts, hull, masked),
+        value_rows=_value_rows(parts),
         before_loads=hull.usable if masked else (),
         row_max="tl.max(qk, 1)" if parts.fold.factor is None else "tl.max(qk, 1) * factor",
         tile_row=hull.tile_row(),
@@ -191,6 +200,18 @@ def _walk(
         k_chunks=chunks(parts.k, "d", valid),
         v_chunks=values,
     )
+
+
+def _key_rows(parts: Parts, hull: Hull, masked: bool) -> tuple[str, ...]:
+    if parts.pages is not None:
+        return find_keys(parts, parts.pages, hull, masked=masked)
+    return ("k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks",)
+
+
+def _value_rows(parts: Parts) -> tuple[str, ...]:
+    if parts.pages is not None:
+        return find_values(parts)
+    return () if parts.v_in_k else ("v_rows = v_base + tl.cast(start_n, tl.int64) * stride_vs",)
 
 
 def named(printer: Printer, name: str, bound: Expr) -> str:
@@ -223,7 +244,7 @@ def whole_tile(body: Body, score: Expr) -> str:
     """Print a score as a tile, also where its formula varies along one axis or none."""
     text = body.text(score)
     shape = "BLOCK_M, BLOCK_N" if body.printer.walks == "keys" else "BLOCK_N, BLOCK_M"
-    return text if place_of(score) == "tile" else f"tl.zeros([{shape}], tl.float32) + ({text})"
+    return text if body.printer.place_of(score) == "tile" else f"tl.zeros([{shape}], tl.float32) + ({text})"
 
 
 def _mask_lines(parts: Parts, printer: Printer) -> tuple[tuple[str, ...], Body]:

@@ -7,7 +7,7 @@ from attngen.emit.parts import Parts, launch_of
 from attngen.emit.records import Backward, Loop
 from attngen.ir import expr as ex
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Config, Contract, Fold, Input, Load
+from attngen.ir.nodes import Config, Contract, Fold, Input, Load, Pages
 
 _TILE = {"tile": ["BLOCK_M", "BLOCK_N"]}
 
@@ -35,7 +35,7 @@ def manifest(
     tiles = parts.fold.tiles
     assert tiles is not None
     return {
-        "mechanism": "packed" if parts.launch.rows == "packed" else "dense",
+        "mechanism": "paged" if parts.pages else "packed" if parts.packed else "dense",
         "compiled_in": _compiled_in(graph, parts),
         "run_time": [
             n for n, kind in face.kernel_types if not kind.startswith("*") and not n.startswith("stride")
@@ -48,7 +48,8 @@ def manifest(
             "notes": list(tiles.notes),
         },
         "deterministic": all(fold.carrier != "atomic" for _, fold in graph.all(Fold)),
-        "configs": {target: [_forward(c) for c in choices] for target, choices in parts.launch.configs},
+        "configs": _configs(parts, parts.launch.configs),
+        **({"decode_configs": _configs(parts, parts.launch.decode)} if parts.launch.decode else {}),
         "kernels": {
             **_kernels(graph, parts, face, loops, table_loops),
             **(_backward(graph, parts, face.backward, reverse) if face.backward and reverse else {}),
@@ -148,6 +149,13 @@ def _kernels(
             "loops": [_loop(graph, loop, _products(graph, parts), _loads(parts)) for loop in loops],
         }
     }
+    if parts.combine is not None:
+        kernels["_combine"] = {
+            "arguments": dict(face.combine_types),
+            "constants": ["BLOCK_M"],
+            "loops": [{"role": "combine", "node": _softmax(graph), "products": [], "loads": []}],
+            "configs": {target: [_rows_only(c) for c in found] for target, found in parts.combine.configs},
+        }
     if parts.fold.domain.table:
         kernels["_mask_table"] = {
             "arguments": dict(face.table_types),
@@ -199,7 +207,30 @@ def _compiled_in(graph: Graph, parts: Parts) -> dict[str, object]:
         "mask": ex.text(parts.fold.domain.mask),
         "score": "s" if parts.score is None else ex.text(parts.score.expr),
         "sinks": parts.sink is not None,
+        **({"cache": _cache(graph, parts.pages)} if parts.pages else {}),
+        **({"splits": str(parts.splits)} if parts.splits else {}),
         "precision": parts.contract.precision,
+    }
+
+
+def _cache(graph: Graph, pages: Pages) -> dict[str, object]:
+    k = graph.nodes["k"]
+    assert isinstance(k, Input)
+    return {"page_size": pages.size, "layout": {"pshd": "nhd", "phsd": "hnd"}[k.layout], "table": pages.table}
+
+
+def _rows_only(config: Config) -> dict[str, object]:
+    return {
+        key: value for key, value in _forward(config).items() if key in ("BLOCK_M", "num_warps", "num_stages")
+    }
+
+
+def _configs(parts: Parts, configs: tuple[tuple[str, tuple[Config, ...]], ...]) -> dict[str, object]:
+    """Schedules per target; keys in pages are found by pointers only."""
+    left_out = ("USE_DESCRIPTORS",) if parts.pages else ()
+    return {
+        target: [{k: v for k, v in _forward(c).items() if k not in left_out} for c in choices]
+        for target, choices in configs
     }
 
 

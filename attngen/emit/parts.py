@@ -7,7 +7,23 @@ from dataclasses import dataclass
 from attngen.errors import InternalError
 from attngen.ir.expr import Symbol
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Contract, Finish, Fold, Input, Launch, Lift, Load, Map, Merge, Slice, Store
+from attngen.ir.nodes import (
+    Contract,
+    Finish,
+    Fold,
+    Input,
+    Launch,
+    Lift,
+    Load,
+    Map,
+    Merge,
+    Pages,
+    Slice,
+    Splits,
+    Store,
+)
+
+SMALLEST_TILE = 16  # rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +40,11 @@ class Parts:
     v_in_k: bool
     sink: Lift | None
     group: int
+    packed: bool
+    pages: Pages | None
+    heads_in_rows: bool
+    splits: Splits | None
+    combine: Launch | None
 
 
 def launch_of(graph: Graph, result: str) -> tuple[str, Launch]:
@@ -35,9 +56,16 @@ def launch_of(graph: Graph, result: str) -> tuple[str, Launch]:
     raise InternalError(f"{graph.provenance.name}: no kernel stores {result}")
 
 
+def attending(graph: Graph) -> Launch:
+    """The kernel that folds keys; where splits share them, another one stores out."""
+    split = any(fold.monoid == "softmax" and fold.level == "split" for _, fold in graph.all(Fold))
+    return launch_of(graph, "partial_out" if split else "out")[1]
+
+
 def find_parts(graph: Graph) -> Parts:
-    _, launch = launch_of(graph, "out")
-    stores = [graph.nodes[s] for s in launch.stores]
+    _, last = launch_of(graph, "out")
+    launch = attending(graph)
+    stores = [graph.nodes[s] for s in last.stores]
     finishes = [graph.nodes[s.operand] for s in stores if isinstance(s, Store)]
     results = {f.operand for f in finishes if isinstance(f, Finish)}
     if len(results) != 1:
@@ -71,6 +99,11 @@ def find_parts(graph: Graph) -> Parts:
         isinstance(graph.nodes[v.operand], Slice),
         sink,
         graph.axis("Hkv").group,
+        graph.packed,
+        None if isinstance(k.address, str) else k.address,
+        launch.program_axes == ("Hkv",),
+        node.domain.splits,
+        last if node.level == "split" else None,
     )
     _refuse_unsupported(graph, parts)
     return parts
@@ -78,28 +111,61 @@ def find_parts(graph: Graph) -> Parts:
 
 def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
     """Refuse what these templates cannot print, so that no field of a node is silently ignored."""
-    stores = [s for n in parts.launch.stores if isinstance(s := graph.nodes[n], Store)]
+    last = parts.combine or parts.launch
+    stores = [s for n in last.stores if isinstance(s := graph.nodes[n], Store)]
     results = {s.name: (f.result, s.dtype) for s in stores if isinstance(f := graph.nodes[s.operand], Finish)}
-    address = {x.address for x in (parts.q, parts.k, parts.v, *stores)}
-    shared = {(x.layout, x.dtypes) for _, x in graph.all(Input) if x.role == "tensor"}
+    tensors = {name: x for name, x in graph.all(Input) if x.role == "tensor"}
+    layouts = {x.layout for name, x in tensors.items() if parts.pages is None or name != "q"}
+    searched = parts.launch.rows == "search"
+    planned = parts.fold.tiles.end_symbols() if parts.fold.tiles else frozenset[str]()
     rules = {
         "stores are out in the tensors' dtype and lse in fp32": results
         == {"out": ("out", "io"), "lse": ("lse", "float32")},
         "rows are tiles of Sq, programs run over heads and batch": (
-            (parts.launch.tile_axis, parts.q.tile_axis, parts.launch.program_axes)
-            == ("Sq", "Sq", ("Hq", "B"))
+            (parts.launch.tile_axis, parts.q.tile_axis) == ("Sq", "Sq")
+            and parts.launch.program_axes in ((("Hq",), ("Hkv",)) if searched else (("Hq", "B"),))
         ),
         "keys are tiles of Sk": (parts.k.tile_axis, parts.v.tile_axis, parts.fold.axis) == ("Sk", "Sk", "Sk"),
         "the fold runs over the sequence's keys": parts.fold.domain.size == Symbol("seqlen_k"),
-        "all tensors are addressed as the launch's rows are": (
-            address == {"packed" if parts.launch.rows == "packed" else "strided"}
+        "queries are addressed by strides, keys and values alike": (
+            parts.q.address == "strided" and parts.k.address == parts.v.address
+        ),
+        "pages are those of the arguments, and rows are searched there": (
+            {x.pages for name, x in tensors.items() if name != "q"} == {parts.pages}
+            and searched == (parts.pages is not None)
+        ),
+        "where sequences begin goes with the layout": parts.packed == ("t" in tensors["q"].layout),
+        "programs of kv heads plan for all of their query heads": (
+            not parts.heads_in_rows or "h" not in planned
+        ),
+        "a fold is cut into the splits that it asks for, of keys in pages, into whole tiles": (
+            (parts.splits is None) == (parts.combine is None)
+            and (parts.splits is None or (parts.pages is not None and _fit(parts, parts.splits)))
+        ),
+        "splits leave partial results in fp32, merged in rows of 16": (
+            parts.combine is None or _merges(graph, parts, parts.combine)
         ),
         "q and k are contracted over all their columns, in the same chunks": (
             parts.contract.over == parts.q.axes[-1] == parts.k.axes[-1] and parts.q.chunks == parts.k.chunks
         ),
         "exponentials are in base 2": parts.fold.base == "2",
-        "q, k and v share layout and dtypes": len(shared) == 1,
+        "q, k and v share layout and dtypes": len(layouts) == len({x.dtypes for x in tensors.values()}) == 1,
     }
     broken = [rule for rule, holds in rules.items() if not holds]
     if broken:
         raise InternalError(f"{graph.provenance.name}: the forward templates need: {'; '.join(broken)}")
+
+
+def _fit(parts: Parts, splits: Splits) -> bool:
+    """Whether splits of a fixed size are whole tiles in every schedule, and all calls have one schedule."""
+    sizes = [c.block_n for _, choices in parts.launch.configs for c in choices]
+    return not splits.keys or (not parts.launch.decode and all(splits.keys % n == 0 for n in sizes))
+
+
+def _merges(graph: Graph, parts: Parts, combine: Launch) -> bool:
+    stores = [s for n in parts.launch.stores if isinstance(s := graph.nodes[n], Store)]
+    partial = [(s.name, s.dtype, graph.nodes[s.operand]) for s in stores]
+    wanted = [(name, "float32", parts.fold) for name in ("partial_out", "partial_lse")]
+    [(_, [config, *_]), *others] = combine.configs
+    place = (combine.rows, combine.tile_axis, combine.program_axes, config.block_m, config.num_warps)
+    return partial == wanted and not others and place == ("grid", "Sq", ("Hq",), 16, 4)

@@ -42,10 +42,10 @@ _HOISTED: dict[Place, str] = {"rows": "per_row", "keys": "per_key", "scalar": "t
 _LENGTHS = ("b", "h", "hk", "row", "j", "seqlen_q", "seqlen_k", "q_start", "k_start")
 
 
-def place_of(expr: Expr) -> Place:
+def place_of(expr: Expr, row_symbols: frozenset[str] = ROW_SYMBOLS) -> Place:
     """Return where an expression varies."""
     names = ex.symbols(expr)
-    rows, keys = bool(names & ROW_SYMBOLS), bool(names & KEY_SYMBOLS)
+    rows, keys = bool(names & row_symbols), bool(names & KEY_SYMBOLS)
     if "s" in names or (rows and keys):
         return "tile"
     return "rows" if rows else "keys" if keys else "scalar"
@@ -85,6 +85,8 @@ class Printer:
 
     captured: Mapping[str, Captured]
     walks: Walked = "keys"
+    row_symbols: frozenset[str] = ROW_SYMBOLS  # and h, where a tile holds rows of several heads
+    row_block: str = "BLOCK_M"  # rows of queries in a tile
     prologue: list[str] = field(default_factory=list[str])
     helpers: set[str] = field(default_factory=set[str])
     named: dict[Expr, str] = field(default_factory=dict[Expr, str])
@@ -93,6 +95,10 @@ class Printer:
     least: dict[str, int] = field(
         default_factory=lambda: {**dict.fromkeys(_LENGTHS, 0), "BLOCK_M": 1, "BLOCK_N": 1}
     )
+
+    def place_of(self, expr: Expr) -> Place:
+        """Return where an expression varies in this kernel."""
+        return place_of(expr, self.row_symbols)
 
     def is_wide(self, expr: Expr) -> bool:
         """Whether an expression is computed in 64 bits, because a captured tensor holds 64-bit integers."""
@@ -108,7 +114,7 @@ class Printer:
 
     def assign(self, name: str, expr: Expr) -> str:
         """Name an expression of scalars or rows in the prologue."""
-        place = place_of(expr)
+        place = self.place_of(expr)
         if self.assigned.get(expr) == name:
             return BROADCAST[self.walks][place].format(name)
         self.assigned[expr] = name
@@ -121,7 +127,7 @@ class Printer:
 
     def edge(self, expr: Expr) -> list[str]:
         """The test that the places of the axis that the program owns exist, where an expression varies along it."""
-        own, test = (ROW_SYMBOLS, "row_valid") if self.walks == "keys" else (KEY_SYMBOLS, "key_valid")
+        own, test = (self.row_symbols, "row_valid") if self.walks == "keys" else (KEY_SYMBOLS, "key_valid")
         return [f"{test}[:, None]"] if ex.symbols(expr) & own else []
 
 
@@ -145,7 +151,7 @@ class Body:
         return self._print(expr)[0]
 
     def _print(self, expr: Expr) -> tuple[str, int]:
-        own = place_of(expr)
+        own = self.printer.place_of(expr)
         if own != self.place and not isinstance(expr, Const):
             shown = BROADCAST[self.printer.walks][own if self.place == "tile" else "scalar"]
             return shown.format(self._hoist(expr, own)), _ATOM
@@ -263,12 +269,12 @@ class Body:
         if isinstance(index, Const):
             return repr(index.value)
         body, level = self._print(index)
-        wide = "tl.int64" if place_of(index) == "scalar" else f"{tensor.name.upper()}_INDEX"
+        wide = "tl.int64" if self.printer.place_of(index) == "scalar" else f"{tensor.name.upper()}_INDEX"
         return f"{body if level == _ATOM else f'({body})'}.to({wide})"
 
     def _checks(self, expr: Element, tensor: Captured) -> list[str]:
         """Return the masks of a read, so that nothing out of range is touched."""
-        guarded = bool(self.guard) and place_of(expr) == "tile"
+        guarded = bool(self.guard) and self.printer.place_of(expr) == "tile"
         checks = [self.guard] if guarded and self.guard != "full" else []
         checks += self.printer.edge(expr) if guarded else []
         for index, axis in zip(expr.indices, tensor.axes, strict=True):

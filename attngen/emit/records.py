@@ -38,6 +38,8 @@ class Loop:
     by_pointer: (
         bool  # keys between others are excluded: descriptors, which cut off ends only, would load them
     )
+    key_rows: tuple[str, ...]  # statements that find where the tile's keys lie
+    value_rows: tuple[str, ...]
     before_loads: tuple[str, ...]
     row_max: str  # the largest score of each row of the tile, in the units of m_i
     tile_row: str  # where the tile begins in the descriptors' coordinates
@@ -192,6 +194,17 @@ class Context:
     mask_text: str
     batch_word: str
     is_packed: bool
+    is_paged: bool
+    heads_in_rows: bool
+    head_tiles: bool  # a tile holds some heads of a group, not all
+    sequence: tuple[str, ...]
+    q_rows: str  # where a program's rows lie from their base
+    out_rows: str
+    lse_rows: str
+    has_splits: bool
+    combine_columns: tuple[str, ...]
+    combine_rows: str
+    partial_chunks: tuple[Chunk, ...]
     prologue: tuple[str, ...]
     columns: tuple[str, ...]
     bases: tuple[str, ...]
@@ -206,7 +219,6 @@ class Context:
     qk_precision: str
     pv_precision: str
     loads_v: bool
-    has_sink: bool
     sink: str
     has_table: bool
     table: Table

@@ -11,7 +11,7 @@ import networkx as nx
 
 from attngen.errors import InternalError, PlanError
 from attngen.ir.expr import Apply, Const, Element, Expr, Search, Symbol, tensors, text
-from attngen.ir.nodes import Axis, Fold, Input, Map, Node
+from attngen.ir.nodes import Axis, Fold, Input, Map, Node, Pages, Splits
 from attngen.ir.tiles import Interval
 
 Level = Literal["semantic", "scheduled"]
@@ -73,6 +73,11 @@ class Graph:
             if axis.name == name:
                 return axis
         raise InternalError(f"no axis {name!r}; axes: {', '.join(a.name for a in self.axes)}")
+
+    @property
+    def packed(self) -> bool:
+        """Whether sequences of several lengths share the axis of queries: each has a place where it begins."""
+        return bool(self.axis("Sq").origin)
 
     def with_nodes(self, changed: Mapping[str, Node], *, level: Level | None = None) -> Graph:
         """Return a graph with some nodes replaced or added; an input stays one."""
@@ -153,7 +158,7 @@ def _shown(node: Node, key: str, value: object) -> bool:
 def _value(value: object) -> str:
     if isinstance(value, Const | Symbol | Apply | Element | Search):
         return f"({_expr(value)})"
-    if isinstance(value, Interval):
+    if isinstance(value, Interval | Pages | Splits):
         return str(value)
     if is_dataclass(value) and not isinstance(value, type):
         inner = ((f.name, getattr(value, f.name), f.default) for f in fields(value))

@@ -15,7 +15,23 @@ from attngen.ir.tiles import Tiles
 
 Axes = tuple[str, ...]
 Monoid = Literal["softmax", "sum"]
-Address = Literal["strided", "packed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pages:
+    """An address map: key j of a sequence lies in slot j % size of the page that entry j // size of its table names.
+
+    ``table`` is how the tables are given: ``dense``, a row per sequence, or ``csr``, one after the other.
+    """
+
+    size: int
+    table: Literal["dense", "csr"]
+
+    def __str__(self) -> str:
+        return f"pages(size={self.size}, table={self.table})"
+
+
+Address = Literal["strided"] | Pages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,15 +56,28 @@ class Axis:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Splits:
+    """A cut of a fold across programs: into ``count`` parts (0: as many as the launcher likes), or parts of ``keys`` keys."""
+
+    count: int = 0
+    keys: int = 0
+
+    def __str__(self) -> str:
+        return f"splits({f'keys={self.keys}' if self.keys else f'count={self.count or chr(42)}'})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Domain:
     """The positions of an axis that a fold runs over: [0, size) where ``mask`` holds.
 
-    ``table`` asks that tiles which the plan cannot decide are looked at once, by a kernel of their own, before the fold.
+    ``table`` asks that tiles which the plan cannot decide are looked at once, by a kernel of their own, before the fold;
+    ``splits`` that several programs share the keys of a row.
     """
 
     size: Expr
     mask: Expr = TRUE
     table: bool = False
+    splits: Splits | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +129,9 @@ class Input(Node):
     """An argument of the generated function: a tensor over ``axes``, or a scalar when ``axes`` is empty.
 
     ``dtype`` is a torch name, or ``io`` for the one of ``dtypes`` that q, k, v and out share at run time. ``layout`` is the
-    order in which the argument holds batch, sequence, head and dim (``bshd``, ``bhsd``; ``thd`` packs sequences into tokens).
+    order in which the argument holds batch, sequence, head and dim (``bshd``, ``bhsd``; ``thd`` packs sequences into tokens;
+    in ``pshd`` and ``phsd`` p are the ``pages`` of a cache and s the slots of a page). ``argument`` is the caller's name of
+    it, where that is another.
     ``default`` is the text of a scalar's default ('' when the caller must give it). ``grad``: the backward returns a
     gradient for it. The role ``gradient`` is that of a result's gradient, which autograd hands to the backward.
     """
@@ -111,6 +142,8 @@ class Input(Node):
     role: Literal["tensor", "captured", "scalar", "gradient"] = "tensor"
     dtypes: tuple[str, ...] = ()
     layout: str = ""
+    pages: Pages | None = None
+    argument: str = ""
     sorted: bool = False
     default: str = ""
     grad: bool = False
@@ -121,6 +154,7 @@ class Input(Node):
         _require(
             not self.sorted or self.role == "captured", "input: only captured tensors are declared sorted"
         )
+        _require(("p" in self.layout) == (self.pages is not None), "input: pages go with their layout")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +205,8 @@ class Fold(Node):
     where these indices point: the gradient of the captured tensor ``into``, whose shape the result has ('': of its axes).
 
     Scheduling fills the lower half: ``base`` of the exponential and the positive ``factor`` that multiplies the element inside
-    it, the mask's plan, and where the fold is cut. The carrier ``atomic`` adds in any order, in memory.
+    it, the mask's plan, and where the fold is cut: into tiles inside a program; at level ``split`` also across programs,
+    whose partial results a buffer carries to the kernel that merges them. The carrier ``atomic`` adds in any order, in memory.
     """
 
     kind: ClassVar[str] = "fold"
@@ -205,6 +240,9 @@ class Fold(Node):
             self.level != "tile" or self.tiles is not None,
             "fold: cut into tiles without a plan of its mask (run plan-masks)",
         )
+        if self.monoid == "softmax" and self.level == "split":
+            _require(self.domain.splits is not None, "fold: cut into splits that its domain does not ask for")
+            _require(self.carrier == "buffer", "fold: partial results of splits are carried by a buffer")
         if self.factor is not None:
             _require(
                 "j" not in symbols(self.factor),
@@ -252,7 +290,8 @@ class Load(Node):
     """Bring a tile of a tensor to the program: rows of ``tile_axis``, columns in power-of-two ``chunks`` (start, width).
 
     The chunks cover the last axis once; the last may reach past its end, where lanes read zero. ``columns`` limits a view
-    (MLA's V is the first columns of K). ``address`` says how rows are found: by strides, or by strides from a sequence's start.
+    (MLA's V is the first columns of K). ``address`` says how rows are found: by strides (from where the axis begins), or
+    in pages.
     """
 
     kind: ClassVar[str] = "load"
@@ -311,7 +350,6 @@ class Store(Node):
     name: str
     dtype: str
     axes: Axes
-    address: Address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,21 +358,25 @@ class Launch(Node):
 
     ``across`` names a second axis whose tiles become programs: each owns a rectangle.
 
-    ``rows`` says how a program finds its rows: ``dense`` (one length for all) or ``packed`` (lengths from cu_seqlens).
-    ``configs`` gives, per target, schedules to try in order; the first one is the untuned default. Chunks of its loads
-    that are wider than ``widest`` columns are cut: each is an accumulator of its own.
+    ``rows`` says how a program finds its rows: on a ``grid`` of the longest length and all program axes, or by ``search``
+    in cu_seqlens_q, where tiles of all sequences stand in a row. Programs of kv heads (program axis Hkv) hold the query
+    heads of a group side by side in a tile.
+    ``configs`` gives, per target, schedules to try in order; the first one is the untuned default. ``decode`` gives those of
+    calls whose sequences have few queries each. Chunks of its loads that are wider
+    than ``widest`` columns are cut: each is an accumulator of its own.
     """
 
     kind: ClassVar[str] = "launch"
     LEVEL: ClassVar[Literal["semantic", "scheduled", "both"]] = "scheduled"
     OPERANDS: ClassVar[tuple[str, ...]] = ("stores",)
     stores: tuple[str, ...]
-    rows: Literal["dense", "packed"]
+    rows: Literal["grid", "search"] = "grid"
     tile_axis: str
     across: str = ""
     program_axes: Axes
     widest: int = 1024
     configs: tuple[tuple[str, tuple[Config, ...]], ...]
+    decode: tuple[tuple[str, tuple[Config, ...]], ...] = ()
 
     def verify(self) -> None:
         """Every target has at least one schedule, and there is one that any machine can run."""

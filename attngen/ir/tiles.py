@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attngen.ir.expr import TRUE, Expr, text
+from attngen.ir.expr import TRUE, Expr, symbols, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +37,9 @@ class Tiles:
     residual: Expr = TRUE
     exact: bool = True
     notes: tuple[str, ...] = ()
+
+    def end_symbols(self) -> frozenset[str]:
+        """Return what the ends of the intervals vary with."""
+        return frozenset(
+            name for part in (*self.may, *self.must) for end in (part.lo, part.hi) for name in symbols(end)
+        )

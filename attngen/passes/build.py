@@ -24,7 +24,9 @@ from attngen.ir.nodes import (
     Map,
     Merge,
     Node,
+    Pages,
     Slice,
+    Splits,
     symbol,
 )
 from attngen.spec import Captured, Formula, Spec
@@ -81,12 +83,14 @@ def _provenance(spec: Spec) -> Provenance:
 
 
 def _axes(spec: Spec) -> tuple[Axis, ...]:
+    packed = spec.layout == "thd"
+    in_a_row = packed and spec.cache is None
     return (
         Axis(name="B", size=symbol("batch"), symbol="b"),
         Axis(name="Hq", size=symbol("num_q_heads"), symbol="h"),
         Axis(name="Hkv", size=symbol("num_kv_heads"), symbol="hk", parent="Hq", group=spec.heads.group),
-        Axis(name="Sq", size=symbol("seqlen_q"), symbol="row"),
-        Axis(name="Sk", size=symbol("seqlen_k"), symbol="j"),
+        Axis(name="Sq", size=symbol("seqlen_q"), symbol="row", origin="q_start" if packed else ""),
+        Axis(name="Sk", size=symbol("seqlen_k"), symbol="j", origin="k_start" if in_a_row else ""),
         Axis(name="Dqk", size=Const(spec.head_dim.qk), symbol="d"),
         Axis(name="Dv", size=Const(spec.head_dim.v), symbol="e"),
         *_captured_axes(spec),
@@ -124,11 +128,11 @@ def _axis_size(spec: Spec, axis: str | int) -> Expr:
 
 
 def _inputs(spec: Spec, nodes: dict[str, Node]) -> None:
-    shared: dict[str, Any] = {"dtype": "io", "dtypes": spec.dtypes, "layout": spec.layout, "grad": spec.grad}
-    nodes["q"] = Input(axes=("B", "Hq", "Sq", "Dqk"), **shared)
-    nodes["k"] = Input(axes=("B", "Hkv", "Sk", "Dqk"), **shared)
+    shared: dict[str, Any] = {"dtype": "io", "dtypes": spec.dtypes, "grad": spec.grad}
+    nodes["q"] = Input(axes=("B", "Hq", "Sq", "Dqk"), layout=spec.layout, **shared)
+    nodes["k"] = Input(axes=("B", "Hkv", "Sk", "Dqk"), **shared, **_pages(spec, "k_cache"))
     if spec.head_dim.v_from_k is None:
-        nodes["v"] = Input(axes=("B", "Hkv", "Sk", "Dv"), **shared)
+        nodes["v"] = Input(axes=("B", "Hkv", "Sk", "Dv"), **shared, **_pages(spec, "v_cache"))
     else:
         nodes["v"] = Slice(operand="k", columns=spec.head_dim.v_from_k, axes=("B", "Hkv", "Sk", "Dv"))
     scale = repr(spec.head_dim.qk**-0.5)
@@ -143,6 +147,15 @@ def _inputs(spec: Spec, nodes: dict[str, Node]) -> None:
         nodes[captured.name] = Input(
             axes=axes, dtype=captured.dtype, role="captured", sorted=captured.sorted, grad=captured.grad
         )
+
+
+def _pages(spec: Spec, argument: str) -> dict[str, Any]:
+    """How keys or values lie in memory."""
+    cache = spec.cache
+    if cache is None:
+        return {"layout": spec.layout}
+    layout = {"nhd": "pshd", "hnd": "phsd"}[cache.layout]
+    return {"layout": layout, "pages": Pages(size=cache.page_size, table=cache.table), "argument": argument}
 
 
 def _scores(spec: Spec, nodes: dict[str, Node]) -> None:
@@ -163,7 +176,7 @@ def _fold(spec: Spec, nodes: dict[str, Node]) -> None:
         value="v",
         captured=ex.tensors(mask),
         axis="Sk",
-        domain=Domain(size=symbol("seqlen_k"), mask=mask, table=spec.mask_table),
+        domain=Domain(size=symbol("seqlen_k"), mask=mask, table=spec.mask_table, splits=_splits(spec)),
         axes=_ROWS,
         precision=spec.precision,
     )
@@ -174,6 +187,11 @@ def _fold(spec: Spec, nodes: dict[str, Node]) -> None:
         result = "with_sink"
     nodes["out"] = Finish(monoid="softmax", operand=result, result="out", axes=(*_ROWS, "Dv"))
     nodes["lse"] = Finish(monoid="softmax", operand=result, result="lse", axes=_ROWS)
+
+
+def _splits(spec: Spec) -> Splits | None:
+    asked = spec.splits
+    return None if asked is None else Splits(count=asked.count or 0, keys=asked.keys or 0)
 
 
 # ---- formulas

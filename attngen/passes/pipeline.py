@@ -8,8 +8,10 @@ from attngen.ir.graph import Graph, verify
 from attngen.passes.base_two import BaseTwo
 from attngen.passes.build import build
 from attngen.passes.differentiate import Differentiate
+from attngen.passes.page import Page
 from attngen.passes.plan_masks import PlanMasks
 from attngen.passes.schedules import ANYTHING, Wanted
+from attngen.passes.split import Split
 from attngen.passes.tile import Tile
 from attngen.spec import Spec
 
@@ -27,7 +29,7 @@ class Pass(Protocol):
         ...
 
 
-PIPELINE: tuple[Pass, ...] = (Differentiate(), PlanMasks(), BaseTwo(), Tile())
+PIPELINE: tuple[Pass, ...] = (Differentiate(), PlanMasks(), BaseTwo(), Tile(), Page(), Split())
 
 
 def run(graph: Graph, passes: tuple[Pass, ...] = PIPELINE) -> Graph:
@@ -46,5 +48,5 @@ def schedule(spec: Spec) -> Graph:
         wanted = Wanted(
             block_m=asked.block_m, block_n=asked.block_n, num_warps=asked.warps, num_stages=asked.stages
         )
-    tile = Tile(wanted, spec.deterministic)
-    return run(build(spec), tuple(tile if isinstance(step, Tile) else step for step in PIPELINE))
+    chosen: dict[type[Pass], Pass] = {Tile: Tile(wanted, spec.deterministic), Page: Page(wanted)}
+    return run(build(spec), tuple(chosen.get(type(step), step) for step in PIPELINE))

@@ -88,6 +88,50 @@ def configurations(qk_dim: int, v_dim: int, *, reads_per_element: bool = False) 
     return (("default", _choices(_ANY, columns)), ("cpu", _CPU), *listed)
 
 
+# Keys in pages, found by pointers: three stages bring a page's number early. Decode is bound by memory, not by its tile.
+_PAGED: dict[str, tuple[Row, ...]] = {
+    "sm_80/16": ((192, (_config(128, 64, 4, 2),)), *_AMPERE[1:]),
+    "sm_90/16": (
+        (192, (_config(128, 128, 8, 3),)),
+        (320, (_config(128, 128, 8, 3),)),
+        (512, (_config(128, 64, 8, 2),)),
+        (1088, (_config(64, 32, 8, 2),)),
+    ),
+}
+_PAGED_DECODE: tuple[Row, ...] = (
+    (320, (_config(16, 128, 4, 2),)),
+    (512, (_config(16, 64, 4, 2),)),
+    (1088, (_config(16, 32, 4, 2),)),
+)
+_PAGED_DECODE_32: tuple[Row, ...] = (
+    (256, (_config(16, 32, 4, 2),)),
+    (512, (_config(16, 16, 4, 2),)),
+)
+_PAGED_CPU = (_config(32, 64, 4, 1),)
+
+
+def paged_configurations(qk_dim: int, v_dim: int) -> tuple[Choices, Choices]:
+    """Return schedules of a kernel with keys in pages: for any batch, and for few queries per sequence."""
+    columns = qk_dim + v_dim
+    many = [(n, _without_descriptors(_choices(_PAGED.get(n, rows), columns))) for n, rows in _TARGETS.items()]
+    few = [(n, _choices(_PAGED_DECODE_32 if n.endswith("/32") else _PAGED_DECODE, columns)) for n in _TARGETS]
+    fallback = ("default", _choices(_ANY, columns))
+    decode = ("default", (_config(16, 16, 4, 1),))
+    return (
+        (fallback, ("cpu", _PAGED_CPU), *((n, c) for n, c in many if c)),
+        (decode, ("cpu", (_config(16, 64, 4, 1),)), *((n, c) for n, c in few if c)),
+    )
+
+
+def within_split(choices: Choices, keys: int) -> Choices:
+    """Schedules whose tiles of keys make up splits of so many keys: larger tiles are cut down."""
+    return tuple((n, tuple(replace(c, block_n=min(c.block_n, keys)) for c in found)) for n, found in choices)
+
+
+def _without_descriptors(choices: tuple[Config, ...]) -> tuple[Config, ...]:
+    return tuple(replace(config, use_descriptors=False) for config in choices)
+
+
 _ROWS_KERNEL = (_config(128, 16, 4, 2),)  # 128 rows: it fills the padding
 
 

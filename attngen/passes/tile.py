@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from attngen.errors import InternalError, PlanError
 from attngen.ir.expr import Const
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Address, Contract, Finish, Fold, Input, Launch, Load, Node, Slice, Store
+from attngen.ir.nodes import Contract, Finish, Fold, Input, Launch, Load, Node, Slice, Store
 from attngen.passes.schedules import ANYTHING, Wanted, configurations, restricted
 from attngen.passes.tile_backward import reads_per_element, tile_backward
 
@@ -25,8 +25,7 @@ class Tile:
         [(name, fold)] = [(n, f) for n, f in graph.all(Fold) if f.monoid == "softmax"]
         if fold.tiles is None or fold.base != "2":
             raise InternalError("tile: run plan-masks and base-two first")
-        address: Address = "packed" if _layout(graph) == "thd" else "strided"
-        changed: dict[str, Node] = dict(_loads(graph, address))
+        changed: dict[str, Node] = dict(_loads(graph))
         changed[name] = replace(
             fold,
             value=_loaded(graph, fold.value),
@@ -39,12 +38,10 @@ class Tile:
                 continue
             left, right = _loaded(graph, contract.left), _loaded(graph, contract.right)
             changed[contract_name] = replace(contract, left=left, right=right)
-        changed |= _stores(graph, address)
-        changed["kernel"] = _launch(
-            graph, tuple(n for n in changed if n.startswith("store_")), address, self.wanted
-        )
+        changed |= _stores(graph)
+        changed["kernel"] = _launch(graph, tuple(n for n in changed if n.startswith("store_")), self.wanted)
         if "dq" in graph.nodes:
-            added, axes = tile_backward(graph, changed, address, deterministic=self.deterministic)
+            added, axes = tile_backward(graph, changed, deterministic=self.deterministic)
             changed |= added
             graph = replace(graph, axes=(*graph.axes, *axes))
         return graph.with_nodes(changed, level="scheduled")
@@ -65,12 +62,6 @@ def cover(columns: int) -> tuple[tuple[int, int], ...]:
     return tuple(chunks)
 
 
-def _layout(graph: Graph) -> str:
-    node = graph.nodes["q"]
-    assert isinstance(node, Input)
-    return node.layout
-
-
 def _tensors(graph: Graph) -> list[str]:
     """Tensors that a program brings in by tiles: q, k, v, and views of them."""
     return [
@@ -84,7 +75,7 @@ def _loaded(graph: Graph, name: str) -> str:
     return f"{name}_tile" if name in _tensors(graph) else name
 
 
-def _loads(graph: Graph, address: Address) -> dict[str, Node]:
+def _loads(graph: Graph) -> dict[str, Node]:
     loads: dict[str, Node] = {}
     for name in _tensors(graph):
         node = graph.nodes[name]
@@ -98,7 +89,7 @@ def _loads(graph: Graph, address: Address) -> dict[str, Node]:
             chunks=_cover_with_view(columns, _viewed_columns(graph))
             if name in ("q", "k")
             else cover(columns),
-            address=address,
+            address="strided",
         )
     return loads
 
@@ -123,26 +114,24 @@ def _cover_with_view(columns: int, viewed: int) -> tuple[tuple[int, int], ...]:
     return (*cover(viewed), *((viewed + start, width) for start, width in rest))
 
 
-def _stores(graph: Graph, address: Address) -> dict[str, Node]:
+def _stores(graph: Graph) -> dict[str, Node]:
     return {
         f"store_{node.result}": Store(
             operand=name,
             name=node.result,
             dtype="io" if node.result == "out" else "float32",
             axes=node.axes,
-            address=address,
         )
         for name, node in graph.all(Finish)
     }
 
 
-def _launch(graph: Graph, stores: tuple[str, ...], address: Address, wanted: Wanted) -> Launch:
+def _launch(graph: Graph, stores: tuple[str, ...], wanted: Wanted) -> Launch:
     sizes = [graph.axis(n).size for n in ("Dqk", "Dv")]
     dims = [int(s.value) for s in sizes if isinstance(s, Const)]
     found = configurations(dims[0], dims[1], reads_per_element=reads_per_element(graph))
     return Launch(
         stores=stores,
-        rows="packed" if address == "packed" else "dense",
         tile_axis="Sq",
         program_axes=("Hq", "B"),
         configs=restricted(found, wanted),

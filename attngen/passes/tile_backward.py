@@ -15,13 +15,13 @@ import networkx as nx
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Address, Axis, Domain, Fold, Input, Launch, Map, Merge, Node, Pad, Store
+from attngen.ir.nodes import Axis, Domain, Fold, Input, Launch, Map, Merge, Node, Pad, Store
 from attngen.passes.schedules import backward_configurations, captured_configurations
 from attngen.passes.tile_captured import Cut, cut_captured, merged_stores
 
 
 def tile_backward(
-    graph: Graph, loaded: Mapping[str, Node], address: Address, *, deterministic: bool = True
+    graph: Graph, loaded: Mapping[str, Node], *, deterministic: bool = True
 ) -> tuple[dict[str, Node], tuple[Axis, ...]]:
     """Return the changed and added nodes of the backward, and the axes that they add to the graph.
 
@@ -54,13 +54,13 @@ def tile_backward(
     heavy = not merges or "scores" in graph.nodes or "d_scaled" in graph.nodes
     for kernel, names in stores.items():
         for name in names:
-            changed[f"store_{name}"] = _store(graph, name, {**graph.nodes, **changed}[name], address)
+            changed[f"store_{name}"] = _store(graph, name, {**graph.nodes, **changed}[name])
         launched = tuple(f"store_{n}" for n in names)
         cut = cuts.get(kernel)
         changed[f"kernel_{kernel}"] = (
-            _launch_captured(graph, kernel, launched, address, cut)
+            _launch_captured(graph, kernel, launched, cut)
             if cut
-            else _launch(graph, kernel, launched, address, merges, heavy)
+            else _launch(graph, kernel, launched, merges, heavy)
         )
     return changed, tuple(dict.fromkeys(axis for cut in cuts.values() for axis in cut.axes))
 
@@ -93,11 +93,11 @@ def _by_head(graph: Graph, name: str, node: Fold | Pad | Merge, keys: tuple[str,
     return {part: whole, name: total}
 
 
-def _store(graph: Graph, name: str, node: Node, address: Address) -> Store:
+def _store(graph: Graph, name: str, node: Node) -> Store:
     axes = node.axes if isinstance(node, Fold | Map | Merge) else ()
     source = graph.nodes.get(name.removeprefix("d"))
     whole = isinstance(source, Input) and source.role == "tensor"
-    return Store(operand=name, name=name, dtype="io" if whole else "float32", axes=axes, address=address)
+    return Store(operand=name, name=name, dtype="io" if whole else "float32", axes=axes)
 
 
 def _merges(fold: Fold) -> bool:
@@ -115,9 +115,7 @@ def reads_per_element(graph: Graph) -> bool:
     return any(ex.symbols(e) & {"i", "row"} and "j" in ex.symbols(e) for e in elements)
 
 
-def _launch_captured(
-    graph: Graph, kernel: str, stores: tuple[str, ...], address: Address, cut: Cut
-) -> Launch:
+def _launch_captured(graph: Graph, kernel: str, stores: tuple[str, ...], cut: Cut) -> Launch:
     """The kernel of one captured gradient; the last of several, over the places of the tensor, has no tiles of scores."""
     [(_, last)] = [(n, fold) for n, fold in cut.nodes.items() if n == kernel]
     assert isinstance(last, Fold)
@@ -125,7 +123,6 @@ def _launch_captured(
     kind = "places" if last.level != "tile" else "diagonals" if "Sd" in tiles else "scores"
     return Launch(
         stores=stores,
-        rows="packed" if address == "packed" else "dense",
         tile_axis=tiles[0],
         across=tiles[1] if len(tiles) > 1 else "",
         program_axes=kept,
@@ -138,9 +135,7 @@ def _dims(graph: Graph) -> list[int]:
     return [int(s.value) for s in sizes if isinstance(s, Const)]
 
 
-def _launch(
-    graph: Graph, kernel: str, stores: tuple[str, ...], address: Address, merges: bool, heavy: bool
-) -> Launch:
+def _launch(graph: Graph, kernel: str, stores: tuple[str, ...], merges: bool, heavy: bool) -> Launch:
     dims = _dims(graph)
     owned = ("Sk", "Hkv") if kernel == "dkdv" else ("Sq", "Hq")
     v_in_k = not isinstance(graph.nodes["v"], Input)
@@ -148,7 +143,6 @@ def _launch(
     found = backward_configurations(kernel, dims[0], dims[1], heavy=heavy, v_in_k=v_in_k)
     return Launch(
         stores=stores,
-        rows="packed" if address == "packed" else "dense",
         tile_axis=owned[0],
         program_axes=(owned[1], "B"),
         widest=256 if v_in_k and kernel == "dkdv" else 1024,  # dk is cut into parts

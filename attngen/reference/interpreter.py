@@ -6,6 +6,7 @@ partial ones, so a wrong plan gives the same wrong numbers here and in the kerne
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,12 +31,14 @@ from attngen.ir.nodes import (
     Merge,
     Node,
     Pad,
+    Pages,
     Slice,
     Store,
 )
 from attngen.ir.tile_ranges import Ranges, ranges_along, tile_ranges
 from attngen.reference.interpreter_arguments import Problem, assemble, problems
 from attngen.reference.interpreter_operators import OPS, SCALAR_OPS, as_tensor, reader
+from attngen.reference.interpreter_pages import gathered
 
 Tensor = torch.Tensor
 NEGATIVE_INFINITY = float("-inf")
@@ -167,10 +170,23 @@ def _pad(run: _Run, name: str, node: Pad) -> Tensor:
 
 def _load(run: _Run, name: str, node: Load) -> Tensor:
     """The chunks' columns side by side; lanes past the last column hold zero."""
-    whole = run.values[node.operand][..., : node.columns]
+    whole = (_in_pages(run, node) if isinstance(node.address, Pages) else run.values[node.operand])[
+        ..., : node.columns
+    ]
     spare = node.chunks[-1][0] + node.chunks[-1][1] - node.columns
     padded = torch.nn.functional.pad(whole, (0, spare))
     return torch.cat([padded[..., start : start + width] for start, width in node.chunks], -1)
+
+
+def _in_pages(run: _Run, node: Load) -> Tensor:
+    """What a load brings from pages, by its own address map."""
+    assert isinstance(node.address, Pages)
+    name = node.operand
+    while isinstance(view := run.graph.nodes[name], Slice):
+        name = view.operand
+    assert isinstance(view, Input)
+    cache, found = run.problem.caches[name]
+    return gathered(cache, view, node.address, found)
 
 
 def _contract(run: _Run, name: str, node: Contract) -> Tensor:
@@ -337,9 +353,25 @@ def _fold_tiles(run: _Run, node: Fold, scores: Tensor, values: Tensor) -> Softma
     limit = limit & (run.grid["j"] < run.formula(tiles.row.hi)) & run.formula(tiles.residual)
     plan = tile_ranges(tiles)
     operands = scores, values, limit.expand(scores.shape)
+    parts = [_split(run, plan, operands, tiles_of) for tiles_of in _splits(run, node)]
+    return functools.reduce(merge, parts)
+
+
+def _splits(run: _Run, node: Fold) -> list[range]:
+    """The tiles of each split of a fold; all tiles where it is not cut across programs."""
+    size, block = max(run.seqlen_k, 1), run.block[1]
+    count, splits = -(-size // block), node.domain.splits
+    if node.level != "split" or splits is None:
+        return [range(count)]
+    each = max(splits.keys // block, 1) if splits.keys else -(-count // (splits.count or 3))
+    return [range(first, min(first + each, count)) for first in range(0, count, each)]
+
+
+def _split(run: _Run, plan: Ranges, operands: tuple[Tensor, Tensor, Tensor], tiles_of: range) -> Softmax:
+    scores, values, _ = operands
     state = Softmax(*_identity(scores, values))
     for span in _programs(plan, scores.shape[0], scores.shape[1]):
-        part = _program(run, plan, [x[span] for x in operands], span)
+        part = _program(run, plan, [x[span] for x in operands], span, tiles_of)
         for whole, piece in ((state.m, part.m), (state.l, part.l), (state.acc, part.acc)):
             whole[span] = piece
     return state
@@ -358,9 +390,12 @@ def _programs(plan: Ranges, batch: int, heads: int) -> list[tuple[slice, slice]]
     return [(slice(0, batch), slice(0, heads))]
 
 
-def _program(run: _Run, plan: Ranges, operands: list[Tensor], span: tuple[slice, slice]) -> Softmax:
+def _program(
+    run: _Run, plan: Ranges, operands: list[Tensor], span: tuple[slice, slice], tiles_of: range
+) -> Softmax:
     block_m, _ = run.block
-    done = [_query_tile(run, plan, operands, first, span) for first in range(0, run.seqlen_q, block_m)]
+    starts = range(0, run.seqlen_q, block_m)
+    done = [_query_tile(run, plan, operands, first, span, tiles_of) for first in starts]
     if not done:
         return Softmax(*_identity(operands[0], operands[1]))
     m, l, acc = (torch.cat([getattr(p, f) for p in done], 2) for f in ("m", "l", "acc"))  # noqa: E741
@@ -368,7 +403,12 @@ def _program(run: _Run, plan: Ranges, operands: list[Tensor], span: tuple[slice,
 
 
 def _query_tile(
-    run: _Run, plan: Ranges, operands: list[Tensor], first: int, span: tuple[slice, slice]
+    run: _Run,
+    plan: Ranges,
+    operands: list[Tensor],
+    first: int,
+    span: tuple[slice, slice],
+    tiles_of: range,
 ) -> Softmax:
     block_m, block_n = run.block
     scores, values, allowed = operands
@@ -382,7 +422,8 @@ def _query_tile(
         (True, plan.partial),
     ):  # a block table only regroups partial tiles
         for place in found:
-            for tile in range(*(int(ex.evaluate(end, env, SCALAR_OPS)) for end in (place.lo, place.hi))):
+            lo, hi = (int(ex.evaluate(end, env, SCALAR_OPS)) for end in (place.lo, place.hi))
+            for tile in range(max(lo, tiles_of.start), min(hi, tiles_of.stop)):
                 keys = slice(tile * block_n, min((tile + 1) * block_n, run.seqlen_k))
                 part, v = scores[:, :, rows, keys], values[:, :, keys]
                 if masked:
@@ -420,11 +461,14 @@ def _finish(run: _Run, name: str, node: Finish) -> Tensor:
 
 def _store(run: _Run, name: str, node: Store) -> Tensor:
     value = run.values[node.operand]
+    if isinstance(value, Softmax):
+        return value.acc if node.name == "partial_out" else value.m
     size = run.graph.axis(node.axes[-1]).size
     return value[..., : int(size.value)] if isinstance(size, ex.Const) else value
 
 
 def _launch(run: _Run, name: str, node: Launch) -> dict[str, Tensor]:
+    """What a kernel returns; partial results stay between kernels."""
     return {s.name: run.values[n] for n in node.stores if isinstance(s := run.graph.nodes[n], Store)}
 
 

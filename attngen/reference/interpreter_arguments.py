@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from attngen.ir import expr as ex
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Axis, Input
+from attngen.reference.interpreter_pages import Sequence, gathered, sequence
 
 Tensor = torch.Tensor
 
@@ -22,6 +23,9 @@ class Problem:
     scalars: Mapping[str, Any]
     captured: Mapping[str, Tensor]
     first_b: int
+    caches: Mapping[str, tuple[Tensor, Sequence]] = field(
+        default_factory=dict[str, "tuple[Tensor, Sequence]"]
+    )
 
 
 def _layout(graph: Graph) -> str:
@@ -50,7 +54,8 @@ def problems(graph: Graph, inputs: Mapping[str, Any]) -> list[Problem]:
         return [Problem(tensors, gradients, scalars, captured, 0)]
     axes = {n: [graph.axis(a) for a in nodes[n].axes] for n in captured}
     sequences = range(len(inputs["cu_seqlens_q"]) - 1)
-    return [_sequence(inputs, names, incoming, scalars, captured, axes, b) for b in sequences]
+    in_pages = {n: nodes[n] for n in names if nodes[n].pages is not None}
+    return [_sequence(inputs, names, incoming, scalars, captured, axes, b, in_pages) for b in sequences]
 
 
 def _sequence(
@@ -61,7 +66,10 @@ def _sequence(
     captured: dict[str, Tensor],
     axes: Mapping[str, list[Axis]],
     b: int,
+    tensors_in_pages: Mapping[str, Input],
 ) -> Problem:
+    if tensors_in_pages:
+        return _paged(inputs, tensors_in_pages, scalars, captured, axes, b)
     spans = {s: (int(inputs[f"cu_seqlens_{s}"][b]), int(inputs[f"cu_seqlens_{s}"][b + 1])) for s in "qk"}
     if inputs.get("seqused_k") is not None:
         spans["k"] = (spans["k"][0], spans["k"][0] + int(inputs["seqused_k"][b]))
@@ -74,6 +82,27 @@ def _sequence(
     gradients = {n: inputs[n][rows].double().permute(1, 0, 2)[None] for n in incoming if n == "dout"}
     gradients |= {n: inputs[n][:, rows].double()[None] for n in incoming if n == "dlse"}
     return Problem(tensors, gradients, scalars, own, b)
+
+
+def _paged(
+    inputs: Mapping[str, Any],
+    nodes: Mapping[str, Input],
+    scalars: dict[str, Any],
+    captured: dict[str, Tensor],
+    axes: Mapping[str, list[Axis]],
+    b: int,
+) -> Problem:
+    """One sequence whose keys lie in pages: they are gathered, and kept as they lie for loads with an address map."""
+    rows = int(inputs["cu_seqlens_q"][b]), int(inputs["cu_seqlens_q"][b + 1])
+    tensors = {"q": inputs["q"][slice(*rows)].double().permute(1, 0, 2)[None]}
+    caches: dict[str, tuple[Tensor, Sequence]] = {}
+    for name, node in nodes.items():
+        assert node.pages is not None
+        found = sequence(node.pages, inputs, b)
+        caches[name] = inputs[node.argument], found
+        tensors[name] = gathered(inputs[node.argument], node, node.pages, found)
+    own = {name: _own_tokens(tensor, axes[name], {"q": rows}) for name, tensor in captured.items()}
+    return Problem(tensors, {}, scalars, own, b, caches)
 
 
 def _own_tokens(tensor: Tensor, axes: list[Axis], spans: Mapping[str, tuple[int, int]]) -> Tensor:

@@ -29,7 +29,9 @@ def reference(
         inputs: the arguments of the generated function. Dense (bshd): q [B, Sq, Hq, D], k [B, Sk, Hkv, D],
             v [B, Sk, Hkv, Dv], and for bhsd with heads before tokens; packed (thd): q [Tq, Hq, D],
             k [Tk, Hkv, D], v [Tk, Hkv, Dv], cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k and maybe
-            seqused_k. Then softmax_scale (default D ** -0.5), sinks [Hq] where the spec has them, return_lse,
+            seqused_k; paged: q [Tq, Hq, D], k_cache, v_cache, page_table and cache_seqlens (or
+            page_indptr, page_indices, last_page_len), cu_seqlens_q, max_seqlen_q.
+            Then softmax_scale (default D ** -0.5), sinks [Hq] where the spec has them, return_lse,
             run-time params and captured tensors by name. Without v where the spec says v_from_k.
 
     Returns:

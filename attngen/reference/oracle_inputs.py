@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from attngen.errors import TensorError, did_you_mean
+from attngen.reference.oracle_pages import required as paged
+from attngen.reference.oracle_pages import unpaged
 from attngen.spec import Captured, Param, Spec
 
 _COMMON: Final = ("softmax_scale", "dropout_p", "seed", "return_lse")
@@ -49,6 +51,8 @@ class Call:
 def bind(spec: Spec, inputs: Mapping[str, Any], *, same: bool) -> Call:
     """The call that `inputs` make on `spec`; `same` computes in the dtype of q instead of float64."""
     _check_names(spec, inputs)
+    if spec.cache is not None:
+        inputs = unpaged(spec, spec.cache, inputs)
     q, k, v = _qkv(spec, inputs)
     sizes = _sizes(spec, q, k)
     sequences: tuple[tuple[int, int, int, int], ...] = ()
@@ -92,11 +96,14 @@ def _widened(tensor: Tensor, same: bool) -> Tensor:
 
 
 def _check_names(spec: Spec, inputs: Mapping[str, Any]) -> None:
-    required = ["q", "k", *([] if spec.head_dim.v_from_k else ["v"]), *(["sinks"] if spec.sinks else [])]
+    required = ["q", "k", *([] if spec.head_dim.v_from_k else ["v"])]
     required += _PACKED if spec.layout == "thd" else ()
+    if spec.cache is not None:
+        required = paged(spec, spec.cache)
+    required += ["sinks"] if spec.sinks else []
     required += [param.name for param in spec.params if param.runtime]
     required += [captured.name for captured in spec.captured]
-    known = {*required, *_COMMON, *(["seqused_k"] if spec.layout == "thd" else [])}
+    known = {*required, *_COMMON, *(["seqused_k"] if spec.layout == "thd" and spec.cache is None else [])}
     for name in required:
         if inputs.get(name) is None:
             raise TensorError(f"missing argument '{name}'; {spec.name} takes {', '.join(required)}")

@@ -2,9 +2,10 @@
 
 from attngen.spec.formula import Env, Formula, Type, infer, parse_formula
 from attngen.spec.loader import load_spec, load_text
-from attngen.spec.model import Captured, HeadDim, Heads, Param, Schedule, Spec
+from attngen.spec.model import Cache, Captured, HeadDim, Heads, Param, Schedule, Spec, Splits
 
 __all__ = [
+    "Cache",
     "Captured",
     "Env",
     "Formula",
@@ -13,6 +14,7 @@ __all__ = [
     "Param",
     "Schedule",
     "Spec",
+    "Splits",
     "Type",
     "infer",
     "load_spec",

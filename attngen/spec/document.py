@@ -13,11 +13,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from attngen.errors import did_you_mean
-from attngen.spec.model import CapturedDtype, Dtype, Layout, Precision
+from attngen.spec.model import CacheLayout, CapturedDtype, Dtype, Layout, PageTable, Precision
 
 MAX_HEADS: Final = 65_536
 MAX_HEAD_DIM: Final = 1_024
 MAX_AXES: Final = 6
+MAX_SPLITS: Final = 256
+MAX_PAGE: Final = 65_536
 MAX_INT: Final = 2**28  # several of them and a position add up within 32 bits
 
 
@@ -108,6 +110,19 @@ ParamValue = Annotated[
     int | float | str,
     BeforeValidator(_param, json_schema_input_type=int | float | Literal["int", "float"]),
 ]
+
+
+def _splits(value: Any) -> Any:
+    """A number is a count, auto is neither a count nor a size."""
+    if value is None:
+        return None
+    if value == "auto":
+        return {}
+    if isinstance(value, bool) or not isinstance(value, int | dict):
+        raise problem(f"expected auto, a number or {{keys: ...}}, got {value!r}")
+    return {"count": value} if isinstance(value, int) else cast(Any, value)
+
+
 Block = Annotated[int, Field(ge=16, le=1024), AfterValidator(_power_of_two)]
 Warps = Annotated[int, Field(ge=1, le=32), AfterValidator(_power_of_two)]
 Stages = Annotated[int, Field(ge=1, le=8)]
@@ -178,6 +193,33 @@ class CapturedForm(Form):
     grad: bool = Field(default=False, description="return a gradient for this tensor; needs grad: true")
 
 
+class CacheForm(Form):
+    """Keys and values in pages of a cache (PagedAttention)."""
+
+    kind: Literal["paged"] = Field(description="how the cache is kept: paged")
+    page_size: Annotated[int, Field(ge=1, le=MAX_PAGE)] = Field(description="keys per page, any number")
+    layout: CacheLayout = Field(
+        default="nhd",
+        description="axes of a cache: nhd is [pages, page_size, heads, columns], hnd has heads before keys",
+    )
+    table: PageTable = Field(
+        default="dense",
+        description="dense: page_table [sequences, pages]; csr: page_indptr, page_indices, last_page_len",
+    )
+
+
+class SplitsForm(Form):
+    """How the keys of a row are shared between programs."""
+
+    count: Annotated[int, Field(ge=1, le=MAX_SPLITS)] | None = Field(
+        default=None, description="number of splits, the same for every call"
+    )
+    keys: Annotated[int, Field(ge=64, le=MAX_INT), AfterValidator(_power_of_two)] | None = Field(
+        default=None,
+        description="keys per split, a power of two: the same request has the same bits whatever the batch around it",
+    )
+
+
 class ScheduleForm(Form):
     """Tiles to choose from; each a number or a list. What is left out, the planner chooses."""
 
@@ -236,6 +278,19 @@ class Document(Form):
         examples=[{"bias": {"dtype": "float32", "axes": ["Hq", "Sq", "Sk"]}}],
     )
     sinks: bool = Field(default=False, description="a learned sink per query head (argument sinks [Hq])")
+    cache: CacheForm | None = Field(
+        default=None,
+        description="keys and values in pages of a cache; queries are packed",
+        examples=[{"kind": "paged", "page_size": 16}],
+    )
+    splits: Annotated[
+        SplitsForm | None,
+        BeforeValidator(_splits, json_schema_input_type=int | Literal["auto"] | SplitsForm),
+    ] = Field(
+        default=None,
+        description="share the keys of a row between programs (flash decoding); {keys: N} is batch-invariant",
+        examples=["auto", 8, {"keys": 512}],
+    )
     precision: Precision = Field(default="ieee", description="products of float32 inputs")
     grad: bool = Field(default=False, description="generate the backward pass")
     deterministic: bool = Field(default=True, description="the same bits on every run")
@@ -250,17 +305,17 @@ FORMS: Final[dict[tuple[str, ...], type[Form]]] = {
     ("heads",): HeadsForm,
     ("head_dim",): HeadDimForm,
     ("captured", "*"): CapturedForm,
+    ("cache",): CacheForm,
+    ("splits",): SplitsForm,
     ("schedule",): ScheduleForm,
 }
 """Place in a document ('*' is any name) to the form of the mapping there."""
 
 
 LATER: Final = {
-    "cache": "paged keys and values",
     "memory": "compressive memory",
     "recurrence": "recurrences",
     "ring": "ring attention",
-    "splits": "flash decoding",
 }
 """Keys of the spec language whose mechanism this version does not generate."""
 

@@ -15,6 +15,8 @@ Dtype = Literal["float16", "bfloat16", "float32"]
 CapturedDtype = Literal["float16", "bfloat16", "float32", "int32", "int64", "bool"]
 Layout = Literal["bshd", "bhsd", "thd"]
 Precision = Literal["ieee", "tf32x3", "tf32"]
+CacheLayout = Literal["nhd", "hnd"]
+PageTable = Literal["dense", "csr"]
 Position = tuple[str, int, int]
 KeyPath = tuple[str | int, ...]
 
@@ -95,6 +97,29 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Cache:
+    """Keys and values in pages of a cache.
+
+    Attributes:
+        page_size: keys per page.
+        layout: axes of a page: `nhd` (keys before heads) or `hnd`.
+        table: how a call gives the pages of its sequences: `dense` (a row each) or `csr`.
+    """
+
+    page_size: int
+    layout: CacheLayout = "nhd"
+    table: PageTable = "dense"
+
+
+@dataclass(frozen=True)
+class Splits:
+    """How the keys of a row are shared between programs: a number of splits, a size in keys, or (neither) as fits."""
+
+    count: int | None = None
+    keys: int | None = None
+
+
+@dataclass(frozen=True)
 class Spec:
     """One attention variant. Equality and hash ignore where it was written (`positions`, `summary`).
 
@@ -116,6 +141,8 @@ class Spec:
     params: tuple[Param, ...] = ()
     captured: tuple[Captured, ...] = ()
     sinks: bool = False
+    cache: Cache | None = None
+    splits: Splits | None = None
     precision: Precision = "ieee"
     grad: bool = False
     deterministic: bool = True
@@ -159,6 +186,8 @@ class Spec:
             "params": {p.name: p.type if p.value is None else p.value for p in self.params},
             "captured": {c.name: _canonical_captured(c) for c in self.captured},
             "sinks": self.sinks,
+            "cache": _canonical_cache(self.cache),
+            "splits": _canonical_splits(self.splits),
             "precision": None if self.precision == "ieee" else self.precision,
             "grad": self.grad,
             "deterministic": None if self.deterministic else False,
@@ -197,6 +226,23 @@ def _canonical_captured(captured: Captured) -> dict[str, Any]:
     if captured.grad:
         data["grad"] = True
     return data
+
+
+def _canonical_cache(cache: Cache | None) -> dict[str, Any]:
+    if cache is None:
+        return {}
+    data: dict[str, Any] = {"kind": "paged", "page_size": cache.page_size}
+    return data | {
+        name: getattr(cache, name)
+        for name in ("layout", "table")
+        if getattr(cache, name) != getattr(Cache, name)
+    }
+
+
+def _canonical_splits(splits: Splits | None) -> str | int | dict[str, int] | None:
+    if splits is None or splits.count is not None:
+        return None if splits is None else splits.count
+    return "auto" if splits.keys is None else {"keys": splits.keys}
 
 
 def _canonical_schedule(schedule: Schedule | None) -> dict[str, list[int]]:

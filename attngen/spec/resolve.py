@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping
 from typing import Final, Literal, cast
 
 from attngen.errors import SpecError, did_you_mean
-from attngen.spec.document import CapturedForm, Document, HeadDimForm, ScheduleForm
+from attngen.spec.document import CacheForm, CapturedForm, Document, HeadDimForm, ScheduleForm, SplitsForm
 from attngen.spec.formula import Formula, parse_formula
 from attngen.spec.formula_types import FUNCTIONS
 from attngen.spec.model import (
     INT_SYMBOLS,
     NAMED_AXES,
     SCORE_SYMBOL,
+    Cache,
     Captured,
     HeadDim,
     Heads,
@@ -23,6 +24,7 @@ from attngen.spec.model import (
     Param,
     Schedule,
     Spec,
+    Splits,
     formula_env,
 )
 
@@ -68,6 +70,11 @@ def resolve(document: Document, report: Report) -> Spec | None:
         formulas[key] = _formula(document, key, params, captured, note)
     if not failed:
         _check_all_used(formulas, params, captured, note)
+    if document.cache is not None:
+        _check_cache(document, note)
+        _check_splits(document, note)
+    elif document.splits is not None:
+        note(("splits",), "splits are for keys in pages; add a cache, or leave splits out")
     if document.mask_table and document.mask is None:
         note(("mask_table",), "a mask table needs a mask; add one or leave mask_table out")
     if failed:
@@ -77,18 +84,55 @@ def resolve(document: Document, report: Report) -> Spec | None:
         heads=Heads(document.heads.q, document.heads.kv),
         head_dim=head_dim,
         dtypes=tuple(document.dtype),
-        layout=document.layout,
+        layout=document.layout if document.cache is None else "thd",
         score=formulas["score"],
         mask=formulas["mask"],
         params=params,
         captured=captured,
         sinks=document.sinks,
+        cache=_cache(document.cache),
+        splits=_splits(document.splits),
         precision=document.precision,
         grad=document.grad,
         deterministic=document.deterministic,
         mask_table=document.mask_table,
         schedule=_schedule(document.schedule),
     )
+
+
+def _check_cache(document: Document, note: Note) -> None:
+    """A cache is read by packed queries, forward only."""
+    if document.layout != "thd" and "layout" in document.model_fields_set:
+        note(("layout",), "queries of a paged cache are packed; write thd, or leave layout out")
+    if document.grad:
+        note(("grad",), "a paged cache has no backward; leave grad out, or the cache")
+    if document.mask_table:
+        note(("mask_table",), "a paged cache has no block table; leave mask_table out")
+
+
+def _check_splits(document: Document, note: Note) -> None:
+    """Splits of a fixed size need a bound on the keys of a sequence, and whole tiles."""
+    form, cache = document.splits, document.cache
+    if form is None or form.keys is None or cache is None:
+        return
+    if form.count is not None:
+        note(("splits",), "give count or keys, not both")
+    if cache.table == "csr":
+        note(
+            ("splits",),
+            "splits of a fixed size need a dense page table, whose width bounds the keys; got csr",
+        )
+    sizes = (document.schedule.block_n if document.schedule else None) or ()
+    if any(size > form.keys for size in sizes):
+        note(("schedule", "block_n"), f"a tile of keys lies in one split of {form.keys} keys")
+
+
+def _cache(form: CacheForm | None) -> Cache | None:
+    return None if form is None else Cache(form.page_size, form.layout, form.table)
+
+
+def _splits(form: SplitsForm | None) -> Splits | None:
+    return None if form is None else Splits(form.count, form.keys)
 
 
 Note = Callable[[KeyPath, SpecError | str], None]
@@ -172,7 +216,7 @@ def _captured(document: Document, params: tuple[Param, ...], note: Note) -> tupl
         if name in (document.params or {}):
             note((*path, OF_KEY), f"'{name}' is a param already; choose another name")
         form = forms[name]
-        _check_axes(form, path, document.layout, params, note)
+        _check_axes(form, path, document, params, note)
         if form.sorted and not form.dtype.startswith("int"):
             note(
                 (*path, "sorted"),
@@ -187,13 +231,19 @@ def _captured(document: Document, params: tuple[Param, ...], note: Note) -> tupl
 
 
 def _check_axes(
-    form: CapturedForm, path: KeyPath, layout: str, params: tuple[Param, ...], note: Note
+    form: CapturedForm, path: KeyPath, document: Document, params: tuple[Param, ...], note: Note
 ) -> None:
     integers = [param.name for param in params if param.type == "int"]
+    paged = document.cache is not None
+    layout = "thd" if paged else document.layout
     absent, instead = (("Sq", "Sk"), ("Tq", "Tk")) if layout == "thd" else (("Tq", "Tk"), ("Sq", "Sk"))
+    if paged:
+        absent = (*absent, "Tk")
     for index, axis in enumerate(form.axes):
         place = (*path, "axes", index)
-        if axis in absent:
+        if paged and axis in ("Sk", "Tk"):
+            note(place, f"keys in pages have no axis {axis}; use B and an integer param, as in [B, longest]")
+        elif axis in absent:
             note(place, f"layout {layout} has no axis {axis}; use {instead[absent.index(str(axis))]}")
         elif isinstance(axis, str) and axis not in NAMED_AXES and axis not in integers:
             known = [name for name in NAMED_AXES if name not in absent] + integers

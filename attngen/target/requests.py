@@ -10,7 +10,7 @@ from typing import Any
 from attngen.errors import LoadError, UserError
 from attngen.target.compile import CompileRequest
 
-ROW_STRIDE = r"stride_(q|k|v|o|g|dq|dk|dv)[bsh]$"
+ROW_STRIDE = r"stride_(q|k|v|o|g|dq|dk|dv)[bpsh]$"
 TRITON_DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 
 
@@ -40,11 +40,20 @@ def requests(
     described = manifest(module)
     found: list[CompileRequest] = []
     for name, kernel in described["kernels"].items():
-        chosen = (
-            _config(kernel.get("configs", described["configs"]), target, dtype) if config is None else config
-        )
+        chosen = [config] if config is not None else _chosen(described, kernel, target, dtype)
         flags = [name for name in kernel["constants"] if name.startswith("WANT_")]
-        found += [_request(module, name, target, dtype, kernel, part) for part in _parts(chosen, flags)]
+        parts = (part for one in chosen for part in _parts(one, flags))
+        found += [_request(module, name, target, dtype, kernel, part) for part in parts]
+    return found
+
+
+def _chosen(
+    described: dict[str, Any], kernel: dict[str, Any], target: str, dtype: str
+) -> list[dict[str, Any]]:
+    """The default schedules of a kernel: one, and another for decode where keys lie in pages."""
+    found = [_config(kernel.get("configs", described["configs"]), target, dtype)]
+    if "configs" not in kernel and "decode_configs" in described:
+        found.append({**_config(described["decode_configs"], target, dtype), "ONE_TILE": True, "SPLIT": True})
     return found
 
 
@@ -93,6 +102,6 @@ def _constant(name: str, dtype: str, config: dict[str, Any]) -> Any:
         return config[name]
     if name.endswith("_INDEX"):
         return "tl.int32"
-    if name.startswith("WANT_"):
+    if name.startswith("WANT_") or name == "SAME_STRIDES":
         return True
     return dtype == "float32" if name == "PRECISE" else False

@@ -6,10 +6,13 @@ import pytest
 
 from attngen.ir.expr import text
 from attngen.ir.graph import graph_text
+from attngen.ir.nodes import Launch
 from attngen.passes.base_two import BaseTwo
 from attngen.passes.build import build
+from attngen.passes.page import Page
 from attngen.passes.pipeline import PIPELINE, run
 from attngen.passes.plan_masks import PlanMasks
+from attngen.passes.split import Split
 from attngen.passes.tile import Tile, cover
 from attngen.spec import load_spec
 
@@ -78,8 +81,45 @@ def test_tile(golden):
     golden("tile", lines(graph, "q_tile", "k_tile", "v_tile", "qk", "store_out", "store_lse"))
 
 
+def test_page(golden):
+    cache = {"kind": "paged", "page_size": 16, "table": "csr"}
+    semantic = build(load_spec({**SPEC, "cache": cache}))
+    graph = run(semantic, (PlanMasks(), BaseTwo(), Tile(), Page()))
+    by_head = {**SPEC, "mask": "j <= i and i - j < window + h", "cache": cache}
+    [_, launch] = run(build(load_spec(by_head))).only(Launch)
+    rows = [lines(semantic, "k"), lines(graph, "q_tile", "k_tile", "v_tile", "store_out")]
+    kernel = lines(graph, "kernel").partition(" configs=")[0]
+    rows += [f"{kernel}\n", f"a plan that varies with h: program_axes={launch.program_axes}\n"]
+    golden("page", "".join(rows))
+
+
+def test_split(golden):
+    cache = {"kind": "paged", "page_size": 16}
+    graph = run(build(load_spec({**SPEC, "cache": cache, "splits": {"keys": 512}})))
+    rows = lines(
+        graph, "fold", "with_sink", "store_partial_out", "store_partial_lse", "store_out", "kernel", "combine"
+    )
+    golden(
+        "split",
+        "".join(f"{line.partition(' tiles=')[0].partition(' configs=')[0]}\n" for line in rows.splitlines()),
+    )
+
+
+def test_a_graph_without_pages_is_left_alone():
+    graph = run(build(load_spec(SPEC)), (PlanMasks(), BaseTwo(), Tile()))
+    assert Page().apply(graph) is graph
+    assert Split().apply(graph) is graph
+
+
 def test_pipeline_names():
-    assert [step.name for step in PIPELINE] == ["differentiate", "plan-masks", "base-two", "tile"]
+    assert [step.name for step in PIPELINE] == [
+        "differentiate",
+        "plan-masks",
+        "base-two",
+        "tile",
+        "page",
+        "split",
+    ]
 
 
 @pytest.mark.parametrize(

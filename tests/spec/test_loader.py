@@ -21,8 +21,8 @@ head_dim: 64
 dtype: float16
 """
 KEYS = (
-    "attngen, captured, deterministic, dtype, grad, head_dim, heads, layout, mask, mask_table, name, params, "
-    "precision, schedule, score, sinks"
+    "attngen, cache, captured, deterministic, dtype, grad, head_dim, heads, layout, mask, mask_table, name, params, "
+    "precision, schedule, score, sinks, splits"
 )
 
 

@@ -1,0 +1,101 @@
+"""Keys in pages: how a tile of keys is found, and the arguments that say where pages lie."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attngen.ir.nodes import Pages
+
+if TYPE_CHECKING:
+    from attngen.emit.addresses import Hull
+    from attngen.emit.parts import Parts
+
+TABLES = {"dense": ("page_table", "cache_seqlens"), "csr": ("page_indptr", "page_indices", "last_page_len")}
+
+
+def find_keys(parts: Parts, pages: Pages, hull: Hull, *, masked: bool) -> tuple[str, ...]:
+    """Statements that leave ``pages`` and ``slots`` of a tile's keys, and ``k_rows``, where the keys begin.
+
+    Of a page the number is read where some key of it may be seen, so what the table holds past the end does no harm.
+    """
+    mask = f", mask={hull.within()}, other=0" if masked else ""
+    size = pages.size
+    by_lane = (
+        f"pages = tl.load(table_row + (start_n + rows_n) // {size}{mask})",
+        f"slots = (start_n + rows_n) % {size}",
+    )
+    whole_pages = (
+        f"pages = tl.load(table_row + (tile_n * (BLOCK_N // {size}) + rows_n // {size}){mask})",
+        f"slots = rows_n % {size}",
+    )
+    in_a_page = (f"pages = tl.load(table_row + start_n // {size})", f"slots = start_n % {size} + rows_n")
+    power = size & -size
+    cases = [
+        *([(f"BLOCK_N % {size} == 0", whole_pages)] if size == power else []),
+        *([(f"{size} % BLOCK_N == 0", in_a_page)] if power > 16 else []),
+        *([("", by_lane)] if size != power else []),
+    ]
+    return (
+        *_branches(cases),
+        "if LARGE_CACHE:",
+        "    pages = pages.to(tl.int64)",
+        "key_places = pages * stride_kp + slots * stride_ks",
+        "k_rows = (k_base + key_places)[:, None]",
+    )
+
+
+def _branches(cases: list[tuple[str, tuple[str, ...]]]) -> tuple[str, ...]:
+    """Branches that the tile's size decides when a kernel is compiled; the last needs no test."""
+    if len(cases) == 1:
+        return cases[0][1]
+    lines: list[str] = []
+    for n, (test, body) in enumerate(cases):
+        head = "else:" if n + 1 == len(cases) else f"{'if' if n == 0 else 'elif'} {test}:"
+        lines += [head, *(f"    {line}" for line in body)]
+    return tuple(lines)
+
+
+def find_values(parts: Parts) -> tuple[str, ...]:
+    """Statements that leave ``v_rows``; where both caches have the same strides, places are those of the keys."""
+    if parts.v_in_k:
+        return ()
+    return (
+        "if SAME_STRIDES:",
+        "    v_rows = (v_base + key_places)[:, None]",
+        "else:",
+        "    v_rows = (v_base + pages * stride_vp + slots * stride_vs)[:, None]",
+    )
+
+
+def sequence_lines(pages: Pages) -> tuple[str, ...]:
+    """Statements that leave the number of keys of sequence b and where its pages are listed."""
+    if pages.table == "dense":
+        return (
+            "seqlen_k = tl.load(cache_seqlens + b)",
+            "table_row = page_table + tl.cast(b, tl.int64) * stride_table",
+        )
+    return (
+        "first_page = tl.load(page_indptr + b)",
+        "num_pages = tl.load(page_indptr + b + 1) - first_page",
+        f"seqlen_k = tl.maximum(num_pages - 1, 0) * {pages.size}",
+        "seqlen_k += tl.where(num_pages > 0, tl.load(last_page_len + b), 0)",
+        "table_row = page_indices + first_page",
+    )
+
+
+def table_tensors(pages: Pages) -> tuple[str, ...]:
+    """Names of the int32 tensors that say which pages belong to which sequence."""
+    return TABLES[pages.table]
+
+
+def tile_lines(group: int, heads_in_rows: bool) -> tuple[str, ...]:
+    """Statements of the launcher that bound the tiles of all sequences, from shapes alone."""
+    block_q = (
+        f'config["BLOCK_M"] // min({group}, config["BLOCK_M"])' if heads_in_rows else 'config["BLOCK_M"]'
+    )
+    return (
+        f"block_q = {block_q}",
+        "num_seqs = cu_seqlens_q.shape[0] - 1",
+        "one_tile = max_seqlen_q <= block_q",
+        "num_tiles_m = num_seqs if one_tile else q.shape[0] // block_q + num_seqs",
+    )

@@ -1,0 +1,41 @@
+"""Split: share the keys of a row between programs (flash decoding), and merge what they carry in a kernel of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from attngen.ir.graph import Graph
+from attngen.ir.nodes import Config, Fold, Launch, Node, Splits, Store
+from attngen.passes.schedules import within_split
+
+PARTIAL = ("partial_out", "partial_lse")
+_COMBINE = (("default", (Config(block_m=16, block_n=16, num_warps=4, num_stages=2),)),)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Needs: a scheduled graph. Leaves: folds whose domain asks for splits cut across programs; one kernel stores partial
+    results in fp32, another merges them, then the sink, and stores what the first one stored before."""
+
+    name: str = "split"
+
+    def apply(self, graph: Graph) -> Graph:
+        """Return the graph with its softmax fold cut once more, if it asks for that."""
+        for name, fold in graph.all(Fold):
+            splits = fold.domain.splits
+            if splits is not None and fold.level == "tile":
+                graph = _cut(graph, name, fold, splits)
+        return graph
+
+
+def _cut(graph: Graph, name: str, fold: Fold, splits: Splits) -> Graph:
+    kernel, launch = graph.only(Launch)
+    parts: dict[str, Node] = {
+        f"store_{part}": Store(operand=name, name=part, dtype="float32", axes=fold.axes) for part in PARTIAL
+    }
+    first = replace(launch, stores=tuple(parts))
+    if splits.keys:  # one schedule for all calls, since tiles decide the order of sums
+        first = replace(first, configs=within_split(launch.configs, splits.keys), decode=())
+    last = Launch(stores=launch.stores, tile_axis=launch.tile_axis, program_axes=("Hq",), configs=_COMBINE)
+    cut = replace(fold, level="split", carrier="buffer")
+    return graph.with_nodes({**parts, name: cut, kernel: first, "combine": last})

@@ -1,0 +1,37 @@
+"""Keys in pages, one sequence at a time: where the interpreter finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from attngen.ir.nodes import Input, Pages
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """The pages of one sequence, and how many keys they hold."""
+
+    pages: Tensor  # the numbers of its pages, then whatever the table holds
+    keys: int
+
+
+def sequence(pages: Pages, inputs: Mapping[str, Any], b: int) -> Sequence:
+    """Look a sequence up in the tables of a call."""
+    if pages.table == "dense":
+        return Sequence(inputs["page_table"][b], int(inputs["cache_seqlens"][b]))
+    first, end = (int(n) for n in inputs["page_indptr"][b : b + 2])
+    keys = (end - first - 1) * pages.size + int(inputs["last_page_len"][b]) if end > first else 0
+    return Sequence(inputs["page_indices"][first:], keys)
+
+
+def gathered(cache: Tensor, node: Input, pages: Pages, found: Sequence) -> Tensor:
+    """The keys of a sequence as [1, H, keys, D]: key j from slot j % size of its page j // size."""
+    j = torch.arange(found.keys)
+    by_slot = cache.permute([node.layout.index(c) for c in "pshd"])
+    return by_slot[found.pages[j // pages.size].long(), j % pages.size].double().permute(1, 0, 2)[None]

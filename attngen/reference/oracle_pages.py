@@ -1,0 +1,88 @@
+"""The oracle's view of a paged cache: keys and values of every sequence, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attngen.errors import TensorError
+from attngen.spec import Cache, Spec
+
+TABLES = {"dense": ("page_table", "cache_seqlens"), "csr": ("page_indptr", "page_indices", "last_page_len")}
+
+
+def required(spec: Spec, cache: Cache) -> list[str]:
+    """Names of the arguments that a call with a cache needs, params and captured tensors aside."""
+    caches = ["k_cache"] if spec.head_dim.v_from_k else ["k_cache", "v_cache"]
+    return ["q", *caches, *TABLES[cache.table], "cu_seqlens_q", "max_seqlen_q"]
+
+
+def unpaged(spec: Spec, cache: Cache, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The same call on keys in a row: k, v and cu_seqlens_k instead of caches and tables."""
+    tables = [_page_ids(name, inputs) for name in TABLES[cache.table]]
+    k_cache = inputs["k_cache"]
+    places = _dense(cache, *tables) if cache.table == "dense" else _csr(cache, *tables)
+    num_pages = k_cache.shape[0] if isinstance(k_cache, Tensor) and k_cache.dim() else 0
+    for b, pages in enumerate(pages for pages, _ in places):
+        outside = [p for p in pages if not 0 <= p < num_pages]
+        if outside:
+            raise TensorError(f"sequence {b} has page {outside[0]}, the cache has {num_pages} pages")
+    lengths = [0, *(keys for _, keys in places)]
+    given = {name: value for name, value in inputs.items() if name not in TABLES[cache.table]}
+    given = {name: value for name, value in given.items() if name not in ("k_cache", "v_cache")}
+    rows = {
+        name[0]: _rows(name, inputs[name], cache, places) for name in ("k_cache", "v_cache") if name in inputs
+    }
+    cu_seqlens_k = torch.tensor(lengths, dtype=torch.int32).cumsum(0).int()
+    return given | rows | {"cu_seqlens_k": cu_seqlens_k, "max_seqlen_k": max(lengths)}
+
+
+Places = list[tuple[list[int], int]]
+"""Per sequence the pages that hold keys, and the number of keys."""
+
+
+def _page_ids(name: str, inputs: Mapping[str, Any]) -> Tensor:
+    value = inputs[name]
+    if not isinstance(value, Tensor) or value.dtype != torch.int32:
+        raise TensorError(
+            f"{name} must be an int32 tensor, got {getattr(value, 'dtype', type(value).__name__)}"
+        )
+    return value
+
+
+def _dense(cache: Cache, page_table: Tensor, cache_seqlens: Tensor) -> Places:
+    places: Places = []
+    for b, keys in enumerate(int(n) for n in cache_seqlens):
+        room = page_table.shape[1] * cache.page_size
+        if not 0 <= keys <= room:
+            raise TensorError(f"cache_seqlens[{b}] is {keys}, page_table has room for 0 to {room} keys")
+        pages = page_table[b, : -(-keys // cache.page_size)]
+        places.append(([int(p) for p in pages], keys))
+    return places
+
+
+def _csr(cache: Cache, page_indptr: Tensor, page_indices: Tensor, last_page_len: Tensor) -> Places:
+    places: Places = []
+    for b in range(len(page_indptr) - 1):
+        pages = [int(p) for p in page_indices[int(page_indptr[b]) : int(page_indptr[b + 1])]]
+        last = int(last_page_len[b])
+        if pages and not 1 <= last <= cache.page_size:
+            raise TensorError(f"last_page_len[{b}] is {last}, expected 1 to {cache.page_size}")
+        places.append((pages, (len(pages) - 1) * cache.page_size + last if pages else 0))
+    return places
+
+
+def _rows(name: str, whole: Any, cache: Cache, places: Places) -> Tensor:
+    """[keys of all sequences, Hkv, D]."""
+    if not isinstance(whole, Tensor) or whole.dim() != 4:
+        raise TensorError(f"{name} must be a tensor of 4 dimensions, got {getattr(whole, 'shape', whole)}")
+    slots = whole if cache.layout == "nhd" else whole.transpose(1, 2)
+    if slots.shape[1] != cache.page_size:
+        raise TensorError(
+            f"{name} has pages of {slots.shape[1]} keys, the spec says page_size {cache.page_size}"
+        )
+    found = [slots[pages].flatten(0, 1)[:keys] for pages, keys in places if pages]
+    return torch.cat(found) if found else slots[:0, 0]
