@@ -34,13 +34,13 @@ from tests.kernel_gradients import (
     scheduled,
     watched,
 )
+from tests.passes.gradients import NAMES as COMMITTED
 from tests.passes.gradients import SPECS
 from tests.passes.test_differentiate import SMALL as NUMBERS
 
 NAN = float("nan")
 DTYPES = ["float32", "bfloat16", "float16"]
 CAUSAL = "j <= i"
-COMMITTED = sorted(p.stem for p in SPECS.glob("*.yaml"))
 RAGGED = Problem(name="ragged", lengths=((37, 53),), kv_heads=2)
 PACKED = Problem(name="packed", lengths=((5, 9), (0, 4), (7, 0), (20, 33), (33, 20), (1, 17)), kv_heads=2)
 UNUSED = replace(PACKED, name="unused keys", used_k=(6, 0, 0, 33, 1, 9), spare=3)

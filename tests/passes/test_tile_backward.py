@@ -21,10 +21,9 @@ from attngen.ir.tiles import Interval
 from attngen.passes.pipeline import schedule
 from attngen.reference.interpreter import interpret_all
 from attngen.spec import Spec, load_spec
-from tests.passes.gradients import autograd, committed, graph_of, inputs_of, make
+from tests.passes.gradients import NAMES, autograd, committed, graph_of, inputs_of, make
 from tests.passes.test_differentiate import (
     MORE_QUERIES,
-    NAMES,
     NO_KEYS,
     NO_QUERIES,
     ONE_KEY,
