@@ -1009,6 +1009,8 @@ def _backward_dq(
         ds = p * (dp - delta_rows[:, None])
         dq_0 = tl.dot(ds.to(k_0.dtype), k_0, dq_0, input_precision="ieee")
 
+    keyless = lse2_rows == float("inf")  # q and dout of such rows may hold anything
+    dq_0 = tl.where(keyless[:, None], 0.0, dq_0)
     if USE_DESCRIPTORS:
         tl.make_tensor_descriptor(dq_base, [seqlen_q, 32], [stride_dqs, 1], [BLOCK_M, 32]).store(
             [tile_m * BLOCK_M, 0], (dq_0 * scale).to(dq.dtype.element_ty)
@@ -1108,9 +1110,8 @@ def _backward_dkdv(
         dout_descriptor_0 = tl.make_tensor_descriptor(
             dout_base, [1, seqlen_q, 32], [stride_gh, stride_gs, 1], [1, BLOCK_M, 32]
         )
-    else:
-        q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
-        dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
+    q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
+    dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
     if USE_DESCRIPTORS:
         k_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 32], [stride_ks, 1], [BLOCK_N, 32]).load(
             [tile_n * BLOCK_N, 0]
@@ -1137,20 +1138,19 @@ def _backward_dkdv(
     # full tiles: no mask arithmetic
     steps = end_full
     head = 0
-    # tile and offsets are carried along, which costs less than working them out
-    tile_m = 0
-    last = end_full - 1
-    q_step = tl.cast(stride_qs, tl.int64) * BLOCK_M
-    dout_step = tl.cast(stride_gs, tl.int64) * BLOCK_M
-    q_at = tile_m * q_step
-    dout_at = tile_m * dout_step
-    row_at = tile_m * BLOCK_M
-    wrap = tile_m - last
-    q_wrap = stride_qh + wrap * q_step
-    dout_wrap = stride_gh + wrap * dout_step
-    row_wrap = stride_rh + wrap * BLOCK_M
+    # rows and offsets are carried along, which costs less than working them out
+    start_m = 0
+    last = (end_full - 1) * BLOCK_M
+    q_row = tl.cast(stride_qs, tl.int64)
+    dout_row = tl.cast(stride_gs, tl.int64)
+    q_at = start_m * q_row
+    dout_at = start_m * dout_row
+    row_at = start_m
+    wrap = start_m - last
+    q_wrap = stride_qh + wrap * q_row
+    dout_wrap = stride_gh + wrap * dout_row
+    row_wrap = stride_rh + wrap
     for step in tl.range(0, steps * 1):
-        start_m = tile_m * BLOCK_M
         q_rows = q_base + q_at
         dout_rows = dout_base + dout_at
         padded_row = row_at
@@ -1188,30 +1188,29 @@ def _backward_dkdv(
                 dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
             ds = p * (dp - delta_rows[None, :])
             dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-        wraps = tile_m == last
+        wraps = start_m == last
         head = tl.where(wraps, head + 1, head)
-        q_at += tl.where(wraps, q_wrap, q_step)
-        dout_at += tl.where(wraps, dout_wrap, dout_step)
+        q_at += tl.where(wraps, q_wrap, BLOCK_M * q_row)
+        dout_at += tl.where(wraps, dout_wrap, BLOCK_M * dout_row)
         row_at += tl.where(wraps, row_wrap, BLOCK_M)
-        tile_m += tl.where(wraps, wrap, 1)
+        start_m += tl.where(wraps, wrap, BLOCK_M)
 
     # tiles that the mask cuts, or that reach past the end
     steps = end_tile - end_full
     head = 0
-    # tile and offsets are carried along, which costs less than working them out
-    tile_m = end_full
-    last = end_tile - 1
-    q_step = tl.cast(stride_qs, tl.int64) * BLOCK_M
-    dout_step = tl.cast(stride_gs, tl.int64) * BLOCK_M
-    q_at = tile_m * q_step
-    dout_at = tile_m * dout_step
-    row_at = tile_m * BLOCK_M
-    wrap = tile_m - last
-    q_wrap = stride_qh + wrap * q_step
-    dout_wrap = stride_gh + wrap * dout_step
-    row_wrap = stride_rh + wrap * BLOCK_M
+    # rows and offsets are carried along, which costs less than working them out
+    start_m = end_full * BLOCK_M
+    last = (end_tile - 1) * BLOCK_M
+    q_row = tl.cast(stride_qs, tl.int64)
+    dout_row = tl.cast(stride_gs, tl.int64)
+    q_at = start_m * q_row
+    dout_at = start_m * dout_row
+    row_at = start_m
+    wrap = start_m - last
+    q_wrap = stride_qh + wrap * q_row
+    dout_wrap = stride_gh + wrap * dout_row
+    row_wrap = stride_rh + wrap
     for step in tl.range(0, steps * 1):
-        start_m = tile_m * BLOCK_M
         q_rows = q_base + q_at
         dout_rows = dout_base + dout_at
         padded_row = row_at
@@ -1252,12 +1251,12 @@ def _backward_dkdv(
                 dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
             ds = p * (dp - delta_rows[None, :])
             dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-        wraps = tile_m == last
+        wraps = start_m == last
         head = tl.where(wraps, head + 1, head)
-        q_at += tl.where(wraps, q_wrap, q_step)
-        dout_at += tl.where(wraps, dout_wrap, dout_step)
+        q_at += tl.where(wraps, q_wrap, BLOCK_M * q_row)
+        dout_at += tl.where(wraps, dout_wrap, BLOCK_M * dout_row)
         row_at += tl.where(wraps, row_wrap, BLOCK_M)
-        tile_m += tl.where(wraps, wrap, 1)
+        start_m += tl.where(wraps, wrap, BLOCK_M)
 
     if WANT_DK:
         if USE_DESCRIPTORS:

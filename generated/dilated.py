@@ -815,6 +815,8 @@ def _backward_dq(
         ds = p * (dp - delta_rows[:, None])
         dq_0 = tl.dot(ds.to(k_0.dtype), k_0, dq_0, input_precision="ieee")
 
+    keyless = lse2_rows == float("inf")  # q and dout of such rows may hold anything
+    dq_0 = tl.where(keyless[:, None], 0.0, dq_0)
     if USE_DESCRIPTORS:
         tl.make_tensor_descriptor(dq_base, [seqlen_q, 64], [stride_dqs, 1], [BLOCK_M, 64]).store(
             [tile_m * BLOCK_M, 0], (dq_0 * scale).to(dq.dtype.element_ty)
@@ -886,6 +888,7 @@ def _backward_dkdv(
     j_lo = tile_n * BLOCK_N
     first_tile = tl.maximum(j_lo + seqlen_q - seqlen_k, 0) // BLOCK_M
     end_tile = (seqlen_q + BLOCK_M - 1) // BLOCK_M
+    hull_begin = tl.maximum(j_lo + seqlen_q - seqlen_k, 0)
     factor = softmax_scale * 1.4426950408889634
     row_begin = j + seqlen_q - seqlen_k
     term_0 = seqlen_k - seqlen_q
@@ -906,14 +909,19 @@ def _backward_dkdv(
     e_0 = tl.arange(0, 64)
     if USE_DESCRIPTORS:
         q_descriptor_0 = tl.make_tensor_descriptor(
-            q_base, [1, seqlen_q, 64], [stride_qh, stride_qs, 1], [1, BLOCK_M, 64]
+            q_base + tl.cast(hull_begin, tl.int64) * stride_qs,
+            [1, seqlen_q - hull_begin, 64],
+            [stride_qh, stride_qs, 1],
+            [1, BLOCK_M, 64],
         )
         dout_descriptor_0 = tl.make_tensor_descriptor(
-            dout_base, [1, seqlen_q, 64], [stride_gh, stride_gs, 1], [1, BLOCK_M, 64]
+            dout_base + tl.cast(hull_begin, tl.int64) * stride_gs,
+            [1, seqlen_q - hull_begin, 64],
+            [stride_gh, stride_gs, 1],
+            [1, BLOCK_M, 64],
         )
-    else:
-        q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
-        dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
+    q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
+    dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
     if USE_DESCRIPTORS:
         k_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 64], [stride_ks, 1], [BLOCK_N, 64]).load(
             [tile_n * BLOCK_N, 0]
@@ -940,31 +948,30 @@ def _backward_dkdv(
     # tiles that the mask cuts, or that reach past the end
     steps = end_tile - first_tile
     head = 0
-    # tile and offsets are carried along, which costs less than working them out
-    tile_m = first_tile
-    last = end_tile - 1
-    q_step = tl.cast(stride_qs, tl.int64) * BLOCK_M
-    dout_step = tl.cast(stride_gs, tl.int64) * BLOCK_M
-    q_at = tile_m * q_step
-    dout_at = tile_m * dout_step
-    row_at = tile_m * BLOCK_M
-    wrap = tile_m - last
-    q_wrap = stride_qh + wrap * q_step
-    dout_wrap = stride_gh + wrap * dout_step
-    row_wrap = stride_rh + wrap * BLOCK_M
+    # rows and offsets are carried along, which costs less than working them out
+    start_m = first_tile * BLOCK_M
+    last = (end_tile - 1) * BLOCK_M
+    q_row = tl.cast(stride_qs, tl.int64)
+    dout_row = tl.cast(stride_gs, tl.int64)
+    q_at = start_m * q_row
+    dout_at = start_m * dout_row
+    row_at = start_m
+    wrap = start_m - last
+    q_wrap = stride_qh + wrap * q_row
+    dout_wrap = stride_gh + wrap * dout_row
+    row_wrap = stride_rh + wrap
     for step in tl.range(0, steps * 1):
-        start_m = tile_m * BLOCK_M
         q_rows = q_base + q_at
         dout_rows = dout_base + dout_at
         padded_row = row_at
-        row_valid = rows_m < seqlen_q - start_m
+        row_valid = (rows_m < seqlen_q - start_m) & (rows_m >= hull_begin - start_m)
         if USE_DESCRIPTORS:
-            q_0 = q_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 64])
+            q_0 = q_descriptor_0.load([head, start_m - hull_begin, 0]).reshape([BLOCK_M, 64])
         else:
             q_0 = tl.load(q_rows + q_offsets_0, mask=row_valid[:, None], other=0.0)
         qk = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
         if USE_DESCRIPTORS:
-            dout_0 = dout_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 64])
+            dout_0 = dout_descriptor_0.load([head, start_m - hull_begin, 0]).reshape([BLOCK_M, 64])
         else:
             dout_0 = tl.load(dout_rows + dout_offsets_0, mask=row_valid[:, None], other=0.0)
         if not WANT_DV:
@@ -985,12 +992,12 @@ def _backward_dkdv(
                 dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
             ds = p * (dp - delta_rows[None, :])
             dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-        wraps = tile_m == last
+        wraps = start_m == last
         head = tl.where(wraps, head + 1, head)
-        q_at += tl.where(wraps, q_wrap, q_step)
-        dout_at += tl.where(wraps, dout_wrap, dout_step)
+        q_at += tl.where(wraps, q_wrap, BLOCK_M * q_row)
+        dout_at += tl.where(wraps, dout_wrap, BLOCK_M * dout_row)
         row_at += tl.where(wraps, row_wrap, BLOCK_M)
-        tile_m += tl.where(wraps, wrap, 1)
+        start_m += tl.where(wraps, wrap, BLOCK_M)
 
     if WANT_DK:
         if USE_DESCRIPTORS:

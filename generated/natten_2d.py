@@ -858,6 +858,8 @@ def _backward_dq(
         ds = p * (dp - delta_rows[:, None])
         dq_0 = tl.dot(ds.to(k_0.dtype), k_0, dq_0, input_precision="ieee")
 
+    keyless = lse2_rows == float("inf")  # q and dout of such rows may hold anything
+    dq_0 = tl.where(keyless[:, None], 0.0, dq_0)
     if USE_DESCRIPTORS:
         tl.make_tensor_descriptor(dq_base, [seqlen_q, 32], [stride_dqs, 1], [BLOCK_M, 32]).store(
             [tile_m * BLOCK_M, 0], (dq_0 * scale).to(dq.dtype.element_ty)
@@ -961,6 +963,36 @@ def _backward_dkdv(
     stop_1_ = tl.maximum(stop_0, stop_1)
     stop_0_ = tl.minimum(stop_0, stop_1)
     first_1 = tl.maximum(start_1, stop_0_)
+    may_hi_0 = tl.where(
+        (-_floor_div(j_hi, 14) <= 0) & (_floor_div(j_lo, 14) <= 6),
+        tl.where(
+            -_floor_div(j_hi, 14) <= -7,
+            seqlen_q,
+            tl.minimum(seqlen_q + _floor_div(j_hi, 14) * 14 - seqlen_k + 56, seqlen_q),
+        ),
+        0,
+    )
+    hull_begin = tl.minimum(0, tl.maximum(_floor_div(j_lo, 14) * 14 + seqlen_q - seqlen_k - 42, 0))
+    hull_end = tl.maximum(
+        tl.where(
+            (-_floor_div(j_hi, 14) <= 0) & (_floor_div(j_lo, 14) <= 6),
+            tl.where(
+                -_floor_div(j_hi, 14) <= -7,
+                seqlen_q,
+                tl.minimum(seqlen_q + _floor_div(j_hi, 14) * 14 - seqlen_k + 56, seqlen_q),
+            ),
+            0,
+        ),
+        tl.where(
+            (-_floor_div(j_hi, 14) <= 0) & (_floor_div(j_lo, 14) <= 13),
+            tl.where(
+                -_floor_div(j_hi, 14) <= -7,
+                seqlen_q,
+                tl.minimum(seqlen_q + _floor_div(j_hi, 14) * 14 - seqlen_k + 56, seqlen_q),
+            ),
+            0,
+        ),
+    )
     factor = softmax_scale * 1.4426950408889634
     row_end = tl.where(
         -(j // 14) <= 0,
@@ -987,14 +1019,19 @@ def _backward_dkdv(
     e_0 = tl.arange(0, 32)
     if USE_DESCRIPTORS:
         q_descriptor_0 = tl.make_tensor_descriptor(
-            q_base, [1, seqlen_q, 32], [stride_qh, stride_qs, 1], [1, BLOCK_M, 32]
+            q_base + tl.cast(hull_begin, tl.int64) * stride_qs,
+            [1, hull_end - hull_begin, 32],
+            [stride_qh, stride_qs, 1],
+            [1, BLOCK_M, 32],
         )
         dout_descriptor_0 = tl.make_tensor_descriptor(
-            dout_base, [1, seqlen_q, 32], [stride_gh, stride_gs, 1], [1, BLOCK_M, 32]
+            dout_base + tl.cast(hull_begin, tl.int64) * stride_gs,
+            [1, hull_end - hull_begin, 32],
+            [stride_gh, stride_gs, 1],
+            [1, BLOCK_M, 32],
         )
-    else:
-        q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
-        dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
+    q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
+    dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
     seen = (
         (
             0
@@ -1063,36 +1100,29 @@ def _backward_dkdv(
     partial_steps_1 = partial_steps_0 + tl.maximum(stop_1_ - first_1, 0)
     steps = partial_steps_1
     head = 0
-    # tile and offsets are carried along, which costs less than working them out
-    tile_m = tl.where(partial_steps_0 > 0, 0, first_1)
-    last = tl.where(partial_steps_1 > partial_steps_0, stop_1_, stop_0_) - 1
-    q_step = tl.cast(stride_qs, tl.int64) * BLOCK_M
-    dout_step = tl.cast(stride_gs, tl.int64) * BLOCK_M
-    q_at = tile_m * q_step
-    dout_at = tile_m * dout_step
-    row_at = tile_m * BLOCK_M
-    wrap = tile_m - last
-    q_wrap = stride_qh + wrap * q_step
-    dout_wrap = stride_gh + wrap * dout_step
-    row_wrap = stride_rh + wrap * BLOCK_M
-    gap = first_1 - stop_0_ + 1
-    q_gap = gap * q_step
-    dout_gap = gap * dout_step
+    # rows and offsets are carried along, which costs less than working them out
+    start_m = tl.where(partial_steps_0 > 0, 0, first_1) * BLOCK_M
+    last = (tl.where(partial_steps_1 > partial_steps_0, stop_1_, stop_0_) - 1) * BLOCK_M
+    q_row = tl.cast(stride_qs, tl.int64)
+    dout_row = tl.cast(stride_gs, tl.int64)
+    q_at = start_m * q_row
+    dout_at = start_m * dout_row
+    row_at = start_m
+    wrap = start_m - last
+    q_wrap = stride_qh + wrap * q_row
+    dout_wrap = stride_gh + wrap * dout_row
+    row_wrap = stride_rh + wrap
+    gap = (first_1 - stop_0_ + 1) * BLOCK_M
     for step in tl.range(0, steps * 1):
-        start_m = tile_m * BLOCK_M
         q_rows = q_base + q_at
         dout_rows = dout_base + dout_at
         padded_row = row_at
-        row_valid = rows_m < seqlen_q - start_m
-        if USE_DESCRIPTORS:
-            q_0 = q_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 32])
-        else:
-            q_0 = tl.load(q_rows + q_offsets_0, mask=row_valid[:, None], other=0.0)
+        row_valid = ((rows_m >= 0 - start_m) & (rows_m < may_hi_0 - start_m)) | (
+            (rows_m >= first_key_1 - start_m) & (rows_m < end_key_1 - start_m)
+        )
+        q_0 = tl.load(q_rows + q_offsets_0, mask=row_valid[:, None], other=0.0)
         qk = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
-        if USE_DESCRIPTORS:
-            dout_0 = dout_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 32])
-        else:
-            dout_0 = tl.load(dout_rows + dout_offsets_0, mask=row_valid[:, None], other=0.0)
+        dout_0 = tl.load(dout_rows + dout_offsets_0, mask=row_valid[:, None], other=0.0)
         if not WANT_DV:
             dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
         lse2_rows = tl.load(lse2_base + padded_row + rows_m)
@@ -1116,13 +1146,13 @@ def _backward_dkdv(
                 dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
             ds = p * (dp - delta_rows[None, :])
             dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-        wraps = tile_m == last
+        wraps = start_m == last
         head = tl.where(wraps, head + 1, head)
-        leaps = tile_m == stop_0_ - 1
-        q_at += tl.where(wraps, q_wrap, tl.where(leaps, q_gap, q_step))
-        dout_at += tl.where(wraps, dout_wrap, tl.where(leaps, dout_gap, dout_step))
-        row_at += tl.where(wraps, row_wrap, tl.where(leaps, gap * BLOCK_M, BLOCK_M))
-        tile_m += tl.where(wraps, wrap, tl.where(leaps, gap, 1))
+        leaps = start_m == (stop_0_ - 1) * BLOCK_M
+        q_at += tl.where(wraps, q_wrap, tl.where(leaps, gap * q_row, BLOCK_M * q_row))
+        dout_at += tl.where(wraps, dout_wrap, tl.where(leaps, gap * dout_row, BLOCK_M * dout_row))
+        row_at += tl.where(wraps, row_wrap, tl.where(leaps, gap, BLOCK_M))
+        start_m += tl.where(wraps, wrap, tl.where(leaps, gap, BLOCK_M))
 
     if WANT_DK:
         if USE_DESCRIPTORS:

@@ -336,6 +336,59 @@ def test_nan_of_a_packed_sequence_stays_there(spoiled):
             assert torch.equal(found[name][others], clean[name][others])
 
 
+KEYLESS = {
+    "causal": CAUSAL,
+    "window": "j <= i and i - j < 9",
+    "future": "j + 4 <= i",
+    "two intervals": "j <= i and (i - j < 9 or j < 4)",
+    "first rows": "j <= i and j >= 6 and i >= 11",
+    "rows": "row % 3 != 1",
+    "head": "j <= i + 3 * h",
+    "captured": "keep[b, row] and j <= row",
+}
+
+
+@pytest.mark.parametrize("head_dim", [16, *slow({"qk": 48, "v_from_k": 32})], ids=str)
+@pytest.mark.parametrize("layout", ["bshd", *slow("thd")])
+@pytest.mark.parametrize("name", KEYLESS)
+def test_nan_in_rows_without_keys(name, layout, head_dim):
+    """Rows that see no key have gradient 0 and change nothing, whatever their q, dout and dlse hold."""
+    keep = {"keep": {"dtype": "bool", "axes": ["B", "Sq"] if layout == "bshd" else ["Tq"]}}
+    mask = KEYLESS[name] if layout == "bshd" else KEYLESS[name].replace("b, row", "row")
+    captured = {"captured": keep} if name == "captured" else {}
+    captured["score"] = "sqrt(abs(s)) - 0.1 * j" if name == "window" else "s"
+    spec = make(mask=mask, layout=layout, head_dim=head_dim, **captured)
+    module = attngen.build(spec)
+    lengths = ((40, 17), (40, 17)) if layout == "bshd" else ((40, 17), (9, 0), (33, 20))
+    inputs = inputs_of(spec, Problem(name="", lengths=lengths, kv_heads=2), torch.float32)
+    out, lse = module.attention(**inputs, return_lse=True)
+    dout, dlse = incoming(out, lse)
+    keyless = (lse == -torch.inf).transpose(-1, -2)  # as out is laid out, for both layouts
+    assert keyless.any()
+    assert not keyless.all()
+    assert inputs["q"][keyless].numel()
+    q = torch.where(keyless[..., None], NAN, inputs["q"])
+    spoiled = torch.where(keyless[..., None], NAN, dout), torch.where(lse == -torch.inf, NAN, dlse)
+    for schedule in (SMALL, OTHERS[0], OTHERS[3]):
+        _, want = kernel_gradients(spec, module, inputs, dout, dlse, schedule)
+        _, found = kernel_gradients(spec, module, {**inputs, "q": q}, *spoiled, schedule)
+        assert not found["q"][keyless].any()
+        assert all(torch.equal(found[n], x) for n, x in want.items()), schedule
+
+
+@pytest.mark.parametrize("score", ["plain", *slow("softcap", "square")])
+def test_nan_in_keys_of_documents_without_queries(score):
+    """No test of a key tells whether a query sees it; in full tiles all are seen, in partial ones the elements are tested."""
+    captured = {"doc": {"dtype": "int32", "axes": ["B", "Sk"], "sorted": True}}
+    spec = make(**formulas("j <= i and doc[b, i] == doc[b, j]", score), captured=captured)
+    doc = (torch.arange(80, dtype=torch.int32)[None] >= torch.tensor([[37], [45]])).to(torch.int32)
+    inputs = inputs_of(spec, Problem(name="", lengths=((30, 80),) * 2), torch.float32, doc=doc)
+    unused = doc == 0
+    found = check(spec, dirty(inputs, unused), (SMALL, OTHERS[0], OTHERS[3]), exact=inputs)
+    assert not found["k"][unused].any()
+    assert not found["v"][unused].any()
+
+
 # ---- values inside K
 
 INSIDE = {"qk": 48, "v_from_k": 32}

@@ -84,7 +84,7 @@ def _tile_loads(parts: Parts) -> list[tuple[str, str, Load]]:
 class Hull:
     """The keys that some row of a program may see: [begin, end), and the intervals inside it if there are several.
 
-    A begin of '' is 0.
+    A begin of '' is 0. Where a program owns keys (``letter`` m), they are the rows that may see some of them.
 
     Nothing outside is loaded: unused slots of a cache may hold NaN, and 0 * NaN would reach the output.
     """
@@ -95,10 +95,12 @@ class Hull:
     usable: tuple[
         str, ...
     ] = ()  # statements that leave `usable`: keys that a condition on the key alone excludes
+    letter: str = "n"
+    searched: bool = False  # ends are searches, which are of tiles: they say nothing of a single place
 
     def tile_row(self) -> str:
         """Return where a tile of keys begins in the descriptors' coordinates, which count from the hull's begin."""
-        return f"start_n - {self.begin}" if self.begin else "start_n"
+        return f"start_{self.letter} - {self.begin}" if self.begin else f"start_{self.letter}"
 
     def valid(self) -> str:
         """Return the test of a tile's rows."""
@@ -110,11 +112,12 @@ class Hull:
 
     def within(self) -> str:
         """Return the test that keys lie in the hull."""
+        place, start = f"rows_{self.letter}", f"start_{self.letter}"
         if self.pieces:
-            tests = (f"(rows_n >= {lo} - start_n) & (rows_n < {hi} - start_n)" for lo, hi in self.pieces)
+            tests = (f"({place} >= {lo} - {start}) & ({place} < {hi} - {start})" for lo, hi in self.pieces)
             return f"({' | '.join(f'({test})' for test in tests)})"
-        below = f"(rows_n < {self.end} - start_n)"
-        return f"{below} & (rows_n >= {self.begin} - start_n)" if self.begin else below
+        below = f"({place} < {self.end} - {start})"
+        return f"{below} & ({place} >= {self.begin} - {start})" if self.begin else below
 
 
 def row_places(parts: Parts, short: str) -> str:

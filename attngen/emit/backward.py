@@ -269,7 +269,7 @@ def _kernel(graph: Graph, result: str, adjoint: Adjoint, parts: Parts, printer: 
     tile_positions(printer, used)
     for name, bound in plan.bindings:
         printer.assign(name, bound)
-    hull = hull_of(parts, printer) if result == "dq" else Hull("", "seqlen_q")
+    hull = hull_of(fold.tiles, printer)
     if is_plain(adjoint.weight):
         printer.assign("factor", plain_factor(adjoint.weight))
     _, launch = launch_of(graph, result + ("_heads" if result == "dk" and adjoint.per_head else ""))
@@ -282,10 +282,17 @@ def _kernel(graph: Graph, result: str, adjoint: Adjoint, parts: Parts, printer: 
     if plan.partial:
         loops.append(_separate("partial", plan.partial, fold, adjoint, parts, printer, hull))
     seen = _seen(fold, printer) if result == "dk" else ()
-    lines = [*(x for loop in (*merged, *loops) for x in (*loop.formula, *loop.added, *loop.mask)), *seen]
+    lines = [
+        *(
+            x
+            for loop in (*merged, *loops)
+            for x in (*loop.before_loads, *loop.formula, *loop.added, *loop.mask)
+        ),
+        *seen,
+    ]
     return BackwardKernel(
         prologue=with_positions(printer.prologue, lines, walks=printer.walks),
-        descriptors=descriptors(parts, hull) if result == "dq" else _row_descriptors(parts, adjoint),
+        descriptors=descriptors(parts, hull) if result == "dq" else _row_descriptors(parts, adjoint, hull),
         offsets=() if result == "dq" else _row_offsets(parts),
         seen=seen,
         merged=merged,
@@ -390,7 +397,9 @@ def _separate(
     body = Body(printer, "tile", guard="full", ragged=False)
     if masked:
         moved = printer.walks == "keys"  # a tile of dk has more keys than rows
-        mask, masks = mask_body(fold.tiles, printer, ends=_needs_ends(adjoint, fold, printer), moved=moved)
+        mask, masks = mask_body(
+            fold.tiles, printer, ends=_needs_ends(adjoint, fold, printer, hull), moved=moved
+        )
         body = Body(printer, "tile", guard="allowed", named=masks.named)
     formula = [*mask, *formula_lines(adjoint, printer, body)]
     known = len(body.lines)
@@ -403,10 +412,11 @@ def _separate(
     return _loop(kind, comment, found, tuple(formula), added, (), "", parts, printer, hull)
 
 
-def _needs_ends(adjoint: Adjoint, fold: Fold, printer: Printer) -> bool:
-    """Whether rows past the last need a test. Their weights are 0 already; but captured elements must not be read there."""
+def _needs_ends(adjoint: Adjoint, fold: Fold, printer: Printer, hull: Hull) -> bool:
+    """Whether rows past the last need a test. Their weights are 0 already, of keys without NaN; but captured elements must
+    not be read there."""
     assert fold.tiles is not None
-    if _unbounded(adjoint, printer):
+    if _unbounded(adjoint, printer) or hull.searched:
         return True
     formulas = [adjoint.weight, fold.tiles.residual, *([] if adjoint.slope is None else [adjoint.slope])]
     elements = [e for f in formulas for e in ex.walk(f) if isinstance(e, ex.Element)]
@@ -418,32 +428,33 @@ def _merged(
 ) -> BackwardLoop:
     """One loop over all tiles, the mask under a branch: fewer registers than two loops where descriptors load."""
     assert fold.tiles is not None
-    tile = "tile_n" if printer.walks == "keys" else "tile_m"
-    span, tests = _span(plan, tile, printer)
+    span, tests = _span(plan, printer)
     formula = formula_lines(adjoint, printer, Body(printer, "tile", guard="", ragged=True))
-    mask, _ = mask_body(fold.tiles, printer, ends=_needs_ends(adjoint, fold, printer))
+    mask, _ = mask_body(fold.tiles, printer, ends=_needs_ends(adjoint, fold, printer, hull))
     mask = [*mask, *hidden_lines(adjoint, printer)] if mask else []
     positions = walked_positions([*formula, *mask], printer)
     comment = "all tiles: those that the mask cuts, or that reach past the end, take the branch"
-    test = " | ".join(tests) or f"{tile} >= 0"
-    formula = [*positions, *formula]
-    return _loop("merged", comment, (span,), tuple(formula), (), tuple(mask), test, parts, printer, hull)
+    test = " | ".join(tests)
+    return _loop(
+        "merged", comment, (span,), (*positions, *formula), (), tuple(mask), test, parts, printer, hull
+    )
 
 
-def _span(plan: Ranges, tile: str, printer: Printer) -> tuple[Range, list[str]]:
+def _span(plan: Ranges, printer: Printer) -> tuple[Range, list[str]]:
     """The tiles that one interval visits, and the tests of those outside its full tiles."""
+    tile, unit = ("tile_n", "") if printer.walks == "keys" else ("start_m", " * BLOCK_M")
     if not plan.full:
         [whole] = plan.partial
-        return whole, []
+        return whole, [f"{tile} >= 0"]
     [full] = plan.full
     lo, hi, tests = full.lo, full.hi, list[str]()
     for part in plan.partial:
         if part.hi == full.lo:
             lo = part.lo
-            tests.append(f"({tile} < {named(printer, 'full_lo_0', full.lo)})")
+            tests.append(f"({tile} < {named(printer, 'full_lo_0', full.lo)}{unit})")
         elif part.lo == full.hi:
             hi = part.hi
-            tests.append(f"({tile} >= {named(printer, 'full_hi_0', full.hi)})")
+            tests.append(f"({tile} >= {named(printer, 'full_hi_0', full.hi)}{unit})")
         else:
             raise InternalError("a merged loop needs the tiles of one interval")
     return Range(lo, hi), tests or [f"({tile} < 0)"]
@@ -492,14 +503,15 @@ def _loop(
         masked=masked,
         by_pointer=masked and not hull.exact(),
         before_loads=hull.usable if masked else (),
-        tile_row=hull.tile_row() if printer.walks == "keys" else "start_m",
-        valid=hull.valid() if printer.walks == "keys" else "rows_m < seqlen_q - start_m",
+        tile_row=hull.tile_row(),
+        valid=hull.valid(),
         k_chunks=_walked_chunks(parts, printer, masked)[0],
         v_chunks=_walked_chunks(parts, printer, masked)[1],
         formula=formula,
         added=added,
         mask=mask,
         partial=test,
+        guards=masked and hull.searched and printer.walks == "rows",
     )
 
 
@@ -519,11 +531,14 @@ def _values(parts: Parts) -> str:
     return "k" if parts.v_in_k else "v"
 
 
-def _row_descriptors(parts: Parts, adjoint: Adjoint) -> tuple[str, ...]:
+def _row_descriptors(parts: Parts, adjoint: Adjoint, hull: Hull) -> tuple[str, ...]:
     """Descriptors of the heads of a group together: a loop over heads and tiles needs no descriptor of its own per head."""
     heads = "1" if adjoint.per_head else str(parts.group)
+    rows = f"{hull.end} - {hull.begin}" if hull.begin else hull.end
+    first = f" + tl.cast({hull.begin}, tl.int64) * stride_" if hull.begin else ""
     return tuple(
-        f"{name}_descriptor_{n} = tl.make_tensor_descriptor({name}_base, [{heads}, seqlen_q, {load.columns}],"
+        f"{name}_descriptor_{n} = tl.make_tensor_descriptor("
+        f"{name}_base{first and f'{first}{short}s'}, [{heads}, {rows}, {load.columns}],"
         f" [stride_{short}h, stride_{short}s, 1], [1, BLOCK_M, {width}])"
         for name, short, load in (("q", "q", parts.k), ("dout", "g", parts.v))
         for n, (_, width) in enumerate(load.chunks)
@@ -565,19 +580,20 @@ def bases(
 
 
 def _carried(kind: str, bounds: list[tuple[str, str]]) -> dict[str, Any]:
-    """How a loop over rows goes from tile to tile of one range, or of two."""
+    """How a loop over rows goes from tile to tile of one range, or of two; in rows."""
     (lo, hi), rest = bounds[0], bounds[1:]
     if not rest:
-        return {"carried": True, "first": lo, "last": f"{hi} - 1", "gap": "", "gap_tile": ""}
+        first = "0" if lo == "0" else f"{lo} * BLOCK_M"
+        return {"carried": True, "first": first, "last": f"({hi} - 1) * BLOCK_M", "gap": "", "gap_start": ""}
     if len(rest) > 1:
-        return {"carried": False, "first": "", "last": "", "gap": "", "gap_tile": ""}
+        return {"carried": False, "first": "", "last": "", "gap": "", "gap_start": ""}
     [(lo_1, hi_1)] = rest
     return {
         "carried": True,
-        "first": f"tl.where({kind}_steps_0 > 0, {lo}, {lo_1})",
-        "last": f"tl.where({kind}_steps_1 > {kind}_steps_0, {hi_1}, {hi}) - 1",
-        "gap": f"{lo_1} - {hi} + 1",
-        "gap_tile": f"{hi} - 1",
+        "first": f"tl.where({kind}_steps_0 > 0, {lo}, {lo_1}) * BLOCK_M",
+        "last": f"(tl.where({kind}_steps_1 > {kind}_steps_0, {hi_1}, {hi}) - 1) * BLOCK_M",
+        "gap": f"({lo_1} - {hi} + 1) * BLOCK_M",
+        "gap_start": f"({hi} - 1) * BLOCK_M",
     }
 
 

@@ -20,7 +20,7 @@ from attngen.ir.tiles import Tiles
 def range_loops(parts: Parts, printer: Printer) -> tuple[tuple[Loop, ...], Hull]:
     """Return the loops over the planned ranges, all full tiles, then all partial ones; and the hull of their keys."""
     plan = _planned(parts, printer)
-    hull = hull_of(parts, printer)
+    hull = hull_of(_tiles(parts), printer)
     if parts.splits is not None:
         printer.prologue += split_lines(parts.splits, hull)
     _factor(parts, printer)
@@ -32,12 +32,11 @@ def range_loops(parts: Parts, printer: Printer) -> tuple[tuple[Loop, ...], Hull]
     return tuple(loops), hull
 
 
-def hull_of(parts: Parts, printer: Printer) -> Hull:
-    """Name the hull of the keys that a program may see."""
-    assert parts.fold.tiles is not None
-    may = parts.fold.tiles.may
+def hull_of(tiles: Tiles, printer: Printer) -> Hull:
+    """Name the hull of the keys that a program may see, or of the rows that may see its keys."""
+    may, letter = tiles.may, "n" if printer.walks == "keys" else "m"
     if not may:
-        return Hull("", "0")
+        return Hull("", "0", letter=letter)
     begin, end = may[0].lo, may[0].hi
     for interval in may[1:]:
         begin, end = ex.apply("min", begin, interval.lo), ex.apply("max", end, interval.hi)
@@ -48,7 +47,8 @@ def hull_of(parts: Parts, printer: Printer) -> Hull:
     ]
     first = "" if begin == Const(0) else named(printer, "hull_begin", begin)
     end_name = named(printer, "hull_end", end)
-    return Hull(first, end_name, tuple(names), _usable(parts, printer))
+    searched = any(isinstance(e, ex.Search) for end in (begin, end) for e in ex.walk(end))
+    return Hull(first, end_name, tuple(names), _usable(tiles, printer), letter, searched)
 
 
 def conjuncts(expr: Expr) -> list[Expr]:
@@ -59,15 +59,16 @@ def conjuncts(expr: Expr) -> list[Expr]:
     )
 
 
-def _usable(parts: Parts, printer: Printer) -> tuple[str, ...]:
-    """Statements for the conditions of the residual that vary with the key alone (padding): such keys are not loaded."""
-    assert parts.fold.tiles is not None
-    conditions = [c for c in conjuncts(parts.fold.tiles.residual) if printer.place_of(c) == "keys"]
+def _usable(tiles: Tiles, printer: Printer) -> tuple[str, ...]:
+    """Statements for the conditions of the residual that vary along the walked axis alone (padding): nothing that they
+    exclude is loaded."""
+    conditions = [c for c in conjuncts(tiles.residual) if printer.place_of(c) == printer.walks]
     if not conditions:
         return ()
-    body = Body(printer, "keys")
-    tests = " & ".join(f"({body.text(c)})" for c in conditions)
-    return ("j = start_n + rows_n", *body.lines, f"usable = {tests}")
+    body = Body(printer, printer.walks)
+    lines = [*body.lines, f"usable = {' & '.join(f'({body.text(c)})' for c in conditions)}"]
+    positions = ["j = start_n + rows_n"] if printer.walks == "keys" else walked_positions(lines, printer)
+    return (*positions, *lines)
 
 
 def tile_positions(printer: Printer, used: Iterable[str]) -> None:
@@ -128,7 +129,7 @@ def table_kernel(parts: Parts, face: Interface, main: Printer) -> Table:
 
 def table_loops(parts: Parts, printer: Printer) -> tuple[tuple[Loop, ...], Hull]:
     """Loops over listed tiles: full ones from the front of a row of the table, partial ones from its back."""
-    hull = hull_of(parts, printer)
+    hull = hull_of(_tiles(parts), printer)
     _factor(parts, printer)
     loops: list[Loop] = []
     for kind, scores, count, place in (

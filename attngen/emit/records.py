@@ -72,11 +72,11 @@ class BackwardLoop:
     begin: str
     end: str
     steps: str  # how many tiles
-    carried: bool  # at most two ranges: a loop over rows goes from `first` to `last`, over the `gap` after `gap_tile`
+    carried: bool  # at most two ranges: a loop over rows goes from `first` to `last`, over the `gap` after `gap_start`
     first: str
     last: str
     gap: str
-    gap_tile: str
+    gap_start: str
     find_tile: tuple[str, ...]  # the tile of step `local`
     masked: bool
     by_pointer: bool
@@ -89,6 +89,7 @@ class BackwardLoop:
     added: tuple[str, ...]  # what becomes of ds where its place is added to memory
     mask: tuple[str, ...]  # what a partial tile of a merged loop adds
     partial: str  # the test of such a tile
+    guards: bool  # where a weight is 0, dp may be NaN
 
 
 @dataclass(frozen=True, slots=True)

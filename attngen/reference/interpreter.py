@@ -238,9 +238,10 @@ def _sum(run: _Run, node: Fold) -> Tensor:
         allowed = run.formula(node.domain.mask).expand(element.shape)
         times = allowed.double() if node.tiles is None or node.level == "whole" else visits(run, node)
         operands[node.element] = torch.where(times != 0, element, 0.0) * times
-        if node.axis == "Sk" and node.value:
+        if node.value:
             of_group = allowed.unflatten(1, (-1, run.group)).any(2)
-            operands[node.value] = _unused_to_zero(run.values[node.value], of_group)
+            used = of_group if node.axis == "Sk" else allowed.transpose(-1, -2)
+            operands[node.value] = _unused_to_zero(run.values[node.value], used)
     if node.factor is not None:
         operands[node.element] = operands[node.element] * run.formula(node.factor)
     if node.at:
@@ -330,7 +331,7 @@ def _finite(m: Tensor) -> Tensor:
 
 
 def _unused_to_zero(values: Tensor, allowed: Tensor) -> Tensor:
-    """Values that no row may use are never read: they may hold NaN."""
+    """Values that no row may use are never read: they may hold NaN; nor are rows without keys, where keys walk over rows."""
     return torch.where(allowed.any(-2)[..., None], values, 0.0)
 
 

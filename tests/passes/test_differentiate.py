@@ -17,6 +17,8 @@ from attngen.ir import expr as ex
 from attngen.ir.graph import graph_text
 from attngen.passes.build import build
 from attngen.passes.differentiate import Differentiate
+from attngen.passes.pipeline import schedule
+from attngen.reference.interpreter import interpret_all
 from attngen.reference.interpreter_operators import OPS
 from attngen.reference.oracle import reference
 from attngen.spec import Spec, load_spec
@@ -148,6 +150,22 @@ def test_rows_without_a_key_have_no_gradient(mask, sinks):
     gradients = compare(spec, Problem(name="", lengths=((12, 9),) * 2))
     assert not gradients["q"][:, :4].any()
     assert not gradients["x"][:, :4].any()
+
+
+@pytest.mark.parametrize("mask", ["j <= i", "j > row + 1", "row % 3 != 1 and j <= i"])
+@pytest.mark.parametrize("level", ["semantic", "scheduled"])
+def test_rows_without_a_key_may_hold_nan(mask, level):
+    spec = make(mask=mask, heads={"q": 4, "kv": 2}, score="s * (1 + h)")
+    graph = graph_of(spec) if level == "semantic" else schedule(spec)
+    inputs = inputs_of(spec, replace(TWO_KV, lengths=((12, 9),) * 2))
+    found = interpret_all(graph_of(spec), {**inputs, "dout": inputs["q"], "dlse": inputs["q"][..., 0].mT})
+    keyless = found["lse"] == -torch.inf
+    assert keyless.any()
+    spoiled = torch.where(keyless.mT[..., None], torch.nan, inputs["q"])
+    dlse = torch.where(keyless, torch.nan, inputs["q"][..., 0].mT)
+    nan = interpret_all(graph, {**inputs, "q": spoiled, "dout": spoiled, "dlse": dlse}, block_m=5, block_n=7)
+    for name in ("dq", "dk", "dv"):
+        torch.testing.assert_close(nan[name], found[name], rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("mask", ["h % 2 == 1 or j < 3", "j < 4 * (h + 1)"])
