@@ -37,6 +37,7 @@ PADDING = 128  # of a sequence's rows in the buffers of statistics: no tile is l
 LOG2E = Const(math.log2(math.e))
 _SINK = Apply("mul", (ex.Element("sinks", (Symbol("h"),), "float"), LOG2E))
 SUNK = ex.apply("neg", ex.apply("mul", Apply("weight_exp2", (_SINK, Symbol("lse2", "float"))), S))
+DROPPED = ex.apply("mul", S, Symbol("dropout", "float"))
 DS = ex.apply("mul", Symbol("p", "float"), ex.apply("sub", S, Symbol("delta", "float")))
 
 
@@ -71,11 +72,13 @@ def find_adjoint(graph: Graph) -> Adjoint:
         slope = ex.substitute(_slope(scaled.expr), {"qk": S})
     weight, lse = p.expr.args if isinstance(p.expr, Apply) and p.expr.op == "weight_exp2" else (S, S)
     dp = graph.nodes["dp"]
+    dropped = "_dropout" if "p_dropout" in graph.nodes else ""
     rules = {
         "p is exp2 of a score less lse2": lse == Symbol("lse2", "float") and p.operand == "qk",
-        "ds is p times dp less delta": ds.expr == DS and ds.operand == "dp",
+        "ds is p times dp less delta": ds.expr == DS and ds.operand == f"dp{dropped}",
         "dp is dout times v": isinstance(dp, Contract) and (dp.left, dp.right) == ("dout_tile", "v_tile"),
-        "dq and dk add the same ds": dq.element == dk.element and dv.element == "p",
+        "dq and dk add the same ds": dq.element == dk.element and dv.element == f"p{dropped}",
+        "dropout multiplies p and dp": not dropped or all(_is_dropped(graph, name) for name in ("p", "dp")),
         "dq adds k, dk q and dv dout": (dq.value, dk.value, dv.value) == ("k_tile", "q_tile", "dout_tile"),
         "dq and dk have one factor": dq.factor == dk.factor and dv.factor is None,
         "dk and dv are of the heads that programs own": dk.axes[1]
@@ -91,6 +94,11 @@ def find_adjoint(graph: Graph) -> Adjoint:
     if broken:
         raise InternalError(f"{graph.provenance.name}: the backward templates need: {'; '.join(broken)}")
     return Adjoint(weight, slope, dq, dk, dv, bool(heads), _sums(graph), _sinks(graph))
+
+
+def _is_dropped(graph: Graph, name: str) -> bool:
+    node = graph.nodes[f"{name}_dropout"]
+    return isinstance(node, Map) and (node.operand, node.others, node.expr) == (name, ("dropout",), DROPPED)
 
 
 def _row_rules(graph: Graph) -> dict[str, bool]:
@@ -171,6 +179,8 @@ def backward(graph: Graph, parts: Parts, captured: Mapping[str, Captured], helpe
         has_slope=adjoint.slope is not None,
         keeps_ds=bool(adjoint.sums),
         slope_later=adjoint.slope is not None and bool(adjoint.sums),
+        has_dropout=parts.has_dropout,
+        dv_weight="weight" if parts.has_dropout else "p",
         sums=tuple(RowSum(name, factor and f" * {factor}") for name, factor in _sum_factors(adjoint)),
         sinks=parts.sink.operand if parts.sink and adjoint.sinks else "",
         sinks_rows=adjoint.sinks,

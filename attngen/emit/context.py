@@ -61,6 +61,7 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
         loads_v=not parts.v_in_k,
         has_sink=parts.sink is not None,
         sink=parts.sink.operand if parts.sink else "",
+        has_dropout=parts.has_dropout,
         has_table=listed,
         table=table,
         has_search="search" in printer.helpers,

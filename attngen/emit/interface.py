@@ -129,6 +129,7 @@ class _Builder:
         self.tensors = tuple(n for n, i in self.inputs.items() if i.role == "tensor")
         self.captured = tuple(n for n, i in self.inputs.items() if i.role == "captured")
         self.params = tuple(n for n, i in self.inputs.items() if i.role == "scalar" and not i.default)
+        self.has_dropout = "seed" in self.inputs
         self.layout = self.inputs["q"].layout
         self.packed = launch_of(graph, "out")[1].rows == "packed"
         self.has_table = any(fold.domain.table for _, fold in graph.all(Fold))
@@ -291,6 +292,7 @@ class _Builder:
         if self.packed:
             rows += [(n, "*i32", n) for n in ("cu_seqlens_q", "cu_seqlens_k", "seqused_k")]
         if captured is None:
+            rows += self._dropout_arguments()
             rows.append(("softmax_scale", "fp32", "softmax_scale"))
             rows += [(p, _TRITON[self.inputs[p].dtype], p) for p in self.params]
         shorts = {"out": "o", "dout": "g"}
@@ -338,7 +340,14 @@ class _Builder:
         rows += [("HAS_SEQUSED_K", "seqused_k is not None")] if self.packed else []
         if formulas_too and any(_uses_tanh(e) for e in formulas(self.graph)):
             rows.append(("PRECISE", "q.dtype == torch.float32"))
-        return [*rows, ("LARGE_STRIDES", "large")] if formulas_too else rows
+        return [*rows, *self._drops(), ("LARGE_STRIDES", "large")] if formulas_too else rows
+
+    def _dropout_arguments(self) -> list[tuple[str, str, str]]:
+        names = (("seed", "*i64"), ("dropout_threshold", "i32")) if self.has_dropout else ()
+        return [(name, kind, name) for name, kind in names]
+
+    def _drops(self) -> list[tuple[str, str]]:
+        return [("DROPOUT", "dropout_threshold > 0")] if self.has_dropout else []
 
     def _dim(self, letter: str) -> int:
         return self.layout.replace("t", "s").index(letter)
@@ -370,6 +379,7 @@ class _Builder:
         rows += [(c, f"*{_TRITON[self.inputs[c].dtype]}", c) for c in self.captured]
         if self.packed:
             rows += [(n, "*i32", n) for n in ("cu_seqlens_q", "cu_seqlens_k", "seqused_k")]
+        rows += self._dropout_arguments()
         rows.append(("softmax_scale", "fp32", "softmax_scale"))
         rows += [(p, _TRITON[self.inputs[p].dtype], p) for p in self.params]
         rows += [
@@ -398,6 +408,7 @@ class _Builder:
     def _table_arguments(self) -> list[tuple[str, str, str]]:
         """The kernel's arguments without the tensors that only the fold reads."""
         skipped = {*self.tensors, "out", "lse", "sinks", "softmax_scale", "num_q_heads", "stride_sinks_0"}
+        skipped |= {"seed", "dropout_threshold"}
         short = [f"stride_{'o' if t == 'out' else t}" for t in (*self.tensors, "out", "l")]
         fold_only = {f"{s}{c}" for s in short for c in "bsh"} | skipped
         heads = ("num_q_heads", "i32", "table_heads")
@@ -420,7 +431,8 @@ class _Builder:
         rows = self._mask_constants()
         if any(_uses_tanh(e) for e in formulas(self.graph)):
             rows.append(("PRECISE", "q.dtype == torch.float32"))
-        return [*rows, ("LARGE_STRIDES", "large"), ("BLOCK_M", ""), ("BLOCK_N", ""), ("USE_DESCRIPTORS", "")]
+        rows += [*self._drops(), ("LARGE_STRIDES", "large"), ("BLOCK_M", ""), ("BLOCK_N", "")]
+        return [*rows, ("USE_DESCRIPTORS", "")]
 
     def _op_arguments(self) -> list[tuple[str, str]]:
         rows = [(t, "torch.Tensor") for t in self.tensors]
@@ -429,7 +441,8 @@ class _Builder:
             rows += [("max_seqlen_q", "int"), ("max_seqlen_k", "int"), ("seqused_k", "torch.Tensor | None")]
         rows.append(("softmax_scale", "float"))
         rows += [(p, "int" if self.inputs[p].dtype == "int32" else "float") for p in self.params]
-        return rows + [(c, "torch.Tensor") for c in self.captured]
+        rows += [(c, "torch.Tensor") for c in self.captured]
+        return rows + ([("dropout_p", "float"), ("seed", "torch.Tensor | None")] if self.has_dropout else [])
 
     def _public_arguments(self) -> tuple[str, ...]:
         rows = [f"{t}: torch.Tensor" for t in self.tensors]
@@ -445,7 +458,8 @@ class _Builder:
         rows += [f"{c}: torch.Tensor" for c in self.captured]
         rows += [] if "sinks" in self.captured else ["sinks: None = None"]
         rows += ["seqused_k: torch.Tensor | None = None"] if self.packed else []
-        return (*rows, "dropout_p: float = 0.0", "seed: int | None = None", "return_lse: bool = False")
+        seed = "seed: int | torch.Tensor | None = None" if self.has_dropout else "seed: int | None = None"
+        return (*rows, "dropout_p: float = 0.0", seed, "return_lse: bool = False")
 
     def _scalar_argument(self, name: str) -> ScalarArgument:
         whole = self.inputs[name].dtype == "int32"

@@ -162,6 +162,7 @@ def _compiled_in(graph: Graph, parts: Parts) -> dict[str, object]:
         "score": "s" if parts.score is None else ex.text(parts.score.expr),
         "sinks": parts.sink is not None,
         "precision": parts.contract.precision,
+        **({"dropout": True} if parts.has_dropout else {}),
     }
 
 

@@ -5,9 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attngen.errors import InternalError
-from attngen.ir.expr import Symbol
+from attngen.ir import expr as ex
+from attngen.ir.expr import Const, Expr, Symbol
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Contract, Finish, Fold, Input, Launch, Lift, Load, Map, Merge, Slice, Store
+from attngen.ir.nodes import (
+    Contract,
+    Finish,
+    Fold,
+    Input,
+    Launch,
+    Lift,
+    Load,
+    Map,
+    Merge,
+    Random,
+    Slice,
+    Store,
+)
+
+_THRESHOLD, _NUMBERS = Symbol("dropout_threshold"), Const(65536)
+_KEPT: Expr = ex.apply("div", _NUMBERS, ex.apply("sub", _NUMBERS, _THRESHOLD))
+DROPOUT: Expr = ex.apply("where", ex.apply("lt", Symbol("s"), _THRESHOLD), Const(0.0), _KEPT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +42,7 @@ class Parts:
     v_in_k: bool
     sink: Lift | None
     group: int
+    has_dropout: bool
 
 
 def launch_of(graph: Graph, result: str) -> tuple[str, Launch]:
@@ -71,6 +90,7 @@ def find_parts(graph: Graph) -> Parts:
         isinstance(graph.nodes[v.operand], Slice),
         sink,
         graph.axis("Hkv").group,
+        bool(node.dropout),
     )
     _refuse_unsupported(graph, parts)
     return parts
@@ -99,7 +119,20 @@ def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
         ),
         "exponentials are in base 2": parts.fold.base == "2",
         "q, k and v share layout and dtypes": len(shared) == 1,
+        "dropout compares random numbers with a threshold": _drops(graph, parts.fold),
     }
     broken = [rule for rule, holds in rules.items() if not holds]
     if broken:
         raise InternalError(f"{graph.provenance.name}: the forward templates need: {'; '.join(broken)}")
+
+
+def _drops(graph: Graph, fold: Fold) -> bool:
+    """Whether a fold's dropout, if it has one, is what the templates print."""
+    if not fold.dropout:
+        return True
+    factor = graph.nodes[fold.dropout]
+    return (
+        isinstance(factor, Map)
+        and factor.expr == DROPOUT
+        and graph.nodes[factor.operand] == Random(seed="seed", axes=("B", "Hq", "Sq", "Sk"))
+    )

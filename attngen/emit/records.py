@@ -124,6 +124,8 @@ class Backward:
     has_slope: bool
     keeps_ds: bool  # sums per row need ds before the slope of the score is in it
     slope_later: bool
+    has_dropout: bool
+    dv_weight: str  # what multiplies dout in dv
     sums: tuple[RowSum, ...]
     sinks: str
     sinks_rows: str
@@ -170,6 +172,7 @@ class Context:
     loads_v: bool
     has_sink: bool
     sink: str
+    has_dropout: bool
     has_table: bool
     table: Table
     has_search: bool

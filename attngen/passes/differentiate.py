@@ -6,6 +6,8 @@ of a contraction is a fold of the Sum monoid; score formulas are differentiated 
 
     delta = rowsum(out * dout) - dlse,  p = exp(s - lse),  dp = dout v^T,  ds = p * (dp - delta)
     dq = sum over keys of ds k,  dk = sum over queries of ds^T q,  dv = sum over queries of p^T dout
+
+Dropout multiplies p in dv, and dp: delta is the sum of p * dp over keys then, too.
 """
 
 from __future__ import annotations
@@ -147,6 +149,9 @@ def _softmax(reverse: _Reverse, name: str, node: Fold) -> None:
     dp = reverse.add(
         "dp", Contract(left="dout", right=node.value, over="Dv", axes=SCORES, precision=precision)
     )
+    kept = p
+    if node.dropout:
+        kept, dp = (_dropped(reverse, part, node.dropout) for part in (p, dp))
     rest = ex.apply("sub", S, Symbol("delta", "float"))
     change = ex.apply("mul", Symbol(p, "float"), rest)
     ds = reverse.add("ds", Map(operand=dp, others=(p, reverse.adjoint[name]), expr=change, axes=SCORES))
@@ -154,7 +159,15 @@ def _softmax(reverse: _Reverse, name: str, node: Fold) -> None:
     if isinstance(value, Slice):
         raise InternalError("differentiate: values that are columns of K have no adjoint")
     if value.grad:
-        reverse.add(f"d{node.value}", reverse.sum(p, "dout", "Sq", value.axes, precision=precision))
+        reverse.add(f"d{node.value}", reverse.sum(kept, "dout", "Sq", value.axes, precision=precision))
+
+
+def _dropped(reverse: _Reverse, operand: str, dropout: str) -> str:
+    """The node that holds a value times what dropout multiplied weights with."""
+    change = ex.apply("mul", S, Symbol(dropout, "float"))
+    return reverse.add(
+        f"{operand}_{dropout}", Map(operand=operand, others=(dropout,), expr=change, axes=SCORES)
+    )
 
 
 def _lift(reverse: _Reverse, name: str, node: Lift) -> None:

@@ -145,6 +145,8 @@ def _launch(
         program_axes=(owned[1], "B"),
         configs=tuple(
             (target, tuple(config if merges else replace(config, merged=False) for config in choices))
-            for target, choices in backward_configurations(kernel, dims[0], dims[1], heavy=heavy)
+            for target, choices in backward_configurations(
+                kernel, dims[0], dims[1], heavy=heavy, dropout="dropout" in graph.nodes
+            )
         ),
     )

@@ -236,6 +236,9 @@ class Document(Form):
         examples=[{"bias": {"dtype": "float32", "axes": ["Hq", "Sq", "Sk"]}}],
     )
     sinks: bool = Field(default=False, description="a learned sink per query head (argument sinks [Hq])")
+    dropout: bool = Field(
+        default=False, description="drop weights of the softmax at random (arguments dropout_p and seed)"
+    )
     precision: Precision = Field(default="ieee", description="products of float32 inputs")
     grad: bool = Field(default=False, description="generate the backward pass")
     deterministic: bool = Field(default=True, description="the same bits on every run")

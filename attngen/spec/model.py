@@ -116,6 +116,7 @@ class Spec:
     params: tuple[Param, ...] = ()
     captured: tuple[Captured, ...] = ()
     sinks: bool = False
+    dropout: bool = False
     precision: Precision = "ieee"
     grad: bool = False
     deterministic: bool = True
@@ -159,6 +160,7 @@ class Spec:
             "params": {p.name: p.type if p.value is None else p.value for p in self.params},
             "captured": {c.name: _canonical_captured(c) for c in self.captured},
             "sinks": self.sinks,
+            "dropout": self.dropout,
             "precision": None if self.precision == "ieee" else self.precision,
             "grad": self.grad,
             "deterministic": None if self.deterministic else False,
