@@ -806,7 +806,7 @@ def _kept(
     """
     rows = (start_m // 2 + tl.arange(0, BLOCK_M // 2)).to(tl.uint32)
     keys = (start_n // 4 + tl.arange(0, BLOCK_N // 4)).to(tl.uint32)
-    h, b = h.to(tl.uint32), b.to(tl.uint32)
+    h, b = tl.cast(h, tl.uint32), tl.cast(b, tl.uint32)
     if BY_KEYS:
         w0, w1, w2, w3 = _philox(key_low, key_high, keys[:, None], rows[None, :], h, b)
     else:
@@ -1673,7 +1673,8 @@ def _dropout_seed(
     """Check both, and return seed and offset as a tensor on the device; None where nothing is dropped. Never waits for it."""
     if isinstance(dropout_p, bool) or not isinstance(dropout_p, float | int):
         raise TypeError(f"gpt2_dropout: dropout_p: expected a number, got {type(dropout_p).__name__}")
-    _expect(0.0 <= dropout_p < 1.0, f"dropout_p: must lie in [0, 1), got {dropout_p}")
+    if not 0.0 <= dropout_p < 1.0:  # torch.compile makes no text of numbers that vary
+        raise ValueError(f"gpt2_dropout: dropout_p: must lie in [0, 1), got {dropout_p}")
     if isinstance(seed, torch.Tensor):
         fits = seed.dtype == torch.int64 and seed.shape == (2,) and seed.is_contiguous()
         _expect(
@@ -1686,7 +1687,8 @@ def _dropout_seed(
             raise TypeError(
                 f"gpt2_dropout: seed: expected an int or an int64 tensor [2], got {type(seed).__name__}"
             )
-        _expect(-(2**63) <= seed < 2**63, f"seed: must fit 64 bits, got {seed}")
+        if not -(2**63) <= seed < 2**63:
+            raise ValueError(f"gpt2_dropout: seed: must fit 64 bits, got {seed}")
     if dropout_p == 0.0:
         return None
     if seed is None:
