@@ -1954,7 +1954,10 @@ def attention(
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )
-    _expect(dropout_p == 0.0 and seed is None, "dropout_p, seed: this kernel was generated without dropout")
+    _expect(
+        dropout_p == 0.0 and seed is None,
+        "dropout_p, seed: the spec has none; add `dropout: true` and generate again",
+    )
     if isinstance(window, bool) or not isinstance(window, int | int):
         raise TypeError(f"mistral_window: window: expected int, got {type(window).__name__}")
     _expect(abs(window) <= 2**28, "window: must lie within 2**28 of 0")

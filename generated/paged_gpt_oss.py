@@ -716,7 +716,10 @@ def attention(
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )
-    _expect(dropout_p == 0.0 and seed is None, "dropout_p, seed: this kernel was generated without dropout")
+    _expect(
+        dropout_p == 0.0 and seed is None,
+        "dropout_p, seed: the spec has none; add `dropout: true` and generate again",
+    )
     shape = (num_q_heads,)
     sinks = _check_captured("sinks", sinks, (torch.float32, torch.bfloat16, torch.float16), shape, q)
     out, lse = _forward(

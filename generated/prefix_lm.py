@@ -1950,7 +1950,10 @@ def attention(
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )
-    _expect(dropout_p == 0.0 and seed is None, "dropout_p, seed: this kernel was generated without dropout")
+    _expect(
+        dropout_p == 0.0 and seed is None,
+        "dropout_p, seed: the spec has none; add `dropout: true` and generate again",
+    )
     _expect(sinks is None, "sinks: the spec has none; add `sinks: true` and generate again")
     shape = (batch,)
     prefix = _check_captured("prefix", prefix, (torch.int32,), shape, q)

@@ -1345,7 +1345,7 @@ def _backward_captured_rel_bias_diagonals(
     num_tiles_m = tl.cdiv(seqlen_q, BLOCK_M)
     num_tiles_n = tl.cdiv(seqlen_k, BLOCK_N)
     num_diagonals = num_tiles_m + num_tiles_n + 1
-    diagonal = program % num_diagonals - num_tiles_m
+    diagonal = program % num_diagonals - num_tiles_n
     rest = program // num_diagonals
     h = rest % num_q_heads
     hk = h // 1
@@ -1358,7 +1358,7 @@ def _backward_captured_rel_bias_diagonals(
     for turn in tl.range(0, num_tiles_n * batch):
         tile_n = turn % num_tiles_n
         b = turn // num_tiles_n
-        start_m = (tile_n + diagonal) * BLOCK_M - shift
+        start_m = (tile_n + diagonal) * BLOCK_M
         start_n = tile_n * BLOCK_N
         row = start_m + rows_m
         i = row + shift
@@ -1453,7 +1453,7 @@ def _backward_captured_rel_bias(
     total = tl.zeros([BLOCK_N], tl.float32)
     for start in tl.range(0, count, BLOCK_N):
         place = start + tl.arange(0, BLOCK_N)
-        i = (place // SPAN - first_diagonal) * (SPAN // 2) + place % SPAN - SPAN // 2
+        i = (place // SPAN - first_diagonal) * (SPAN // 2) + place % SPAN - SPAN // 2 + seqlen_k - seqlen_q
         values = tl.load(base + place, mask=place < count, other=0.0)
         total += tl.where(((tl.maximum(-128, tl.minimum(-i, 128)) + 128) == at_1), values, 0.0)
     tl.store(drel_bias + program, tl.sum(total, 0))
@@ -1756,8 +1756,10 @@ def launch_backward(
                 )
         config = chosen["_backward_captured_rel_bias_diagonals"]
         drel_bias = torch.zeros(rel_bias.shape, dtype=torch.float32, device=q.device)
-        first_diagonal = triton.cdiv(q.shape[1], config["BLOCK_M"])
-        num_diagonals = first_diagonal + triton.cdiv(k.shape[1], config["BLOCK_N"]) + 1
+        first_diagonal = triton.cdiv(k.shape[1], config["BLOCK_N"])
+        num_diagonals = (
+            triton.cdiv(q.shape[1], config["BLOCK_M"]) + triton.cdiv(k.shape[1], config["BLOCK_N"]) + 1
+        )
         span = 2 * config["BLOCK_M"]
         shape = [q.shape[2], num_diagonals, span]
         drel_bias_diagonals = torch.empty(shape, dtype=torch.float32, device=q.device)
@@ -1964,7 +1966,10 @@ def attention(
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )
-    _expect(dropout_p == 0.0 and seed is None, "dropout_p, seed: this kernel was generated without dropout")
+    _expect(
+        dropout_p == 0.0 and seed is None,
+        "dropout_p, seed: the spec has none; add `dropout: true` and generate again",
+    )
     _expect(sinks is None, "sinks: the spec has none; add `sinks: true` and generate again")
     shape = (
         num_q_heads,

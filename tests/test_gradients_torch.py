@@ -28,6 +28,7 @@ NAMES: dict[str, dict[str, Any]] = {
         },
     },
     "sinks": {"sinks": True},
+    "dropout": {"dropout": True},
     "packed": {"layout": "thd", "sinks": True},
 }
 
@@ -62,6 +63,7 @@ def arguments(name: str, seqlen_q: int = 9, seqlen_k: int = 12, batch: int = 2) 
         "param": {"cap": 1.5},
         "captured": {"y": leaf(batch, 4, seqlen_q), "x": leaf(4)},
         "sinks": {"sinks": leaf(4)},
+        "dropout": {"dropout_p": 0.25, "seed": torch.tensor([3, 4])},
     }.get(name, {})
     return found | more
 
@@ -78,7 +80,7 @@ def op_arguments(name: str, op: Any) -> tuple[Any, ...]:
 
 # ---- the custom ops
 
-FAST = ("captured", "packed")
+FAST = ("captured", "dropout", "packed")
 TIERS = [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
 
 
@@ -187,6 +189,7 @@ def test_inductor_gives_the_same():
 # ---- what is kept for the backward
 
 KEPT = {"dense": "qkv", "per head": "qkv", "captured": [*"qkv", "y", "x"], "sinks": [*"qkv", "sinks"]}
+KEPT["dropout"] = [*"qkv", "seed"]
 KEPT["packed"] = [*"qkv", "cu_seqlens_q", "cu_seqlens_k", "sinks"]
 
 

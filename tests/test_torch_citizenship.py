@@ -67,6 +67,7 @@ MODULES: dict[str, dict[str, Any]] = {
     "softcap": {"score": "cap * tanh(s / cap)", "params": {"cap": "float"}},
     "captured": {"score": "s + bias[b, h, row, j]", "captured": BIAS},
     "sinks": {"sinks": True},
+    "dropout": {"dropout": True},
     "packed": {"layout": "thd"},
 }
 
@@ -80,6 +81,7 @@ def arguments(name: str, seqlen_q: int = 9, seqlen_k: int = 12, batch: int = 2) 
         "softcap": {"cap": 1.5},
         "captured": {"bias": torch.randn(1, 4, seqlen_q, seqlen_k)},
         "sinks": {"sinks": torch.randn(4)},
+        "dropout": {"dropout_p": 0.25, "seed": torch.tensor([3, 4])},
     }.get(name, {})
     return dense("bhsd" if name == "bhsd" else "bshd", seqlen_q, seqlen_k, batch) | more
 
@@ -232,7 +234,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "batch": ("dense", bad(q=zeros(3, 9, 4, 16)), "k: shape (2, 12, 2, 16) has another batch than q's (3, 9, 4, 16)"),
     "k and v": ("dense", bad(v=zeros(2, 11, 2, 16)), "v: shape (2, 11, 2, 16) does not go with k's (2, 12, 2, 16)"),
     "sinks": ("dense", bad(sinks=zeros(4)), "sinks: the spec has none"),
-    "dropout": ("dense", bad(dropout_p=0.1), "dropout_p, seed: this kernel was generated without dropout"),
+    "dropout": ("dense", bad(dropout_p=0.1), "dropout_p, seed: the spec has none; add `dropout: true` and generate again"),
     "seed": ("dense", bad(seed=1), "dropout_p, seed"),
     "scale": ("dense", bad(softmax_scale="wide"), "softmax_scale: expected a number, got str"),
     "float for int": ("window", bad(window=4.0), "window: expected int, got float"),

@@ -54,7 +54,8 @@ def truth(spec: Spec, inputs: dict[str, Any]) -> Truth:
     rounding = max(eps, EPS_TF32) if spec.precision == "tf32" else eps
     values = next(inputs[name] for name in ("v", "v_cache", "k", "k_cache") if name in inputs)
     condition = EPS32 * max(1.0, size(lse), largest_number(spec))  # what fp32 can tell of scores of this size
-    roundings = (rounding * size(values) + eps * size(out)) / 2
+    weight = 1 / (1 - inputs.get("dropout_p", 0.0))  # what those that dropout keeps add up to at most
+    roundings = (rounding * size(values) * weight + eps * size(out)) / 2
     return Truth(
         out=out,
         lse=lse,

@@ -15,6 +15,7 @@ from attngen.spec import Captured, Spec
 
 Inputs = dict[str, Any]
 LARGE_SCORE = 2.5e5
+DROPOUT = (0.25, 0.5, 0.02, 0.9, 0.0)
 
 
 def make_inputs(spec: Spec, problem: Problem, dtype: torch.dtype) -> Inputs:
@@ -31,6 +32,9 @@ def make_inputs(spec: Spec, problem: Problem, dtype: torch.dtype) -> Inputs:
         inputs[captured.name] = _captured(spec, captured, sizes, problem, source)
     if spec.sinks:
         inputs["sinks"] = torch.randn(sizes["Hq"], generator=source)
+    if spec.dropout:
+        inputs["dropout_p"] = DROPOUT[problem.seed % len(DROPOUT)]
+        inputs["seed"] = torch.randint(-(2**63), 2**63 - 1, (2,), generator=source)
     return inputs
 
 

@@ -115,6 +115,7 @@ def specs_and_problems(draw: st.DrawFn) -> tuple[Spec, Problem]:
         "dtype": dtype,
         "layout": parts.layout,
         "sinks": draw(st.booleans()),
+        "dropout": not draw(st.integers(0, 3)),
     }
     if parts.paged:
         data["cache"] = {

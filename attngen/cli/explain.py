@@ -51,7 +51,7 @@ def _tiles(fold: Fold) -> Tiles:
 
 def _compiled_in(spec: Spec) -> dict[str, Any]:
     """The structure: another value of any of these is another kernel."""
-    structure = ("head_dim", "layout", "score", "mask", "sinks", "cache", "precision")
+    structure = ("head_dim", "layout", "score", "mask", "sinks", "dropout", "cache", "precision")
     canonical = spec.canonical()
     values = {param.name: param.value for param in spec.params if not param.runtime}
     found = {"dtypes": list(spec.dtypes), "group": spec.heads.group}
@@ -71,7 +71,9 @@ def _run_time(spec: Spec) -> dict[str, str]:
     for captured in spec.captured:
         axes = ", ".join(str(axis) for axis in captured.axes)
         found[captured.name] = f"{captured.dtype} [{axes}]{', ascending' if captured.sorted else ''}"
-    return found | ({"sinks": "float32 [Hq]"} if spec.sinks else {})
+    found |= {"sinks": "float32 [Hq]"} if spec.sinks else {}
+    drawn = {"dropout_p": "float, 0 <= dropout_p < 1", "seed": "int, int64 [2] (seed, offset), or drawn"}
+    return found | (drawn if spec.dropout else {})
 
 
 def _lengths(spec: Spec) -> str:

@@ -30,6 +30,7 @@ params: {{window: 256}}
 # layout: bhsd                       # order of axes: bshd (default) | bhsd | thd (packed sequences)
 # score: 50 * tanh(s / 50)           # a formula of the scaled score s
 # sinks: true                        # a learned score per head that joins the sum, argument sinks [Hq]
+# dropout: true                      # drop weights at random, arguments dropout_p and seed
 # captured: {{slopes: {{dtype: float32, axes: [Hq]}}}}   # a tensor of formulas: s + slopes[h] * (j - i)
 """
 

@@ -38,6 +38,7 @@ LOG2E = Const(math.log2(math.e))
 ONE = Const(1.0)
 _SINK = Apply("mul", (ex.Element("sinks", (Symbol("h"),), "float"), LOG2E))
 SUNK = ex.apply("neg", ex.apply("mul", Apply("weight_exp2", (_SINK, Symbol("lse2", "float"))), S))
+DROPPED = ex.apply("mul", S, Symbol("dropout", "float"))
 DS = ex.apply("mul", Symbol("p", "float"), ex.apply("sub", S, Symbol("delta", "float")))
 
 
@@ -70,11 +71,13 @@ def find_adjoint(graph: Graph) -> Adjoint:
         slope = ex.substitute(_slope(scaled.expr), {"qk": S})
     weight, lse = p.expr.args if isinstance(p.expr, Apply) and p.expr.op == "weight_exp2" else (S, S)
     dp = graph.nodes["dp"]
+    dropped = "_dropout" if "p_dropout" in graph.nodes else ""
     rules = {
         "p is exp2 of a score less lse2": lse == Symbol("lse2", "float") and p.operand == "qk",
-        "ds is p times dp less delta": ds.expr == DS and ds.operand == "dp",
+        "ds is p times dp less delta": ds.expr == DS and ds.operand == f"dp{dropped}",
         "dp is dout times v": isinstance(dp, Contract) and (dp.left, dp.right) == ("dout_tile", "v_tile"),
-        "dq and dk add the same ds": dq.element == dk.element and dv.element == "p",
+        "dq and dk add the same ds": dq.element == dk.element and dv.element == f"p{dropped}",
+        "dropout multiplies p and dp": not dropped or all(_is_dropped(graph, name) for name in ("p", "dp")),
         "dq adds k, dk q and dv dout": (dq.value, dk.value, dv.value) == ("k_tile", "q_tile", "dout_tile"),
         "dq and dk have one factor": dq.factor == dk.factor and dv.factor is None,
         "dk and dv are of the heads that programs own": dk.axes[1]
@@ -99,6 +102,11 @@ def _key_folds(graph: Graph, heads: str) -> tuple[Fold, Fold]:
             return _fold(graph, right), _fold(graph, pad.operand)
         case _:
             return _fold(graph, f"dk{heads}"), _fold(graph, f"dv{heads}")
+
+
+def _is_dropped(graph: Graph, name: str) -> bool:
+    node = graph.nodes[f"{name}_dropout"]
+    return isinstance(node, Map) and (node.operand, node.others, node.expr) == (name, ("dropout",), DROPPED)
 
 
 def _row_rules(graph: Graph) -> dict[str, bool]:
@@ -194,6 +202,8 @@ def backward(graph: Graph, parts: Parts, captured: Mapping[str, Captured], helpe
         slope_later=adjoint.slope is not None and bool(adjoint.sums or adjoint.added),
         captured=(),
         places=(),
+        has_dropout=parts.has_dropout,
+        dv_weight="weight" if parts.has_dropout else "p",
         sums=tuple(RowSum(name, factor and f" * {factor}") for name, factor in _sum_factors(adjoint)),
         sinks=parts.sink.operand if parts.sink and adjoint.sinks else "",
         sinks_rows=adjoint.sinks,

@@ -124,12 +124,14 @@ def _places(graph: Graph, launch: Launch, parts: Parts) -> tuple[list[str], list
         f"num_tiles_n = tl.cdiv({'max_seqlen_k' if packed else 'seqlen_k'}, BLOCK_N)",
     ]
     walked: list[tuple[str, str]] = []
+    along_i = launch.tile_axis == "Sd" and packed  # each sequence has a shift of its own
+    before = "num_tiles_m" if along_i else "num_tiles_n"
     kinds = {
         "Sq": ("tile_n = program % num_tiles_n", "tile_m = program // num_tiles_n % num_tiles_m"),
         "Sk": ("tile_n = program % num_tiles_n",),
         "Sd": (
             "num_diagonals = num_tiles_m + num_tiles_n + 1",
-            "diagonal = program % num_diagonals - num_tiles_m",
+            f"diagonal = program % num_diagonals - {before}",
         ),
     }
     rest = {"Sq": "num_tiles_n // num_tiles_m", "Sk": "num_tiles_n", "Sd": "num_diagonals"}[launch.tile_axis]
@@ -154,7 +156,8 @@ def _places(graph: Graph, launch: Launch, parts: Parts) -> tuple[list[str], list
             "seqlen_q = tl.load(cu_seqlens_q + b + 1) - q_start",
             "seqlen_k = tl.load(seqused_k + b) if HAS_SEQUSED_K else tl.load(cu_seqlens_k + b + 1) - k_start",
         ]
-    first = "(tile_n + diagonal) * BLOCK_M - shift" if launch.tile_axis == "Sd" else "tile_m * BLOCK_M"
+    first = "(tile_n + diagonal) * BLOCK_M" if launch.tile_axis == "Sd" else "tile_m * BLOCK_M"
+    first += " - shift" if along_i else ""
     valid = "(row >= 0) & (row < seqlen_q)" if launch.tile_axis == "Sd" else "row < seqlen_q"
     lines += [
         "shift = seqlen_k - seqlen_q",
@@ -243,6 +246,7 @@ def _diagonals(
         gradient=gradient,
         own=(*lines, *printer.prologue),
         kept=kept,
+        shift="" if graph.packed else " + seqlen_k - seqlen_q",
         match=" & ".join(tests),
     )
 

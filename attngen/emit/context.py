@@ -78,6 +78,7 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
         pv_precision=parts.fold.precision,
         loads_v=not parts.v_in_k,
         sink=parts.sink.operand if parts.sink else "",
+        has_dropout=parts.has_dropout,
         has_table=listed,
         table=table,
         has_search="search" in printer.helpers,

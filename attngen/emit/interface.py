@@ -168,6 +168,7 @@ class _Builder:
         self.tensors = tuple(n for n, i in self.inputs.items() if i.role == "tensor")
         self.captured = tuple(n for n, i in self.inputs.items() if i.role == "captured")
         self.params = tuple(n for n, i in self.inputs.items() if i.role == "scalar" and not i.default)
+        self.has_dropout = "seed" in self.inputs
         self.layout = self.inputs["q"].layout
         self.packed = graph.packed
         self.launch = attending(graph)
@@ -426,8 +427,8 @@ class _Builder:
             before.append(_index_type(gradient))
         else:
             before += [
-                f"first_diagonal = {tiles_m}",
-                f"num_diagonals = first_diagonal + {tiles_n} + 1",
+                f"first_diagonal = {tiles_m if self.packed else tiles_n}",
+                f"num_diagonals = {tiles_m} + {tiles_n} + 1",
                 'span = 2 * config["BLOCK_M"]',
                 f"shape = [{', '.join([*kept, 'num_diagonals', 'span'])}]",
                 f"{stored} = torch.empty(shape, dtype=torch.float32, device=q.device)",
@@ -519,6 +520,7 @@ class _Builder:
         if self.packed:
             rows += [(n, "*i32", n) for n in ("cu_seqlens_q", "cu_seqlens_k", "seqused_k")]
         if captured is None:
+            rows += self._dropout_arguments()
             rows.append(("softmax_scale", "fp32", "softmax_scale"))
             rows += [(p, _TRITON[self.inputs[p].dtype], p) for p in self.params]
         shorts = {"out": "o", "dout": "g"}
@@ -571,7 +573,14 @@ class _Builder:
         rows += [("HAS_SEQUSED_K", "seqused_k is not None")] if self.packed else []
         if formulas_too and any(_uses_tanh(e) for e in formulas(self.graph)):
             rows.append(("PRECISE", "q.dtype == torch.float32"))
-        return [*rows, ("LARGE_STRIDES", "large")] if formulas_too else rows
+        return [*rows, *self._drops(), ("LARGE_STRIDES", "large")] if formulas_too else rows
+
+    def _dropout_arguments(self) -> list[tuple[str, str, str]]:
+        names = (("seed", "*i64"), ("dropout_threshold", "i32")) if self.has_dropout else ()
+        return [(name, kind, name) for name, kind in names]
+
+    def _drops(self) -> list[tuple[str, str]]:
+        return [("DROPOUT", "dropout_threshold > 0")] if self.has_dropout else []
 
     def _dim(self, letter: str) -> int:
         return self.layout.replace("t", "s").index(letter)
@@ -603,6 +612,7 @@ class _Builder:
         rows += [(n, "*fp32", n) for n in ("partial_out", "partial_lse") if self.splits]
         rows += [(c, f"*{_TRITON[self.inputs[c].dtype]}", c) for c in self.captured]
         rows += [(n, "*i32", n) for n in self._length_tensors()]
+        rows += self._dropout_arguments()
         rows.append(("softmax_scale", "fp32", "softmax_scale"))
         rows += [(p, _TRITON[self.inputs[p].dtype], p) for p in self.params]
         rows += [
@@ -642,6 +652,7 @@ class _Builder:
     def _table_arguments(self) -> list[tuple[str, str, str]]:
         """The kernel's arguments without the tensors that only the fold reads."""
         skipped = {*self.tensors, "out", "lse", "sinks", "softmax_scale", "num_q_heads", "stride_sinks_0"}
+        skipped |= {"seed", "dropout_threshold"}
         short = [f"stride_{'o' if t == 'out' else t}" for t in (*self.tensors, "out", "l")]
         fold_only = {f"{s}{c}" for s in short for c in "bsh"} | skipped
         heads = ("num_q_heads", "i32", "table_heads")
@@ -671,7 +682,8 @@ class _Builder:
             rows += [("LARGE_CACHE", "large"), *same, ("ONE_TILE", "one_tile")]
             rows += [("SPLIT", "split")] if self.splits else []
             return [*rows, ("BLOCK_M", ""), ("BLOCK_N", "")]
-        return [*rows, ("LARGE_STRIDES", "large"), ("BLOCK_M", ""), ("BLOCK_N", ""), ("USE_DESCRIPTORS", "")]
+        rows += [*self._drops(), ("LARGE_STRIDES", "large"), ("BLOCK_M", ""), ("BLOCK_N", "")]
+        return [*rows, ("USE_DESCRIPTORS", "")]
 
     def _op_arguments(self) -> list[tuple[str, str]]:
         rows = [(t, "torch.Tensor") for t in self.tensors]
@@ -683,7 +695,8 @@ class _Builder:
             rows += [("max_seqlen_q", "int"), ("max_seqlen_k", "int"), ("seqused_k", "torch.Tensor | None")]
         rows.append(("softmax_scale", "float"))
         rows += [(p, "int" if self.inputs[p].dtype == "int32" else "float") for p in self.params]
-        return rows + [(c, "torch.Tensor") for c in self.captured]
+        rows += [(c, "torch.Tensor") for c in self.captured]
+        return rows + ([("dropout_p", "float"), ("seed", "torch.Tensor | None")] if self.has_dropout else [])
 
     def _public_arguments(self) -> tuple[str, ...]:
         rows = [f"{self._host(t)}: torch.Tensor" for t in self.tensors]
@@ -702,7 +715,8 @@ class _Builder:
         rows += [f"{c}: torch.Tensor" for c in self.captured]
         rows += [] if "sinks" in self.captured else ["sinks: None = None"]
         rows += ["seqused_k: torch.Tensor | None = None"] if self.packed and self.pages is None else []
-        return (*rows, "dropout_p: float = 0.0", "seed: int | None = None", "return_lse: bool = False")
+        seed = "seed: int | torch.Tensor | None = None" if self.has_dropout else "seed: int | None = None"
+        return (*rows, "dropout_p: float = 0.0", seed, "return_lse: bool = False")
 
     def _scalar_argument(self, name: str) -> ScalarArgument:
         whole = self.inputs[name].dtype == "int32"

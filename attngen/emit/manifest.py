@@ -210,6 +210,7 @@ def _compiled_in(graph: Graph, parts: Parts) -> dict[str, object]:
         **({"cache": _cache(graph, parts.pages)} if parts.pages else {}),
         **({"splits": str(parts.splits)} if parts.splits else {}),
         "precision": parts.contract.precision,
+        **({"dropout": True} if parts.has_dropout else {}),
     }
 
 

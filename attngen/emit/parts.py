@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attngen.errors import InternalError
-from attngen.ir.expr import Symbol
+from attngen.ir import expr as ex
+from attngen.ir.expr import Const, Expr, Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import (
     Contract,
@@ -18,12 +19,16 @@ from attngen.ir.nodes import (
     Map,
     Merge,
     Pages,
+    Random,
     Slice,
     Splits,
     Store,
 )
 
 SMALLEST_TILE = 16  # rows
+_THRESHOLD, _NUMBERS = Symbol("dropout_threshold"), Const(65536)
+_KEPT: Expr = ex.apply("div", _NUMBERS, ex.apply("sub", _NUMBERS, _THRESHOLD))
+DROPOUT: Expr = ex.apply("where", ex.apply("lt", Symbol("s"), _THRESHOLD), Const(0.0), _KEPT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,7 @@ class Parts:
     heads_in_rows: bool
     splits: Splits | None
     combine: Launch | None
+    has_dropout: bool
 
 
 def launch_of(graph: Graph, result: str) -> tuple[str, Launch]:
@@ -104,6 +110,7 @@ def find_parts(graph: Graph) -> Parts:
         launch.program_axes == ("Hkv",),
         node.domain.splits,
         last if node.level == "split" else None,
+        bool(node.dropout),
     )
     _refuse_unsupported(graph, parts)
     return parts
@@ -150,6 +157,7 @@ def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
         ),
         "exponentials are in base 2": parts.fold.base == "2",
         "q, k and v share layout and dtypes": len(layouts) == len({x.dtypes for x in tensors.values()}) == 1,
+        "dropout compares random numbers with a threshold": _drops(graph, parts.fold),
     }
     broken = [rule for rule, holds in rules.items() if not holds]
     if broken:
@@ -169,3 +177,15 @@ def _merges(graph: Graph, parts: Parts, combine: Launch) -> bool:
     [(_, [config, *_]), *others] = combine.configs
     place = (combine.rows, combine.tile_axis, combine.program_axes, config.block_m, config.num_warps)
     return partial == wanted and not others and place == ("grid", "Sq", ("Hq",), 16, 4)
+
+
+def _drops(graph: Graph, fold: Fold) -> bool:
+    """Whether a fold's dropout, if it has one, is what the templates print."""
+    if not fold.dropout:
+        return True
+    factor = graph.nodes[fold.dropout]
+    return (
+        isinstance(factor, Map)
+        and factor.expr == DROPOUT
+        and graph.nodes[factor.operand] == Random(seed="seed", axes=("B", "Hq", "Sq", "Sk"))
+    )

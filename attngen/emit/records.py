@@ -142,6 +142,7 @@ class PlaceKernel:
     gradient: str
     own: tuple[str, ...]
     kept: str  # which of the rows of diagonals
+    shift: str  # from the rows and keys of a diagonal to its i - j
     match: str  # the diagonals of this place
 
 
@@ -163,6 +164,8 @@ class Backward:
     has_slope: bool
     keeps_ds: bool  # sums per row need ds before the slope of the score is in it
     slope_later: bool
+    has_dropout: bool
+    dv_weight: str  # what multiplies dout in dv
     sums: tuple[RowSum, ...]
     captured: tuple[CapturedKernel, ...]
     places: tuple[PlaceKernel, ...]
@@ -221,6 +224,7 @@ class Context:
     pv_precision: str
     loads_v: bool
     sink: str
+    has_dropout: bool
     has_table: bool
     table: Table
     has_search: bool

@@ -133,13 +133,14 @@ class Input(Node):
     in ``pshd`` and ``phsd`` p are the ``pages`` of a cache and s the slots of a page). ``argument`` is the caller's name of
     it, where that is another.
     ``default`` is the text of a scalar's default ('' when the caller must give it). ``grad``: the backward returns a
-    gradient for it. The role ``gradient`` is that of a result's gradient, which autograd hands to the backward.
+    gradient for it. The role ``gradient`` is that of a result's gradient, which autograd hands to the backward; ``seed`` that
+    of the two integers (seed, offset) which a call's random numbers come from.
     """
 
     kind: ClassVar[str] = "input"
     axes: Axes
     dtype: str
-    role: Literal["tensor", "captured", "scalar", "gradient"] = "tensor"
+    role: Literal["tensor", "captured", "scalar", "gradient", "seed"] = "tensor"
     dtypes: tuple[str, ...] = ()
     layout: str = ""
     pages: Pages | None = None
@@ -197,8 +198,35 @@ class Map(Node):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Random(Node):
+    """A random integer from 0 to 65535 per query head, query and key; it depends on ``seed`` and on where the element is in
+    the sequences, and on nothing else: not on tiles, splits, ranks, packing, lengths, numbers of heads, or the device.
+
+    Philox4x32-10 (Salmon et al., SC 2011; Random123) makes four words of 32 bits from a key of two and a counter of four.
+    It serves blocks of eight elements, chosen so that those of a call meet in one thread of a tensor core's tile:
+
+        key     = the first two words under the key (seed low, seed high) and the counter (offset low, offset high, 0, 0)
+        counter = (j // 16 * 4 + j % 8 // 2, row // 16 * 8 + row % 8, h, b)
+        word    = j % 2 * 2 + j // 8 % 2, of which row // 8 % 2 = 0 takes the high 16 bits and 1 the low ones
+
+    b counts batch entries, or packed sequences; h query heads; row and j from the start of a sequence. No gradient passes it.
+    """
+
+    kind: ClassVar[str] = "random"
+    OPERANDS: ClassVar[tuple[str, ...]] = ("seed",)
+    seed: str
+    axes: Axes
+
+    def verify(self) -> None:
+        """Elements are those of a matrix of scores."""
+        _require(self.axes == ("B", "Hq", "Sq", "Sk"), "random: the axes are B, Hq, Sq, Sk")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fold(Node):
     """Fold of a monoid along ``axis`` over ``domain``; for softmax, of the pairs (element, value).
+
+    There, ``dropout`` multiplies the weights of the values, and not those that the sum of weights adds up.
 
     For sum, of the products element * value, or of the element alone where ``value`` is ''. Axes that the result lacks are
     summed too (the query heads of a group, where the result has kv heads). With ``at``, the element at a place is added
@@ -210,10 +238,11 @@ class Fold(Node):
     """
 
     kind: ClassVar[str] = "fold"
-    OPERANDS: ClassVar[tuple[str, ...]] = ("element", "value", "captured")
+    OPERANDS: ClassVar[tuple[str, ...]] = ("element", "value", "dropout", "captured")
     monoid: Monoid
     element: str
     value: str = ""
+    dropout: str = ""
     captured: tuple[str, ...] = ()
     axis: str
     domain: Domain
@@ -229,7 +258,8 @@ class Fold(Node):
     carrier: Literal["none", "register", "buffer", "atomic"] = "none"
 
     def verify(self) -> None:
-        """A mask is a truth value; a cut fold has a plan, an order and a carrier."""
+        """A mask is a truth value; a cut fold has a plan, an order and a carrier; softmax alone has weights to drop."""
+        _require(self.monoid == "softmax" or not self.dropout, "fold: only softmax has weights to drop")
         _require(type_of(self.domain.mask) == "bool", "fold: the mask is not a truth value")
         cut = self.level != "whole"
         _require(
@@ -385,7 +415,7 @@ class Launch(Node):
 
 
 NODE_TYPES: tuple[type[Node], ...] = (
-    Input, Contract, Map, Slice, Pad, Fold, Lift, Merge, Finish, Load, Store, Launch,
+    Input, Contract, Map, Random, Slice, Pad, Fold, Lift, Merge, Finish, Load, Store, Launch,
 )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from attngen.ir.nodes import (
     Merge,
     Node,
     Pages,
+    Random,
     Slice,
     Splits,
     symbol,
@@ -69,7 +70,7 @@ def not_built(spec: Spec, key: str, message: str) -> PlanError:
 def _provenance(spec: Spec) -> Provenance:
     canonical = json.dumps(spec.canonical(), sort_keys=True, ensure_ascii=True)
     lines: list[tuple[str, str]] = []
-    for node, key in (("scores", "score"), ("fold", "mask"), ("sink", "sinks")):
+    for node, key in (("scores", "score"), ("fold", "mask"), ("sink", "sinks"), ("random", "dropout")):
         place = spec.position((key,))
         if place:
             lines.append((node, f"{place[0]}:{place[1]}"))
@@ -93,6 +94,7 @@ def _axes(spec: Spec) -> tuple[Axis, ...]:
         Axis(name="Sk", size=symbol("seqlen_k"), symbol="j", origin="k_start" if in_a_row else ""),
         Axis(name="Dqk", size=Const(spec.head_dim.qk), symbol="d"),
         Axis(name="Dv", size=Const(spec.head_dim.v), symbol="e"),
+        *([Axis(name="Seed", size=Const(2), symbol="seed_0")] if spec.dropout else []),
         *_captured_axes(spec),
     )
 
@@ -147,6 +149,9 @@ def _inputs(spec: Spec, nodes: dict[str, Node]) -> None:
         nodes[captured.name] = Input(
             axes=axes, dtype=captured.dtype, role="captured", sorted=captured.sorted, grad=captured.grad
         )
+    if spec.dropout:
+        nodes["dropout_threshold"] = Input(axes=(), dtype="int32", role="scalar", default="0")
+        nodes["seed"] = Input(axes=("Seed",), dtype="int64", role="seed")
 
 
 def _pages(spec: Spec, argument: str) -> dict[str, Any]:
@@ -168,12 +173,23 @@ def _scores(spec: Spec, nodes: dict[str, Node]) -> None:
         nodes["scores"] = Map(operand="scaled", expr=formula, captured=ex.tensors(formula), axes=_SCORES)
 
 
+def _dropout(nodes: dict[str, Node]) -> str:
+    """What multiplies the weights: 0 where a random number is below the threshold, elsewhere what keeps their mean."""
+    threshold, of = symbol("dropout_threshold"), Const(65536)
+    nodes["random"] = Random(seed="seed", axes=_SCORES)
+    kept = ex.apply("div", of, ex.apply("sub", of, threshold))
+    drops = ex.apply("lt", symbol("s"), threshold)
+    nodes["dropout"] = Map(operand="random", expr=ex.apply("where", drops, Const(0.0), kept), axes=_SCORES)
+    return "dropout"
+
+
 def _fold(spec: Spec, nodes: dict[str, Node]) -> None:
     mask = ex.TRUE if spec.mask is None else lower(spec.mask, spec)
     nodes["fold"] = Fold(
         monoid="softmax",
         element="scores" if "scores" in nodes else "scaled",
         value="v",
+        dropout=_dropout(nodes) if spec.dropout else "",
         captured=ex.tensors(mask),
         axis="Sk",
         domain=Domain(size=symbol("seqlen_k"), mask=mask, table=spec.mask_table, splits=_splits(spec)),

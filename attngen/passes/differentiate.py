@@ -6,6 +6,8 @@ of a contraction is a fold of the Sum monoid; score formulas are differentiated 
 
     delta = rowsum(out * dout) - dlse,  p = exp(s - lse),  dp = dout v^T,  ds = p * (dp - delta)
     dq = sum over keys of ds k,  dk = sum over queries of ds^T q,  dv = sum over queries of p^T dout
+
+Dropout multiplies p in dv, and dp: delta is the sum of p * dp over keys then, too.
 """
 
 from __future__ import annotations
@@ -163,12 +165,15 @@ def _softmax(reverse: _Reverse, name: str, node: Fold) -> None:
     dp = reverse.add(
         "dp", Contract(left="dout", right=node.value, over="Dv", axes=SCORES, precision=precision)
     )
+    kept = p
+    if node.dropout:
+        kept, dp = (_dropped(reverse, part, node.dropout) for part in (p, dp))
     rest = ex.apply("sub", S, Symbol("delta", "float"))
     change = ex.apply("mul", Symbol(p, "float"), rest)
     ds = reverse.add("ds", Map(operand=dp, others=(p, reverse.adjoint[name]), expr=change, axes=SCORES))
     reverse.adjoint[node.element] = ds
     if reverse.wants(node.value):
-        dv = reverse.give(node.value, name, reverse.sum(p, "dout", "Sq", value.axes, precision=precision))
+        dv = reverse.give(node.value, name, reverse.sum(kept, "dout", "Sq", value.axes, precision=precision))
         if isinstance(value, Slice):
             reverse.adjoint[node.value] = dv
 
@@ -178,6 +183,14 @@ def _slice(reverse: _Reverse, name: str, node: Slice) -> None:
     source = reverse.graph.nodes[node.operand]
     assert isinstance(source, Input)
     reverse.give(node.operand, name, Pad(operand=reverse.adjoint[name], axes=source.axes))
+
+
+def _dropped(reverse: _Reverse, operand: str, dropout: str) -> str:
+    """The node that holds a value times what dropout multiplied weights with."""
+    change = ex.apply("mul", S, Symbol(dropout, "float"))
+    return reverse.add(
+        f"{operand}_{dropout}", Map(operand=operand, others=(dropout,), expr=change, axes=SCORES)
+    )
 
 
 def _lift(reverse: _Reverse, name: str, node: Lift) -> None:

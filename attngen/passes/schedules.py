@@ -77,13 +77,31 @@ _TARGETS: dict[str, tuple[Row, ...]] = {
 }
 
 
-def configurations(qk_dim: int, v_dim: int, *, reads_per_element: bool = False) -> Choices:
+# Random numbers need registers: with dropout these come before the others' choices.
+_DROPOUT_SMALL: tuple[Row, ...] = (
+    (192, (_config(128, 64, 8, 2),)),
+    (320, (_config(128, 32, 8, 2),)),
+    (512, (_config(32, 32, 4, 2),)),
+)
+_DROPOUT: dict[str, tuple[Row, ...]] = {
+    "sm_80/16": ((128, (_config(128, 128, 8, 2),)), *_DROPOUT_SMALL),
+    **dict.fromkeys(("sm_86/16", "sm_89/16", "sm_120/16"), _DROPOUT_SMALL),
+}
+
+
+def configurations(
+    qk_dim: int, v_dim: int, *, reads_per_element: bool = False, dropout: bool = False
+) -> Choices:
     """Return schedules keyed ``target/bits``, best first; ``default`` serves devices and element sizes not listed.
 
     A kernel that reads tensors per element (``reads_per_element``) needs registers of its own: the smaller tile comes first.
     """
     columns = qk_dim + v_dim
-    found = [(name, _choices(rows, columns)) for name, rows in _TARGETS.items()]
+    special = _DROPOUT if dropout else {}
+    found = [
+        (name, _choices(special.get(name, ()), columns) or _choices(rows, columns))
+        for name, rows in _TARGETS.items()
+    ]
     listed = [(n, c[::-1] if reads_per_element else c) for n, c in found if c]
     return (("default", _choices(_ANY, columns)), ("cpu", _CPU), *listed)
 
@@ -206,12 +224,45 @@ _BACKWARD_OF_VIEWS: dict[str, dict[str, Config]] = {
         "gfx942/16": _b(16, 64, 4, 1),
     },
 }
+_BACKWARD_DROPOUT: dict[str, dict[str, tuple[Row, ...]]] = {
+    "dq": {
+        "sm_80/16": ((128, (_b(128, 32, 4, 2),)), (256, (_b(128, 32, 8, 2),))),
+        "sm_90/16": (
+            (160, (_b(64, 128, 4, 2, **_DM),)),
+            (192, (_b(64, 64, 4, 2, **_DM),)),
+            (256, (_b(128, 64, 8, 2, **_DM),)),
+            (320, (_b(64, 64, 4, 2, **_DM),)),
+            (512, (_b(64, 32, 4, 2, **_DM),)),
+        ),
+        "sm_100/16": ((512, (_b(128, 32, 4, 2, **_D),)),),
+    },
+    "dkdv": {
+        "sm_80/16": (
+            (128, (_b(16, 128, 4, 1),)),
+            (192, (_b(16, 64, 4, 2),)),
+            (256, (_b(16, 128, 8, 2),)),
+            (320, (_b(16, 32, 4, 2),)),
+        ),
+        "sm_90/16": (
+            (128, (_b(64, 64, 4, 2, **_DM),)),
+            (320, (_b(32, 64, 4, 2, **_DM),)),
+            (512, (_b(32, 64, 4, 1, **_DM, apart=True),)),
+        ),
+        "sm_100/16": ((320, (_b(32, 128, 4, 2, **_D),)),),
+    },
+}
 _SMALLEST = _b(16, 16, 4, 1)
 _BACKWARD_CPU = (_b(32, 64, 4, 1), _b(64, 32, 4, 1, **_DM), _b(32, 32, 4, 1, apart=True))
 
 
 def backward_configurations(
-    kernel: str, qk_dim: int, v_dim: int, *, heavy: bool = False, v_in_k: bool = False
+    kernel: str,
+    qk_dim: int,
+    v_dim: int,
+    *,
+    heavy: bool = False,
+    v_in_k: bool = False,
+    dropout: bool = False,
 ) -> Choices:
     """Return schedules of a backward kernel (rows, dq, dkdv) keyed as those of the forward.
 
@@ -231,7 +282,8 @@ def backward_configurations(
         if v_in_k and bits == "16" and 512 < qk_dim + v_dim <= _VIEW:
             views = _BACKWARD_OF_VIEWS[kernel]
             choices = (views[name] if name in views else views[f"{near}/16"],)
-        found.append((name, choices[::-1] if heavy else choices))
+        special = _BACKWARD_DROPOUT[kernel].get(f"{near}/{bits}", ()) if dropout else ()
+        found.append((name, _choices(special, qk_dim + v_dim) or (choices[::-1] if heavy else choices)))
     small = (_b(32, 32, 4, 1),) if qk_dim + v_dim <= 256 else (_SMALLEST,)
     return (("default", small), ("cpu", _BACKWARD_CPU), *found)
 

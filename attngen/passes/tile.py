@@ -129,7 +129,9 @@ def _stores(graph: Graph) -> dict[str, Node]:
 def _launch(graph: Graph, stores: tuple[str, ...], wanted: Wanted) -> Launch:
     sizes = [graph.axis(n).size for n in ("Dqk", "Dv")]
     dims = [int(s.value) for s in sizes if isinstance(s, Const)]
-    found = configurations(dims[0], dims[1], reads_per_element=reads_per_element(graph))
+    found = configurations(
+        dims[0], dims[1], reads_per_element=reads_per_element(graph), dropout="dropout" in graph.nodes
+    )
     return Launch(
         stores=stores,
         tile_axis="Sq",

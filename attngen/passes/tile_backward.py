@@ -140,7 +140,9 @@ def _launch(graph: Graph, kernel: str, stores: tuple[str, ...], merges: bool, he
     owned = ("Sk", "Hkv") if kernel == "dkdv" else ("Sq", "Hq")
     v_in_k = not isinstance(graph.nodes["v"], Input)
     parts = not v_in_k or dims[0] > 256  # one sum of so many columns needs no second launch
-    found = backward_configurations(kernel, dims[0], dims[1], heavy=heavy, v_in_k=v_in_k)
+    found = backward_configurations(
+        kernel, dims[0], dims[1], heavy=heavy, v_in_k=v_in_k, dropout="dropout" in graph.nodes
+    )
     return Launch(
         stores=stores,
         tile_axis=owned[0],

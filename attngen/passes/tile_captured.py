@@ -86,7 +86,9 @@ def _kind(graph: Graph, fold: Fold, deterministic: bool) -> Kind:
         elif "j" in positions and ("i" not in positions or not packed):
             return "elements"
     elif {"i", "row"} & positions and _moves_along_diagonals(graph, fold, packed=packed):
-        return "diagonals"
+        if not (packed and "dropout" in graph.nodes):
+            return "diagonals"
+        reason = "diagonals of packed sequences begin anywhere, and dropout draws for 16 rows together"
     if not deterministic:
         return "anywhere"
     read = ", ".join(ex.text(i) for i in fold.at)

@@ -32,6 +32,7 @@ from attngen.ir.nodes import (
     Node,
     Pad,
     Pages,
+    Random,
     Slice,
     Store,
 )
@@ -39,6 +40,7 @@ from attngen.ir.tile_ranges import Ranges, ranges_along, tile_ranges
 from attngen.reference.interpreter_arguments import Problem, assemble, problems
 from attngen.reference.interpreter_operators import OPS, SCALAR_OPS, as_tensor, reader
 from attngen.reference.interpreter_pages import gathered
+from attngen.reference.interpreter_random import random_bits
 
 Tensor = torch.Tensor
 NEGATIVE_INFINITY = float("-inf")
@@ -68,8 +70,9 @@ def interpret_all(
 
     Args:
         graph: semantic or scheduled.
-        inputs: q, k, v, run-time parameters and captured tensors by name; for packed graphs also cu_seqlens_q, cu_seqlens_k
-            and optionally seqused_k. Layouts as in the spec. A differentiated graph also needs dout and dlse.
+        inputs: q, k, v, run-time parameters, dropout_p and seed, and captured tensors by name; for packed graphs also
+            cu_seqlens_q, cu_seqlens_k and optionally seqused_k. Layouts as in the spec. A differentiated graph also needs
+            dout and dlse.
         block_m, block_n: the tile sizes of a scheduled fold; any positive numbers.
     """
     runs = [_Run(graph, problem, block_m, block_n) for problem in problems(graph, inputs)]
@@ -224,6 +227,11 @@ def _map(run: _Run, name: str, node: Map) -> Tensor:
     return value.expand([*shape, *[1] * (4 - len(shape))]).reshape(shape)
 
 
+def _random(run: _Run, name: str, node: Random) -> Tensor:
+    batch, heads, rows, keys = (run.size(axis) for axis in node.axes)
+    return random_bits(run.problem.seed, run.problem.first_b, (batch, heads, rows, keys))
+
+
 def _as_grid(run: _Run, name: str) -> Tensor:
     """A value over (B, Hq, Sq) or (B, Hq, Sq, Sk) as one that goes with the grid's four axes."""
     value = run.values[name]
@@ -312,17 +320,19 @@ def _fold(run: _Run, name: str, node: Fold) -> Softmax | Tensor:
         scores = scores * run.formula(node.factor)
     scores = scores if node.base == "e" else scores * math.log(2.0)
     values = run.values[node.value].repeat_interleave(run.group, 1)
+    times = run.values[node.dropout] if node.dropout else torch.ones_like(scores)
     if node.level == "whole":
         allowed = run.formula(node.domain.mask).expand_as(scores)
-        return _element(torch.where(allowed, scores, NEGATIVE_INFINITY), _unused_to_zero(values, allowed))
-    return _fold_tiles(run, node, scores, values)
+        seen = torch.where(allowed, scores, NEGATIVE_INFINITY)
+        return _element(seen, _unused_to_zero(values, allowed), times)
+    return _fold_tiles(run, node, scores, values, times)
 
 
-def _element(scores: Tensor, values: Tensor) -> Softmax:
-    """Many keys as one element of the monoid."""
+def _element(scores: Tensor, values: Tensor, times: Tensor) -> Softmax:
+    """Many keys as one element of the monoid; `times` multiplies the weights of values."""
     m = scores.amax(-1) if scores.shape[-1] else scores.new_full(scores.shape[:-1], NEGATIVE_INFINITY)
     p = torch.exp(scores - _finite(m)[..., None])
-    return Softmax(m, p.sum(-1), p @ values)
+    return Softmax(m, p.sum(-1), (p * times) @ values)
 
 
 def _finite(m: Tensor) -> Tensor:
@@ -342,7 +352,7 @@ def merge(left: Softmax, right: Softmax) -> Softmax:
     return Softmax(m, left.l * a + right.l * b, left.acc * a[..., None] + right.acc * b[..., None])
 
 
-def _fold_tiles(run: _Run, node: Fold, scores: Tensor, values: Tensor) -> Softmax:
+def _fold_tiles(run: _Run, node: Fold, scores: Tensor, values: Tensor, times: Tensor) -> Softmax:
     """Per tile of queries: full tiles without a mask, then partial ones, as the plan says.
 
     Heads are folded together where the plan does not depend on them.
@@ -353,7 +363,7 @@ def _fold_tiles(run: _Run, node: Fold, scores: Tensor, values: Tensor) -> Softma
     limit = run.formula(tiles.row.lo) <= run.grid["j"]
     limit = limit & (run.grid["j"] < run.formula(tiles.row.hi)) & run.formula(tiles.residual)
     plan = tile_ranges(tiles)
-    operands = scores, values, limit.expand(scores.shape)
+    operands = scores, values, times, limit.expand(scores.shape)
     parts = [_split(run, plan, operands, tiles_of) for tiles_of in _splits(run, node)]
     return functools.reduce(merge, parts)
 
@@ -368,8 +378,8 @@ def _splits(run: _Run, node: Fold) -> list[range]:
     return [range(first, min(first + each, count)) for first in range(0, count, each)]
 
 
-def _split(run: _Run, plan: Ranges, operands: tuple[Tensor, Tensor, Tensor], tiles_of: range) -> Softmax:
-    scores, values, _ = operands
+def _split(run: _Run, plan: Ranges, operands: tuple[Tensor, ...], tiles_of: range) -> Softmax:
+    scores, values, *_ = operands
     state = Softmax(*_identity(scores, values))
     for span in _programs(plan, scores.shape[0], scores.shape[1]):
         part = _program(run, plan, [x[span] for x in operands], span, tiles_of)
@@ -412,7 +422,7 @@ def _query_tile(
     tiles_of: range,
 ) -> Softmax:
     block_m, block_n = run.block
-    scores, values, allowed = operands
+    scores, values, times, allowed = operands
     rows = slice(first, min(first + block_m, run.seqlen_q))
     env = run.program_env(span, first, rows.stop)
     for name, bound in plan.bindings:
@@ -426,11 +436,11 @@ def _query_tile(
             lo, hi = (int(ex.evaluate(end, env, SCALAR_OPS)) for end in (place.lo, place.hi))
             for tile in range(max(lo, tiles_of.start), min(hi, tiles_of.stop)):
                 keys = slice(tile * block_n, min((tile + 1) * block_n, run.seqlen_k))
-                part, v = scores[:, :, rows, keys], values[:, :, keys]
+                part, v, factor = scores[:, :, rows, keys], values[:, :, keys], times[:, :, rows, keys]
                 if masked:
                     mask = allowed[:, :, rows, keys]
                     part, v = torch.where(mask, part, NEGATIVE_INFINITY), _unused_to_zero(v, mask)
-                state = merge(state, _element(part, v))
+                state = merge(state, _element(part, v, factor))
     return state
 
 
@@ -480,6 +490,7 @@ RULES: dict[type[Node], Callable[[_Run, str, Any], Any]] = {
     Load: _load,
     Contract: _contract,
     Map: _map,
+    Random: _random,
     Fold: _fold,
     Lift: _lift,
     Merge: _merge,

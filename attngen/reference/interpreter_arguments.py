@@ -23,6 +23,7 @@ class Problem:
     scalars: Mapping[str, Any]
     captured: Mapping[str, Tensor]
     first_b: int
+    seed: tuple[int, int]  # and offset
     caches: Mapping[str, tuple[Tensor, Sequence]] = field(
         default_factory=dict[str, "tuple[Tensor, Sequence]"]
     )
@@ -40,7 +41,9 @@ def problems(graph: Graph, inputs: Mapping[str, Any]) -> list[Problem]:
     incoming = [n for n, node in nodes.items() if node.role == "gradient" and n in inputs]
     scalars: dict[str, Any] = {}
     for name, node in nodes.items():
-        if node.role == "scalar":
+        if name == "dropout_threshold":
+            scalars[name] = dropout_threshold(inputs.get("dropout_p", 0.0))
+        elif node.role == "scalar":
             given = inputs.get(name)
             scalars[name] = float(node.default) if given is None else given
     captured = {n: inputs[n] for n, node in nodes.items() if node.role == "captured"}
@@ -51,7 +54,7 @@ def problems(graph: Graph, inputs: Mapping[str, Any]) -> list[Problem]:
         gradients = {
             n: inputs[n].double().permute(order if inputs[n].ndim == 4 else [0, 1, 2]) for n in incoming
         }
-        return [Problem(tensors, gradients, scalars, captured, 0)]
+        return [Problem(tensors, gradients, scalars, captured, 0, _seed(inputs))]
     axes = {n: [graph.axis(a) for a in nodes[n].axes] for n in captured}
     sequences = range(len(inputs["cu_seqlens_q"]) - 1)
     in_pages = {n: nodes[n] for n in names if nodes[n].pages is not None}
@@ -81,7 +84,20 @@ def _sequence(
     rows = slice(*spans["q"])
     gradients = {n: inputs[n][rows].double().permute(1, 0, 2)[None] for n in incoming if n == "dout"}
     gradients |= {n: inputs[n][:, rows].double()[None] for n in incoming if n == "dlse"}
-    return Problem(tensors, gradients, scalars, own, b)
+    return Problem(tensors, gradients, scalars, own, b, _seed(inputs))
+
+
+def dropout_threshold(p: float) -> int:
+    """How many of 65536 random numbers drop a weight: p to the nearest, at least one (but none for p = 0), at most 65534."""
+    return max(1, min(65534, int(65536 * p + 0.5))) if p else 0
+
+
+def _seed(inputs: Mapping[str, Any]) -> tuple[int, int]:
+    """Seed and offset of random numbers; a seed that is a number has offset 0."""
+    seed = inputs.get("seed")
+    if isinstance(seed, Tensor):
+        return int(seed[0]), int(seed[1])
+    return (seed or 0), 0
 
 
 def _paged(
@@ -102,7 +118,7 @@ def _paged(
         caches[name] = inputs[node.argument], found
         tensors[name] = gathered(inputs[node.argument], node, node.pages, found)
     own = {name: _own_tokens(tensor, axes[name], {"q": rows}) for name, tensor in captured.items()}
-    return Problem(tensors, {}, scalars, own, b, caches)
+    return Problem(tensors, {}, scalars, own, b, _seed(inputs), caches)
 
 
 def _own_tokens(tensor: Tensor, axes: list[Axis], spans: Mapping[str, tuple[int, int]]) -> Tensor:

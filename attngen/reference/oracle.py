@@ -1,7 +1,8 @@
 """The oracle: the paper's dense formula straight from the spec, in float64, without graphs or kernels.
 
 This file has the contract; `oracle_inputs.py` checks a call, `oracle_formula.py` evaluates formulas, and
-`oracle_attend.py` is attention itself. torch is imported by the call, so that importing this costs nothing.
+`oracle_attend.py` is attention itself, `oracle_dropout.py` its random numbers. torch is imported by the call, so that
+importing this costs nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def reference(
             seqused_k; paged: q [Tq, Hq, D], k_cache, v_cache, page_table and cache_seqlens (or
             page_indptr, page_indices, last_page_len), cu_seqlens_q, max_seqlen_q.
             Then softmax_scale (default D ** -0.5), sinks [Hq] where the spec has them, return_lse,
-            run-time params and captured tensors by name. Without v where the spec says v_from_k.
+            run-time params and captured tensors by name; with dropout, dropout_p and seed (an int, or a tensor
+            int64 [2]: seed and offset; none is drawn here). Without v where the spec says v_from_k.
 
     Returns:
         out, shaped like q with the columns of v; with return_lse also lse, [B, Hq, Sq] or [Hq, Tq], base e.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from attngen.reference.oracle_dropout import dropout_factors
 from attngen.reference.oracle_formula import Indexed, Scope, evaluate
 from attngen.reference.oracle_inputs import Call
 
@@ -124,7 +125,10 @@ def _attend_block(
     empty = total == 0
     safe_total = torch.where(empty, 1.0, total)
     lse = torch.where(empty, -torch.inf, safe_peak + torch.log(safe_total))
-    return _weighted((weights / safe_total).to(v.dtype), v, allowed), lse[..., 0]
+    p = weights / safe_total
+    if call.dropout_threshold:
+        p = p * dropout_factors(call.dropout_threshold, call.seed, symbols).to(p.dtype)
+    return _weighted(p.to(v.dtype), v, allowed), lse[..., 0]
 
 
 def _formula(

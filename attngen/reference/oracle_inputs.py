@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attngen.errors import TensorError, did_you_mean
+from attngen.reference.oracle_dropout import dropout_threshold
 from attngen.reference.oracle_pages import required as paged
 from attngen.reference.oracle_pages import unpaged
 from attngen.spec import Captured, Param, Spec
@@ -27,6 +28,8 @@ class Call:
     Attributes:
         params: every param, compiled in or given, as a 0-d tensor.
         floats: what integers of formulas become where floats are needed.
+        dropout_threshold: how many of 65536 random numbers drop a weight; 0 drops none.
+        seed: seed and offset of the random numbers.
         sequences: packed only: per sequence (first query, end of queries, first key, end of used keys).
     """
 
@@ -41,6 +44,8 @@ class Call:
     captured: dict[str, Tensor]
     floats: torch.dtype
     softmax_dtype: torch.dtype
+    dropout_threshold: int = 0
+    seed: tuple[int, int] = (0, 0)
     sequences: tuple[tuple[int, int, int, int], ...] = ()
 
     @property
@@ -63,8 +68,7 @@ def bind(spec: Spec, inputs: Mapping[str, Any], *, same: bool) -> Call:
     sizes |= {name: value for name, value in params.items() if isinstance(value, int)}
     captured = {c.name: _captured(c, inputs, sizes) for c in spec.captured}
     sinks = _tensor("sinks", inputs["sinks"], (sizes["Hq"],), "[Hq]") if spec.sinks else None
-    if inputs.get("dropout_p", 0.0) != 0.0:
-        raise TensorError(f"dropout_p must be 0.0 in this version, got {inputs['dropout_p']!r}")
+    threshold, seed = _dropout(spec, inputs)
     wide = q.dtype if same else torch.float64
     scale = inputs.get("softmax_scale")
     return Call(
@@ -79,6 +83,8 @@ def bind(spec: Spec, inputs: Mapping[str, Any], *, same: bool) -> Call:
         captured={name: _widened(tensor, same) for name, tensor in captured.items()},
         floats=torch.promote_types(wide, torch.float32),
         softmax_dtype=torch.promote_types(wide, torch.float32),
+        dropout_threshold=threshold,
+        seed=seed,
         sequences=sequences,
     )
 
@@ -178,6 +184,26 @@ def _param(param: Param, inputs: Mapping[str, Any]) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int if param.type == "int" else int | float):
         raise TensorError(f"{param.name} must be {param.type}, got {value!r}")
     return int(value) if param.type == "int" else float(value)
+
+
+def _dropout(spec: Spec, inputs: Mapping[str, Any]) -> tuple[int, tuple[int, int]]:
+    """The threshold of random numbers that drop a weight, and their seed and offset."""
+    p, seed = inputs.get("dropout_p", 0.0), inputs.get("seed")
+    if not spec.dropout:
+        if p != 0 or seed is not None:
+            raise TensorError(f"dropout_p, seed: {spec.name} has no dropout; add `dropout: true` to the spec")
+        return 0, (0, 0)
+    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p < 1:
+        raise TensorError(f"dropout_p must lie in [0, 1), got {p!r}")
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.shape != (2,):
+            raise TensorError(f"seed must be int64 [2], got {seed.dtype} {list(seed.shape)}")
+        number, offset = (int(n) for n in seed)
+    elif (isinstance(seed, int) and not isinstance(seed, bool)) or (seed is None and p == 0):
+        number, offset = seed or 0, 0
+    else:
+        raise TensorError(f"seed must be an int or an int64 tensor [2]: the oracle draws none; got {seed!r}")
+    return dropout_threshold(p), (number, offset)
 
 
 def _broadcast(value: Any, shape: Sequence[int]) -> Any:

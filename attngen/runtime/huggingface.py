@@ -3,10 +3,11 @@
     register("attngen", [attngen.build("specs/gemma2_local.yaml"), attngen.build("specs/gemma2_global.yaml")])
     model.set_attn_implementation("attngen")
 
-A layer says what it computes: causal or not, a window, a soft cap, sinks, a scale. Each layer gets the module
+A layer says what it computes: causal or not, a window, a soft cap, sinks, dropout, a scale. Each layer gets the module
 that computes that, found by evaluating the formulas of the modules' specs; where none does, the call raises.
-Masks are never built: what a module does not compute (padding, packed rows, blocks, dropout) is refused.
-Models train on modules of specs with `grad: true`, with their attention_dropout at 0.
+Masks are never built: what a module does not compute (padding, packed rows, blocks) is refused.
+Models train on modules of specs with `grad: true`; with an attention_dropout other than 0, on those with
+`dropout: true`, which draw from torch's generator.
 """
 
 from __future__ import annotations
@@ -47,12 +48,14 @@ class Layer:
     Attributes:
         window: keys that a query sees, itself included; None for all.
         softcap: c of `c * tanh(s / c)`, or None.
+        dropout: weights are dropped; in training.
     """
 
     causal: bool
     window: int | None
     softcap: float | None
     sinks: bool
+    dropout: bool
     group: int
     head_dims: tuple[int, int]
     dtype: str
@@ -62,7 +65,8 @@ class Layer:
         seen += "" if self.window is None else f", window {self.window}"
         cap = "" if self.softcap is None else f", softcap {self.softcap:g}"
         heads = f"{self.group} query heads per kv head, head dims {self.head_dims}"
-        return f"{seen}{cap}{', sinks' if self.sinks else ''}, {heads}, {self.dtype}"
+        more = f"{', sinks' if self.sinks else ''}{', dropout' if self.dropout else ''}"
+        return f"{seen}{cap}{more}, {heads}, {self.dtype}"
 
 
 def register(name: str, modules: ModuleType | Sequence[ModuleType]) -> None:
@@ -126,29 +130,27 @@ class _Attention:
         is_causal: bool | None = None,
         **others: Any,
     ) -> tuple[Tensor, None]:
-        self._refuse(module, attention_mask, dropout, others)
+        self._refuse(module, attention_mask, others)
         layer = Layer(
             causal=bool(getattr(module, "is_causal", True) if is_causal is None else is_causal),
             window=sliding_window,
             softcap=softcap,
             sinks=s_aux is not None,
+            dropout=dropout > 0,
             group=query.shape[1] // key.shape[1],
             head_dims=(query.shape[3], value.shape[3]),
             dtype=str(query.dtype).removeprefix("torch."),
         )
-        out = self.choose(layer).run(query, key, value, layer, softmax_scale=scaling, sinks=s_aux)
+        given = {"softmax_scale": scaling, "sinks": s_aux, "dropout_p": dropout}
+        out = self.choose(layer).run(query, key, value, layer, **given)
         return out, None
 
-    def _refuse(
-        self, module: torch.nn.Module, mask: Tensor | None, dropout: float, others: Mapping[str, Any]
-    ) -> None:
+    def _refuse(self, module: torch.nn.Module, mask: Tensor | None, others: Mapping[str, Any]) -> None:
         if mask is not None:
             raise TensorError(
                 f"{self.name}: attention_mask: a generated module has its mask compiled in and takes none,"
                 f" got shape {tuple(mask.shape)}"
             )
-        if dropout:
-            raise TensorError(f"{self.name}: dropout: {dropout} is not supported; set attention_dropout to 0")
         if others.get("output_attentions") or getattr(
             getattr(module, "config", None), "output_attentions", False
         ):
@@ -198,6 +200,8 @@ class _Candidate:
             return f"is generated for {', '.join(spec.dtypes)}"
         if spec.sinks != layer.sinks:
             return f"has {'' if spec.sinks else 'no '}sinks"
+        if layer.dropout and not spec.dropout:
+            return "has no dropout (add `dropout: true`, or set attention_dropout to 0)"
         params = self._params(layer)
         if None in params.values():
             return f"needs {', '.join(name for name, value in params.items() if value is None)}"

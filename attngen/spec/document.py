@@ -291,6 +291,9 @@ class Document(Form):
         description="share the keys of a row between programs (flash decoding); {keys: N} is batch-invariant",
         examples=["auto", 8, {"keys": 512}],
     )
+    dropout: bool = Field(
+        default=False, description="drop weights of the softmax at random (arguments dropout_p and seed)"
+    )
     precision: Precision = Field(default="ieee", description="products of float32 inputs")
     grad: bool = Field(default=False, description="generate the backward pass")
     deterministic: bool = Field(default=True, description="the same bits on every run")

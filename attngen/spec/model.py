@@ -143,6 +143,7 @@ class Spec:
     sinks: bool = False
     cache: Cache | None = None
     splits: Splits | None = None
+    dropout: bool = False
     precision: Precision = "ieee"
     grad: bool = False
     deterministic: bool = True
@@ -188,6 +189,7 @@ class Spec:
             "sinks": self.sinks,
             "cache": _canonical_cache(self.cache),
             "splits": _canonical_splits(self.splits),
+            "dropout": self.dropout,
             "precision": None if self.precision == "ieee" else self.precision,
             "grad": self.grad,
             "deterministic": None if self.deterministic else False,

@@ -33,7 +33,20 @@ OF_KEY: Final = "[key]"
 """Last part of a key path whose problem is the key itself, not its value (as pydantic has it)."""
 MODULES: Final = ("attngen", "math", "numpy", "os", "sys", "tl", "torch", "triton")
 ARGUMENTS: Final = (
-    *("q", "k", "v", "out", "lse", "sinks", "seed", "dropout_p", "softmax_scale", "return_lse", "attention"),
+    *(
+        "q",
+        "k",
+        "v",
+        "out",
+        "lse",
+        "sinks",
+        "seed",
+        "dropout_p",
+        "dropout_threshold",
+        "softmax_scale",
+        "return_lse",
+        "attention",
+    ),
     *("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "seqused_k"),
     *("q_descale", "k_descale", "v_descale", "k_scale", "v_scale"),
     *("k_cache", "v_cache", "page_table", "cache_seqlens", "page_indptr", "page_indices", "last_page_len"),
@@ -92,6 +105,7 @@ def resolve(document: Document, report: Report) -> Spec | None:
         sinks=document.sinks,
         cache=_cache(document.cache),
         splits=_splits(document.splits),
+        dropout=document.dropout,
         precision=document.precision,
         grad=document.grad,
         deterministic=document.deterministic,

@@ -102,6 +102,6 @@ def _constant(name: str, dtype: str, config: dict[str, Any]) -> Any:
         return config[name]
     if name.endswith("_INDEX"):
         return "tl.int32"
-    if name.startswith("WANT_") or name == "SAME_STRIDES":
+    if name.startswith("WANT_") or name in ("SAME_STRIDES", "DROPOUT"):
         return True
     return dtype == "float32" if name == "PRECISE" else False

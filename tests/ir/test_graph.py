@@ -98,7 +98,13 @@ def test_every_node_is_complete():
 
 
 def test_every_node_and_operator_is_drawn_by_some_spec():
-    spec = {**SPEC, "sinks": True, "head_dim": {"qk": 48, "v": 32, "v_from_k": 32}, "grad": True}
+    spec = {
+        **SPEC,
+        "sinks": True,
+        "dropout": True,
+        "head_dim": {"qk": 48, "v": 32, "v_from_k": 32},
+        "grad": True,
+    }
     graphs = [build(load_spec(spec)), schedule(load_spec(spec))]
     assert {type(n) for g in graphs for n in g.nodes.values()} == set(ir.NODE_TYPES)
 
@@ -115,6 +121,8 @@ def test_every_node_and_operator_is_drawn_by_some_spec():
         (lambda g: g.with_nodes({"out": replace(g.nodes["out"], axes=("Nowhere",))}), "no axis"),
         (lambda g: dataclasses.replace(g, level="semantic"), "in a semantic graph"),
         (lambda g: g.with_nodes({"scores": replace(g.nodes["scores"], expr=ex.TRUE)}), "not a number"),
+        (lambda g: g.with_nodes({"r": ir.Random(seed="q", axes=("B", "Hq", "Sq"))}), "the axes are"),
+        (lambda g: g.with_nodes({"fold": replace(g.nodes["fold"], monoid="sum", dropout="qk")}), "to drop"),
     ],
 )
 def test_a_broken_graph_is_refused(change, message):
@@ -168,6 +176,25 @@ def test_graph_is_frozen():
 def test_emission_refuses_what_its_templates_cannot_print(node, change):
     """A field of a node either changes the kernel or is refused; none is a decoration."""
     graph = schedule(load_spec(SPEC))
+    with pytest.raises(InternalError):
+        render(graph.with_nodes({node: replace(graph.nodes[node], **change)}))
+
+
+@pytest.mark.parametrize(
+    ("node", "change"),
+    [
+        ("dropout", {"expr": ex.Symbol("s", "float")}),
+        ("dropout", {"operand": "qk"}),
+        ("p_dropout", {"expr": ex.Symbol("s", "float")}),
+        ("dp_dropout", {"operand": "p"}),
+        ("dp_dropout", {"others": ("p",)}),
+        ("ds", {"operand": "dp"}),
+        ("dv", {"element": "p"}),
+    ],
+)
+def test_emission_refuses_other_dropouts(node, change):
+    graph = schedule(load_spec({**SPEC, "dropout": True, "grad": True}))
+    render(graph)
     with pytest.raises(InternalError):
         render(graph.with_nodes({node: replace(graph.nodes[node], **change)}))
 

@@ -119,6 +119,17 @@ def test_lengths(layout, sinks, problem):
     compare(spec, problem)
 
 
+@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("problem", [TWO_KV, MORE_QUERIES, ONE_KEY, NO_KEYS, PACKED], ids=lambda p: p.name)
+def test_dropout(problem, number):
+    """At several probabilities; delta holds with dropout, sinks and a gradient of lse."""
+    spec = make(
+        heads={"q": 3, "kv": 1}, head_dim={"qk": 16, "v": 24}, layout="thd" if problem is PACKED else "bshd",
+        sinks=True, mask="j <= i", score=SOFTCAP, captured=X, dropout=True,
+    )  # fmt: skip
+    compare(spec, replace(problem, seed=number))
+
+
 @pytest.mark.parametrize("sinks", [False, True], ids=["", "sinks"])
 @pytest.mark.parametrize("problem", [PACKED, UNUSED], ids=lambda p: p.name)
 def test_packed(problem, sinks):

@@ -604,6 +604,31 @@ def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
         torch.testing.assert_close(ours, theirs, **EXACT)
 
 
+def test_dropout_drops_weights_and_not_their_sum() -> None:
+    """Off, the formula's own result; on, each weight is 0 or larger by 1 / 0.75, and lse stays."""
+    spec = make(heads={"q": 4, "kv": 2}, mask="j <= i", dropout=True)
+    inputs = qkv(spec)
+    plain, lse = reference(spec, **inputs, return_lse=True)
+    torch.testing.assert_close(plain, sdpa(inputs, is_causal=True), **EXACT)
+    given = {"dropout_p": 0.25, "seed": torch.tensor([5, 2**40])}
+    out, dropped_lse = reference(spec, **inputs, **given, return_lse=True)
+    assert torch.equal(lse, dropped_lse)
+    unit = {**inputs, "v": torch.eye(13, dtype=torch.float64)[None, :, None].expand(2, 13, 2, 13)}
+    wide = make(heads={"q": 4, "kv": 2}, mask="j <= i", dropout=True, head_dim={"qk": 8, "v": 13})
+    weights, kept = reference(wide, **unit), reference(wide, **unit, **given)
+    allowed = torch.ones(13, 13).tril().bool()[None, :, None]
+    factors = (kept / weights.where(allowed, 1.0)).where(allowed, 0.0).transpose(1, 2)
+    near = torch.isclose(factors, torch.tensor(4 / 3, dtype=torch.float64), rtol=1e-12)
+    assert ((factors == 0) | near).all()
+    assert 0.6 < near[:, :, allowed[0, :, 0]].double().mean() < 0.9
+    v = inputs["v"].repeat_interleave(2, 2).transpose(1, 2)
+    torch.testing.assert_close(out, (kept.transpose(1, 2) @ v).transpose(1, 2), **EXACT)
+    assert torch.equal(reference(spec, **inputs, dropout_p=0.0, seed=3), plain)
+    number = {"dropout_p": 0.25, "seed": -4}
+    pair = {"dropout_p": 0.25, "seed": torch.tensor([-4, 0])}
+    assert torch.equal(reference(spec, **inputs, **number), reference(spec, **inputs, **pair))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_same_dtype_is_the_eager_model(dtype: torch.dtype) -> None:
     spec = make(heads={"q": 4, "kv": 2}, head_dim=32, score="5 * tanh(s / 5)", mask="j <= i", sinks=True)
@@ -661,7 +686,13 @@ CALLS = [
     ({}, {"v": rand(2, 5, 2, 8).float()}, "q, k and v must have one dtype, got torch.float64 and torch.float32 for v"),
     ({}, {"q": torch.ones(2, 3, 2, 8, dtype=torch.int32)}, "q must have a floating-point dtype, got torch.int32"),
     ({}, {"q": rand(2, 3, 4, 8)}, "q has 4 heads and k has 2; x has 1 query heads per key/value head"),
-    ({}, {"dropout_p": 0.1}, "dropout_p must be 0.0 in this version, got 0.1"),
+    ({}, {"dropout_p": 0.1}, "dropout_p, seed: x has no dropout; add `dropout: true` to the spec"),
+    ({}, {"seed": 1}, "dropout_p, seed: x has no dropout; add `dropout: true` to the spec"),
+    ({"dropout": True}, {"dropout_p": 1.0, "seed": 1}, "dropout_p must lie in [0, 1), got 1.0"),
+    ({"dropout": True}, {"dropout_p": "0"}, "dropout_p must lie in [0, 1), got '0'"),
+    ({"dropout": True}, {"dropout_p": 0.1}, "seed must be an int or an int64 tensor [2]: the oracle draws none; got None"),
+    ({"dropout": True}, {"seed": 0.5}, "seed must be an int or an int64 tensor [2]: the oracle draws none; got 0.5"),
+    ({"dropout": True}, {"seed": torch.tensor([1])}, "seed must be int64 [2], got torch.int64 [1]"),
     ({}, {"sinks": rand(2)}, "unknown argument 'sinks' for x; known: dropout_p, k, q, return_lse, seed, softmax_scale, v"),
     ({"head_dim": {"qk": 8, "v_from_k": 4}}, {"v": rand(2, 5, 2, 4)}, "v must be left out: in x it is the first 4 columns of k"),
     (FEATURES, GIVEN | {"sinks": None}, "missing argument 'sinks'; x takes q, k, v, sinks, window, t"),

@@ -259,7 +259,6 @@ QKV = [torch.ones(1, heads, 4, 32) for heads in (4, 2, 2)]
     ("argument", "given"),
     [
         ("attention_mask", {"attention_mask": torch.zeros(1, 1, 4, 4)}),
-        ("dropout", {"dropout": 0.1}),
         ("output_attentions", {"output_attentions": True}),
         ("position_bias", {"position_bias": torch.zeros(1, 4, 4, 4)}),
         ("cu_seq_lens_q", {"cu_seq_lens_q": torch.tensor([0, 4])}),
@@ -278,6 +277,10 @@ def test_what_a_module_cannot_do_is_refused_by_name(argument, given):
         ({"sliding_window": 3}, r"causal, window 3.*small has the mask `j <= i`"),
         ({"softcap": 30.0}, r"softcap 30.*small has the score `s`"),
         ({"s_aux": torch.zeros(4)}, "sinks.*small has no sinks"),
+        (
+            {"dropout": 0.1},
+            "dropout.*small has no dropout .add `dropout: true`, or set attention_dropout to 0",
+        ),
         ({"is_causal": False}, r"bidirectional.*small has the mask `j <= i`"),
     ],
 )

@@ -240,6 +240,39 @@ def test_checkpointed_layers_train(counted):
 
 def test_dropout_is_refused_in_training_only():
     model, ids = training_llama([built("llama3_causal")], attention_dropout=0.1), torch.arange(6)[None]
-    with pytest.raises(TensorError, match=r"dropout: 0\.1 is not supported; set attention_dropout to 0"):
+    with pytest.raises(TensorError, match=r"llama3_causal has no dropout .*set attention_dropout to 0"):
         model(ids, labels=ids)
     assert model.eval()(ids, labels=ids).loss.isfinite()
+
+
+def test_gpt2_trains_with_dropout():
+    """Its attention drops weights in training: from torch's generator, so that a seed repeats a step, and the loss falls."""
+    config = transformers.GPT2Config(
+        vocab_size=256, n_embd=64, n_layer=2, n_head=2, attn_pdrop=0.2, resid_pdrop=0.0, embd_pdrop=0.0
+    )
+    module = built("gpt2_dropout", heads=2)
+    register("attngen-test", [module])
+    text = torch.tensor(list((ROOT / "README.md").read_bytes()[: BATCH * LENGTH])).view(BATCH, LENGTH)
+
+    def trained(implementation: str, seed: int) -> list[float]:
+        torch.manual_seed(11)
+        model = transformers.GPT2LMHeadModel(config).train()
+        model.set_attn_implementation(implementation)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        torch.manual_seed(seed)
+        losses: list[float] = []
+        for _ in range(4):
+            loss = model(text, labels=text).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        model.eval()
+        return [*losses, float(model(text, labels=text).loss.detach())]
+
+    first, again, other = (trained("attngen-test", seed) for seed in (1, 1, 2))
+    eager = trained("eager", 1)
+    assert first == again
+    assert first[0] != other[0]
+    assert first[-1] < first[0] - 0.5
+    assert first[-1] == pytest.approx(eager[-1], rel=0.05)  # other weights were dropped

@@ -21,7 +21,7 @@ head_dim: 64
 dtype: float16
 """
 KEYS = (
-    "attngen, cache, captured, deterministic, dtype, grad, head_dim, heads, layout, mask, mask_table, name, params, "
+    "attngen, cache, captured, deterministic, dropout, dtype, grad, head_dim, heads, layout, mask, mask_table, name, params, "
     "precision, schedule, score, sinks, splits"
 )
 
@@ -39,10 +39,9 @@ def refusal(text: str) -> str:
 def test_defaults() -> None:
     spec = load(BASE)
     assert spec == Spec("tiny", Heads(2, 2), HeadDim(64, 64), ("float16",))
-    assert (spec.layout, spec.precision, spec.deterministic, spec.sinks, spec.grad) == (
-        "bshd",
-        "ieee",
-        True,
+    assert (spec.layout, spec.precision, spec.deterministic) == ("bshd", "ieee", True)
+    assert (spec.sinks, spec.dropout, spec.grad) == (
+        False,
         False,
         False,
     )
@@ -66,6 +65,7 @@ captured:
   bias: {dtype: float32, axes: [Hq, 4, n], grad: true}
   doc: {dtype: int32, axes: [Tk], sorted: true}
 sinks: true
+dropout: true
 precision: tf32x3
 grad: true
 deterministic: false
@@ -93,8 +93,8 @@ def test_every_key() -> None:
         Captured("doc", "int32", ("Tk",), sorted=True),
     )
     assert [captured.type for captured in spec.captured] == ["float", "int"]
-    assert (spec.sinks, spec.precision, spec.grad, spec.deterministic, spec.mask_table) == (
-        True,
+    assert (spec.sinks, spec.dropout) == (True, True)
+    assert (spec.precision, spec.grad, spec.deterministic, spec.mask_table) == (
         "tf32x3",
         True,
         False,
@@ -172,6 +172,9 @@ def test_no_numbers(text: str) -> None:
 def test_words_are_text(text: str) -> None:
     shown = text.strip("'")
     assert refusal(BASE + f"sinks: {text}\n") == f"t.yaml:6:8: sinks: expected true or false, got {shown!r}"
+    assert (
+        refusal(BASE + f"dropout: {text}\n") == f"t.yaml:6:10: dropout: expected true or false, got {shown!r}"
+    )
 
 
 def test_formulas_may_be_bare_values() -> None:

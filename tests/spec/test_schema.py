@@ -77,6 +77,7 @@ def test_committed_specs_follow_the_schema(path: Path) -> None:
         {"dtype": []},
         {"dtype": "half"},
         {"sinks": "yes"},
+        {"dropout": 0.1},
         {"head_dim": 0},
         {"name": "../x"},
     ],
