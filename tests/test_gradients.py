@@ -691,6 +691,25 @@ def test_captured_gradients_where_values_lie_inside_keys(read):
     check(spec, inputs, (SMALL, OTHERS[0]))
 
 
+DROPPED: dict[str, dict[str, Any]] = {
+    "values inside keys": {"head_dim": {"qk": 48, "v_from_k": 32}},
+    **{f"read at {name}": {"read": name} for name in ("h", "h key", "h element", "h bucket")},
+    "atomics": {"deterministic": False, "read": "h pairs"},
+}
+
+
+@pytest.mark.parametrize("name", DROPPED)
+def test_dropout_with_captured_gradients(name):
+    keys = dict(DROPPED[name])
+    if read := keys.pop("read", ""):
+        element, axes = {**READS, "h pairs": ("x[h, j // 3]", ["Hq", 64])}[read]
+        captured = {"x": {"dtype": "float32", "axes": axes, "grad": True}}
+        keys |= {"score": f"s + {element}", "captured": captured}
+    spec = make(heads={"q": 4, "kv": 1}, mask=CAUSAL, dropout=True, **keys)
+    inputs = inputs_of(spec, Problem(name="", lengths=((18, 21),) * 2, kv_heads=1), torch.float32)
+    check(spec, inputs | {"dropout_p": 0.3, "seed": 7}, (SMALL, OTHERS[0]))
+
+
 def test_places_that_two_tables_share():
     """Two tables of distances, and a bias whose gradient nobody asks for."""
     table = {"dtype": "float32", "axes": [80], "grad": True}

@@ -122,6 +122,11 @@ def _check_cache(document: Document, note: Note) -> None:
         note(("grad",), "a paged cache has no backward; leave grad out, or the cache")
     if document.mask_table:
         note(("mask_table",), "a paged cache has no block table; leave mask_table out")
+    if document.dropout:
+        note(
+            ("dropout",),
+            "a paged cache is for inference, which drops nothing; leave dropout out, or the cache",
+        )
 
 
 def _check_splits(document: Document, note: Note) -> None:

@@ -207,6 +207,7 @@ ONE_LINE = [
     ("dtype: float16", "dtype: float16\nmsak: j <= i", f"6:1: msak: unknown key; did you mean 'mask'? known: {KEYS}"),
     ("dtype: float16", "dtype: float16\nlayout: bsdh", "6:9: layout: 'bsdh' is not allowed; did you mean 'bshd'? known: bhsd, bshd, thd"),
     ("dtype: float16", "dtype: float16\nmask_table: true", "6:13: mask_table: a mask table needs a mask; add one or leave mask_table out"),
+    ("dtype: float16", "dtype: float16\ncache: {kind: paged, page_size: 16}\ndropout: true", "7:10: dropout: a paged cache is for inference, which drops nothing; leave dropout out, or the cache"),
     ("dtype: float16", "dtype: float16\nmask: [1]", "6:7: mask: expected text, got [1]"),
     ("dtype: float16", "dtype: float16\nschedule: {block_m: 48}", "6:21: schedule.block_m.0: must be a power of two, got 48"),
     ("dtype: float16", "dtype: float16\nschedule: {stages: [1, 9]}", "6:24: schedule.stages.1: must be at most 8, got 9"),
