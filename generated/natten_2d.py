@@ -1017,19 +1017,6 @@ def _backward_dkdv(
     delta_base = delta + tl.cast(b, tl.int64) * stride_rb + tl.cast(h, tl.int64) * stride_rh
     d_0 = tl.arange(0, 32)
     e_0 = tl.arange(0, 32)
-    if USE_DESCRIPTORS:
-        q_descriptor_0 = tl.make_tensor_descriptor(
-            q_base + tl.cast(hull_begin, tl.int64) * stride_qs,
-            [1, hull_end - hull_begin, 32],
-            [stride_qh, stride_qs, 1],
-            [1, BLOCK_M, 32],
-        )
-        dout_descriptor_0 = tl.make_tensor_descriptor(
-            dout_base + tl.cast(hull_begin, tl.int64) * stride_gs,
-            [1, hull_end - hull_begin, 32],
-            [stride_gh, stride_gs, 1],
-            [1, BLOCK_M, 32],
-        )
     q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
     dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
     seen = (

@@ -300,9 +300,10 @@ def _kernel(graph: Graph, result: str, adjoint: Adjoint, parts: Parts, printer: 
         ),
         *seen,
     ]
+    found = descriptors(parts, hull) if result == "dq" else _row_descriptors(parts, adjoint, hull)
     return BackwardKernel(
         prologue=with_positions(printer.prologue, lines, walks=printer.walks),
-        descriptors=descriptors(parts, hull) if result == "dq" else _row_descriptors(parts, adjoint, hull),
+        descriptors=found if any(not loop.by_pointer for loop in (*merged, *loops)) else (),
         offsets=() if result == "dq" else _row_offsets(parts),
         seen=seen,
         merged=merged,
