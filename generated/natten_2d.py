@@ -972,27 +972,6 @@ def _backward_dkdv(
         ),
         0,
     )
-    hull_begin = tl.minimum(0, tl.maximum(_floor_div(j_lo, 14) * 14 + seqlen_q - seqlen_k - 42, 0))
-    hull_end = tl.maximum(
-        tl.where(
-            (-_floor_div(j_hi, 14) <= 0) & (_floor_div(j_lo, 14) <= 6),
-            tl.where(
-                -_floor_div(j_hi, 14) <= -7,
-                seqlen_q,
-                tl.minimum(seqlen_q + _floor_div(j_hi, 14) * 14 - seqlen_k + 56, seqlen_q),
-            ),
-            0,
-        ),
-        tl.where(
-            (-_floor_div(j_hi, 14) <= 0) & (_floor_div(j_lo, 14) <= 13),
-            tl.where(
-                -_floor_div(j_hi, 14) <= -7,
-                seqlen_q,
-                tl.minimum(seqlen_q + _floor_div(j_hi, 14) * 14 - seqlen_k + 56, seqlen_q),
-            ),
-            0,
-        ),
-    )
     factor = softmax_scale * 1.4426950408889634
     row_end = tl.where(
         -(j // 14) <= 0,

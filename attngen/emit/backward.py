@@ -18,6 +18,7 @@ from attngen.emit.loops import (
     walked_positions,
     whole_tile,
     with_positions,
+    words,
 )
 from attngen.emit.parts import Parts, launch_of
 from attngen.emit.printer import Body, Captured, Printer, place_of
@@ -300,10 +301,15 @@ def _kernel(graph: Graph, result: str, adjoint: Adjoint, parts: Parts, printer: 
         ),
         *seen,
     ]
+    prologue = printer.prologue
     found = descriptors(parts, hull) if result == "dq" else _row_descriptors(parts, adjoint, hull)
+    if all(loop.by_pointer for loop in (*merged, *loops)):  # their tests name the hull, if anything does
+        found = ()
+        tested = words(loop.valid for loop in (*merged, *loops))
+        prologue = [x for x in prologue if not x.startswith("hull_") or x.split(" ")[0] in tested]
     return BackwardKernel(
-        prologue=with_positions(printer.prologue, lines, walks=printer.walks),
-        descriptors=found if any(not loop.by_pointer for loop in (*merged, *loops)) else (),
+        prologue=with_positions(prologue, lines, walks=printer.walks),
+        descriptors=found,
         offsets=() if result == "dq" else _row_offsets(parts),
         seen=seen,
         merged=merged,
