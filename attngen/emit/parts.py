@@ -43,6 +43,7 @@ class Parts:
     packed: bool
     pages: Pages | None
     heads_in_rows: bool
+    scales: str
     splits: Splits | None
     combine: Launch | None
 
@@ -54,6 +55,10 @@ def launch_of(graph: Graph, result: str) -> tuple[str, Launch]:
         if any(s.name == result for s in stored):
             return name, launch
     raise InternalError(f"{graph.provenance.name}: no kernel stores {result}")
+
+
+def _scales(graph: Graph) -> str:
+    return next((x.scales for name, x in graph.all(Input) if name == "k"), "")
 
 
 def attending(graph: Graph) -> Launch:
@@ -102,6 +107,7 @@ def find_parts(graph: Graph) -> Parts:
         graph.packed,
         None if isinstance(k.address, str) else k.address,
         launch.program_axes == ("Hkv",),
+        _scales(graph),
         node.domain.splits,
         last if node.level == "split" else None,
     )
@@ -150,6 +156,9 @@ def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
         ),
         "exponentials are in base 2": parts.fold.base == "2",
         "q, k and v share layout and dtypes": len(layouts) == len({x.dtypes for x in tensors.values()}) == 1,
+        "keys and values are stored alike": (
+            len({(x.dtype, x.scales) for name, x in tensors.items() if name != "q"}) == 1
+        ),
     }
     broken = [rule for rule, holds in rules.items() if not holds]
     if broken:
