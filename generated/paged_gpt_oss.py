@@ -167,6 +167,27 @@ MANIFEST = json.loads(r"""
           ]
         }
       ]
+    },
+    "_append": {
+      "arguments": {
+        "x": "*io",
+        "cache": "*io",
+        "slot_mapping": "*i64",
+        "cos": "*fp32",
+        "sin": "*fp32",
+        "positions": "*i64",
+        "stride_xt": "i32",
+        "stride_xh": "i32",
+        "stride_cp": "i32",
+        "stride_cs": "i32",
+        "stride_ch": "i32",
+        "stride_table": "i32"
+      },
+      "constants": ["HEAD_DIM", "WIDTH", "ROTARY", "INTERLEAVED"],
+      "loops": [],
+      "configs": {
+        "default": [{"HEAD_DIM": 64, "WIDTH": 64, "ROTARY": 64, "INTERLEAVED": false, "num_warps": 1, "num_stages": 1}]
+      }
     }
   }
 }
@@ -604,7 +625,7 @@ def _check_lengths(
 
 
 def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, head_dim: int) -> None:
-    """A cache: same dtype and device as q, right page size and head dim, last dimension contiguous."""
+    """A cache: right dtype, q's device, right page size and head dim, last dimension contiguous."""
     if not isinstance(cache, torch.Tensor):
         raise TypeError(f"paged_gpt_oss: {name}: expected a tensor, got {type(cache).__name__}")
     _expect(
@@ -735,3 +756,175 @@ def attention(
         sinks,
     )
     return (out, lse) if return_lse else out
+
+
+@triton.jit(do_not_specialize=["stride_table"])
+def _append(
+    x,
+    cache,
+    slot_mapping,
+    cos,
+    sin,
+    positions,
+    stride_xt,
+    stride_xh,
+    stride_cp,
+    stride_cs,
+    stride_ch,
+    stride_table,
+    HEAD_DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROTARY: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+):
+    """One program writes one head of one token; a token whose slot is negative is left out."""
+    token = tl.program_id(0)
+    h = tl.program_id(1)
+    slot = tl.load(slot_mapping + token).to(tl.int64)
+    if slot < 0:
+        return
+    page = slot // 16
+    place = slot % 16
+    d = tl.arange(0, WIDTH)
+    inside = d < HEAD_DIM
+    row = x + token.to(tl.int64) * stride_xt + h.to(tl.int64) * stride_xh
+    value = tl.load(row + d, mask=inside, other=0.0).to(tl.float32)
+    if ROTARY > 0:
+        # columns turn in pairs, (d, d + ROTARY / 2) or (2 d, 2 d + 1); those from ROTARY on stay
+        if INTERLEAVED:
+            first = d % 2 == 0
+            angle = d // 2
+            step = 1
+        else:
+            first = d < ROTARY // 2
+            angle = d % (ROTARY // 2)
+            step = ROTARY // 2
+        turns = d < ROTARY
+        at = tl.load(positions + token).to(tl.int64) * stride_table + angle
+        other = tl.load(row + tl.where(first, d + step, d - step), mask=turns, other=0.0).to(tl.float32)
+        cosine = tl.load(cos + at, mask=turns, other=1.0).to(tl.float32)
+        sine = tl.load(sin + at, mask=turns, other=0.0).to(tl.float32)
+        value = value * cosine + tl.where(first, -other, other) * sine
+    stored = cache + page * stride_cp + place * stride_cs + h.to(tl.int64) * stride_ch + d
+    tl.store(stored, value.to(cache.dtype.element_ty), mask=inside)
+
+
+@torch.library.custom_op("attngen::paged_gpt_oss_d9ab3ae34a3c_append", mutates_args=("cache", "scale"))
+def _append_rows(
+    x: torch.Tensor,
+    cache: torch.Tensor,
+    scale: torch.Tensor | None,
+    slot_mapping: torch.Tensor,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    positions: torch.Tensor | None,
+    interleaved: bool,
+) -> None:
+    if x.device.type == "cpu":
+        _check_cpu(x.dtype)
+    if x.shape[0] == 0:
+        return
+    with torch.cuda.device_of(x):
+        _append[(x.shape[0], x.shape[1])](
+            x,
+            cache,
+            slot_mapping,
+            cos,
+            sin,
+            positions,
+            x.stride(0),
+            x.stride(1),
+            cache.stride(0),
+            cache.stride(2),
+            cache.stride(1),
+            0 if cos is None else cos.stride(0),
+            HEAD_DIM=x.shape[2],
+            WIDTH=triton.next_power_of_2(x.shape[2]),
+            ROTARY=0 if cos is None else 2 * cos.shape[1],
+            INTERLEAVED=interleaved,
+            num_warps=1,
+        )
+
+
+@_append_rows.register_fake
+def _(x, cache, scale, slot_mapping, cos, sin, positions, interleaved):
+    return None
+
+
+def _check_rows(name: str, rows: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
+    """New rows: [T, Hkv, columns of the cache], of a dtype of the spec."""
+    if not isinstance(rows, torch.Tensor):
+        raise TypeError(f"paged_gpt_oss: {name}: expected a tensor, got {type(rows).__name__}")
+    _expect(str(rows.dtype)[6:] in SPEC["dtype"], f"{name}: dtype {rows.dtype} is not one of {SPEC['dtype']}")
+    heads = cache.shape[1]
+    fits = rows.dim() == 3 and tuple(rows.shape) == (slot_mapping.shape[0], heads, cache.shape[-1])
+    expected = (slot_mapping.shape[0], heads, cache.shape[-1])
+    _expect(fits, f"{name}: expected shape {expected}, got {tuple(rows.shape)}")
+    _expect(rows.stride(-1) == 1 or rows.shape[-1] == 1, f"{name}: the last dimension must be contiguous")
+
+
+def append_kv(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    *,
+    cos: torch.Tensor | None = None,
+    sin: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
+    interleaved: bool = False,
+) -> None:
+    """Write new keys and values into their slots of the caches, in place.
+
+    Args:
+        k: [T, Hkv, 64], the new keys, dtype one of bfloat16.
+        v: [T, Hkv, 64], the new values.
+        k_cache, v_cache: [num_pages, Hkv, 16, 64], same dtype.
+        slot_mapping: [T] int32 or int64, page * 16 + place of each token; a negative one is left out.
+        cos, sin: [positions, R / 2], rotate the first R columns of the keys; positions: [T], each token's place in them.
+        interleaved: columns turn in pairs (2 d, 2 d + 1), as in GPT-J; else (d, d + R / 2), as in GPT-NeoX and Llama.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit, named in the message.
+    """
+    if not isinstance(slot_mapping, torch.Tensor):
+        raise TypeError(f"paged_gpt_oss: slot_mapping: expected a tensor, got {type(slot_mapping).__name__}")
+    whole = (
+        slot_mapping.dtype in (torch.int32, torch.int64)
+        and slot_mapping.dim() == 1
+        and slot_mapping.is_contiguous()
+    )
+    _expect(
+        whole,
+        f"slot_mapping: expected a contiguous int32 or int64 [T], got {slot_mapping.dtype} {tuple(slot_mapping.shape)}",
+    )
+    num_pages, num_kv_heads = k_cache.shape[0], k_cache.shape[1]
+    _check_cache("k_cache", k_cache, k, 64)
+    _check_rows("k", k, k_cache, slot_mapping)
+    _check_cache("v_cache", v_cache, k, 64)
+    _check_rows("v", v, v_cache, slot_mapping)
+    _expect(v.dtype == k.dtype, f"v: dtype {v.dtype} differs from k's {k.dtype}")
+    same = v_cache.shape[:-1] == k_cache.shape[:-1]
+    _expect(same, f"v_cache: shape {tuple(v_cache.shape)} does not go with k_cache's {tuple(k_cache.shape)}")
+    if _readable(slot_mapping):
+        inside = bool((slot_mapping < num_pages * 16).all())
+        _expect(inside, f"slot_mapping: a slot lies outside the cache's {num_pages} pages of 16")
+    given = [x is not None for x in (cos, sin, positions)]
+    _expect(all(given) or not any(given), "cos, sin, positions: rotary needs all three, or none")
+    if cos is not None:
+        paired = (
+            cos.dim() == 2 and cos.shape == sin.shape and cos.stride() == sin.stride() and cos.stride(-1) == 1
+        )
+        _expect(
+            paired,
+            f"cos, sin: expected two contiguous [positions, R / 2], got {tuple(cos.shape)} and {tuple(sin.shape)}",
+        )
+        _expect(2 * cos.shape[1] <= 64, f"cos: {2 * cos.shape[1]} columns to rotate, keys have 64")
+        placed = positions.dtype in (torch.int32, torch.int64) and positions.shape == slot_mapping.shape
+        _expect(
+            placed,
+            f"positions: expected int32 or int64 {tuple(slot_mapping.shape)}, got {positions.dtype} {tuple(positions.shape)}",
+        )
+    _append_rows(k, k_cache, None, slot_mapping, cos, sin, positions, interleaved)
+    _append_rows(v, v_cache, None, slot_mapping, None, None, None, interleaved)

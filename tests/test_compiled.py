@@ -11,6 +11,7 @@ from attngen.target.requests import manifest, requests
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "generated").glob("*.py"))
+UNKNOWN_FORMATS = {("paged_fp8", "sm_80")}  # E4M3 is that of sm_89 and later
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -20,11 +21,18 @@ def first_dtype(module: Path) -> str:
 
 
 def assert_all_compile(target: str, matrix_unit: str) -> None:
-    reports = compile_many([r for m in MODULES for r in requests(m, target, first_dtype(m))])
+    modules = [m for m in MODULES if (m.stem, target) not in UNKNOWN_FORMATS]
+    asked = [r for m in modules for r in requests(m, target, first_dtype(m))]
+    reports = compile_many(asked)
     assert [f"{r.kernel}: {r.error}" for r in reports if not r.ok] == []
-    folds = [r for r in reports if r.kernel == "_attention_forward"]
-    assert {r.module for r in folds} == set(MODULES)
-    assert all(getattr(r.features, matrix_unit) for r in folds)
+    folds = {r.module: f for r, f in zip(asked, reports, strict=True) if few_rows(r) is False}
+    assert set(folds) == set(modules)
+    assert all(getattr(f.features, matrix_unit) for f in folds.values())
+
+
+def few_rows(request) -> bool | None:
+    """Whether a forward kernel is compiled for decode, in tiles that are too small for some matrix units."""
+    return request.constexprs["BLOCK_M"] == 16 if request.kernel == "_attention_forward" else None
 
 
 def test_every_kernel_compiles_for_sm_90():

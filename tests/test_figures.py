@@ -22,6 +22,7 @@ README = (ROOT / "README.md").read_text()
 [PINNED] = re.findall(r"(?m)^triton==(.+)$", (ROOT / "constraints.txt").read_text())
 MODULES = sorted((ROOT / "generated").glob("*.py"))
 FORWARD = "_attention_forward"
+UNKNOWN_FORMATS = {("paged_fp8", "sm_80")}  # E4M3 is that of sm_89 and later
 pytestmark = pytest.mark.skipif(version("triton") != PINNED, reason=f"figures are those of triton {PINNED}")
 
 
@@ -51,7 +52,14 @@ ROWS = {
     "MLA prefill, 192/128": ("mla_prefill", {}),
     "pages of 16, causal, head dim 128": ("paged_decode_llama3", {}),
     "pages of 64, sliding window": ("paged_mixed_mistral_window", {}),
+    "pages of 32, int8 per key and head": ("paged_int8", {}),
 }
+
+
+def test_a_cache_of_8_bit_floats():
+    [stated, *_] = row("pages of 16, E4M3 per head")
+    found = [loop.prediction.issue_per_1k_tensor for loop in loops_of("paged_fp8", "sm_90").values()]
+    assert found == pytest.approx([int(n) for n in stated.split("/")], rel=0.01)
 
 
 @pytest.mark.parametrize(("column", "target"), [(0, "sm_90"), (1, "sm_80")])
@@ -64,16 +72,20 @@ def test_instructions_per_tensor_clock(label, column, target):
     assert found == pytest.approx(stated, rel=0.01)
 
 
-DECODE_LIMIT = 160  # instructions of a warp per 16 keys
+DECODE_LIMIT = 160  # instructions of a warp per 16 keys of 16 bits
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
-@pytest.mark.parametrize("spec", ["paged_decode_llama3", "paged_mixed_mistral_window", "paged_gpt_oss"])
+@pytest.mark.parametrize(
+    "spec", ["paged_decode_llama3", "paged_mixed_mistral_window", "paged_gpt_oss", "paged_fp8", "paged_int8"]
+)
 def test_keys_in_pages_have_no_spills_and_few_instructions_in_decode(spec, target):
+    if (spec, target) in UNKNOWN_FORMATS:
+        pytest.skip("no such format")
     module = ROOT / "generated" / f"{spec}.py"
     reports = inspect_modules([(module, "bfloat16")], [target], kernels=[FORWARD])
     assert [(r.compiled.error, r.compiled.spill_bytes) for r in reports] == [("", 0)] * 2
-    for loop in reports[1].loops:
+    for loop in () if "int8" in spec or "fp8" in spec else reports[1].loops:
         assert loop.count.instructions <= DECODE_LIMIT * reports[1].config["BLOCK_N"] / 16
 
 
@@ -86,7 +98,8 @@ def test_head_dims_that_are_no_power_of_two_waste_little(place, head_dim):
 
 
 def forward_in_first_dtype(target: str, modules: list[Path]) -> list[KernelReport]:
-    asked = [(module, dtypes_of(module)[0]) for module in modules]
+    known = [module for module in modules if (module.stem, target) not in UNKNOWN_FORMATS]
+    asked = [(module, dtypes_of(module)[0]) for module in known]
     return inspect_modules(asked, [target], kernels=[FORWARD])
 
 
@@ -120,7 +133,9 @@ def assert_spills_are_those_stated(target: str) -> None:
     [stated] = re.findall(r"Of the committed forward kernels(?s:.)*?\n\n", README)
     of_specs = re.findall(r"`(\w+)` \(([^)]*)\)", stated)
     spills = {spec: dict(re.findall(r"(\w+): (\d+)", places)) for spec, places in of_specs}
-    found = {r.module.stem: r.compiled.spill_bytes for r in forward_in_first_dtype(target, MODULES)}
+    found: dict[str, int] = {}
+    for r in forward_in_first_dtype(target, MODULES):  # keys in pages have a schedule for decode too
+        found[r.module.stem] = max(r.compiled.spill_bytes, found.get(r.module.stem, 0))
     wanted = {spec: int(of[target]) for spec, of in spills.items() if target in of}
     assert {spec: n for spec, n in found.items() if n} == wanted
 
@@ -140,7 +155,8 @@ def assert_products_are_as_planned(target: str, dtypes: int | None = None) -> No
     """Matrix instructions found in a loop do the FLOPs of the plan, no more and no less, in all dtypes of all modules; and
     each loop has its role. Where there are none, FMAs do at least those FLOPs; so do backward kernels of other GPUs, some
     of whose warps share rows."""
-    reports = inspect_modules([(m, dtype) for m in MODULES for dtype in dtypes_of(m)[:dtypes]], [target])
+    modules = [m for m in MODULES if (m.stem, target) not in UNKNOWN_FORMATS]
+    reports = inspect_modules([(m, dtype) for m in modules for dtype in dtypes_of(m)[:dtypes]], [target])
     assert [r.compiled.error or r.failure for r in reports if not r.compiled.ok or r.failure] == []
     wrong = []
     for r in reports:
@@ -156,7 +172,7 @@ def assert_products_are_as_planned(target: str, dtypes: int | None = None) -> No
     # a neighbourhood of 7 x 7 is at most two tiles of 128 keys, which sm_100's compiler runs without a loop
     assert {name for (name, _), found in roles.items() if not found} <= {"natten_2d"}
     assert set(roles.values()) <= {("full", "partial"), ("partial",), ()}
-    assert {name for name, _ in roles} == {m.stem for m in MODULES}
+    assert {name for name, _ in roles} == {m.stem for m in modules}
 
 
 def test_products_found_are_those_of_the_plan():

@@ -52,7 +52,7 @@ def truth(spec: Spec, inputs: dict[str, Any]) -> Truth:
     out32, lse32 = _both(spec, _as_fp32(spec, inputs), "same")
     eps = torch.finfo(inputs["q"].dtype).eps
     rounding = max(eps, EPS_TF32) if spec.precision == "tf32" else eps
-    values = next(inputs[name] for name in ("v", "v_cache", "k", "k_cache") if name in inputs)
+    values = _values(inputs)
     condition = EPS32 * max(1.0, size(lse), largest_number(spec))  # what fp32 can tell of scores of this size
     weight = 1 / (1 - inputs.get("dropout_p", 0.0))  # what those that dropout keeps add up to at most
     roundings = (rounding * size(values) * weight + eps * size(out)) / 2
@@ -62,6 +62,15 @@ def truth(spec: Spec, inputs: dict[str, Any]) -> Truth:
         out_budget=2 * max_error(out32, out) + roundings + condition * size(out),
         lse_budget=2 * max_error(lse32, lse) + 4 * condition,
     )
+
+
+def _values(inputs: dict[str, Any]) -> Tensor:
+    """What is averaged; of stored numbers with their scales."""
+    name = next(name for name in ("v", "v_cache", "k", "k_cache") if name in inputs)
+    scale = inputs.get(name.replace("cache", "scale"))
+    if name.endswith("cache") and scale is not None:
+        return torch.tensor(size(inputs[name].double()) * size(scale))
+    return inputs[name]
 
 
 def max_error(found: Tensor, expected: Tensor) -> float:
@@ -80,7 +89,9 @@ def _both(spec: Spec, inputs: dict[str, Any], precision: Any) -> tuple[Tensor, T
 
 
 def _as_fp32(spec: Spec, inputs: dict[str, Any]) -> dict[str, Any]:
-    wide = {name: inputs[name].float() for name in TENSORS if name in inputs}
+    wide = {
+        name: inputs[name].float() for name in TENSORS if name in inputs and f"{name[0]}_scale" not in inputs
+    }
     if spec.precision == "tf32" and inputs["q"].dtype == torch.float32:
         wide = {name: _tf32(tensor) for name, tensor in wide.items()}
     return inputs | wide

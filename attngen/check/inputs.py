@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from attngen.check.pages import Places
+from attngen.check.pages import Places, unused
 from attngen.check.problem import Problem, Strides
 from attngen.check.uses import integer_use
-from attngen.spec import Captured, Spec
+from attngen.spec import Cache, Captured, Spec
 
 Inputs = dict[str, Any]
 LARGE_SCORE = 2.5e5
@@ -61,14 +61,22 @@ def _qkv(spec: Spec, problem: Problem, dtype: torch.dtype, source: torch.Generat
         if name == "v" and spec.head_dim.v_from_k:
             continue
         if spec.cache is not None and name != "q":
-            cache = Places.of(spec.cache, problem).filled(values.to(dtype))
-            layout = "bshd" if spec.cache.layout == "nhd" else "bhsd"
-            made[f"{name}_cache"] = _placed(
-                cache, layout, problem.strides, repeats=True, axis=layout.index("h")
-            )
+            made |= _cached(spec.cache, problem, name, values, dtype)
         else:
             made[name] = _placed(values.to(dtype), spec.layout, problem.strides, repeats=name != "q")
     return made
+
+
+def _cached(cache: Cache, problem: Problem, name: str, values: Tensor, dtype: torch.dtype) -> Inputs:
+    """Keys or values in pages; their scales, where what is stored has some."""
+    places = Places.of(cache, problem)
+    layout = "bshd" if cache.layout == "nhd" else "bhsd"
+    if cache.dtype is None:
+        whole, scale = places.filled(values.to(dtype)), None
+    else:
+        whole, scale = places.stored(values)
+    placed = _placed(whole, layout, problem.strides, repeats=scale is None, axis=layout.index("h"))
+    return {f"{name}_cache": placed, **({} if scale is None else {f"{name}_scale": scale})}
 
 
 def _values(
@@ -110,7 +118,7 @@ def _placed(
         shape = [*values.shape[:-2], values.shape[-2] + 2, values.shape[-1] + extra]
         if layout != "bhsd":
             shape[-3] += 3  # rows after the last token
-        buffer = torch.full(shape, float("nan"), dtype=values.dtype)
+        buffer = unused(tuple(shape), values.dtype)
         placed = buffer[tuple(slice(0, n) for n in values.shape)]
         return placed.copy_(values)
     if strides == "swapped" and values.dim() > 2:

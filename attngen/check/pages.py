@@ -9,11 +9,24 @@ import torch
 from torch import Tensor
 
 from attngen.check.problem import Problem
+from attngen.check.stored import quantised, scales_of
 from attngen.spec import Cache
 
 SPARE: Final = 3
 """Pages of a cache that belong to nobody, and columns of a table after the last page."""
 GARBAGE: Final = (-1, 2**31 - 1, -7)
+
+
+def unused(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory that nobody may read: NaN, or as far from zero as integers go."""
+    if dtype.is_floating_point:
+        return torch.full(shape, float("nan")).to(dtype)
+    return torch.full(shape, -128, dtype=dtype)
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """8-bit floats as what torch can index."""
+    return tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
 
 
 @dataclass(frozen=True)
@@ -37,13 +50,22 @@ class Places:
     def filled(self, rows: Tensor) -> Tensor:
         """Return the cache that holds the rows of all sequences, [keys, Hkv, D]; nothing else is a number."""
         size = self.cache.page_size
-        slots = torch.full((self.num_pages, size, *rows.shape[1:]), float("nan"), dtype=rows.dtype)
+        slots = unused((self.num_pages, size, *rows.shape[1:]), rows.dtype)
         first = 0
         for keys, pages in zip(self.lengths, self.pages, strict=True):
             j = torch.arange(keys)
-            slots[torch.tensor(pages, dtype=torch.long)[j // size], j % size] = rows[first : first + keys]
+            place = torch.tensor(pages, dtype=torch.long)[j // size], j % size
+            as_bytes(slots)[place] = as_bytes(rows)[first : first + keys]
             first += keys
         return slots if self.cache.layout == "nhd" else slots.transpose(1, 2).contiguous()
+
+    def stored(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the cache and the scales of rows that are stored in 8 bits; scales of unused slots are NaN."""
+        scales = scales_of(rows, self.cache)
+        cache = self.filled(quantised(rows, scales, self.cache))
+        if self.cache.scales == "per_token_head":
+            return cache, self.filled(scales)
+        return cache, scales
 
     def tables(self) -> dict[str, Any]:
         """Return the tables of a call by name."""

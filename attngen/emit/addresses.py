@@ -10,10 +10,17 @@ from attngen.ir.nodes import Load
 
 
 def chunks(
-    load: Load, vector: str, valid: str, value: str = "v", *, owner: str = "row_valid", walked: bool = False
+    load: Load,
+    vector: str,
+    valid: str,
+    value: str = "v",
+    *,
+    owner: str = "row_valid",
+    walked: bool = False,
+    cast: str = "",
 ) -> tuple[Chunk, ...]:
     """The chunks of a tensor's rows. `valid` guards walked keys, `owner` the tile that the program owns, `walked`
-    says that walked rows of queries may reach past the last one."""
+    says that walked rows of queries may reach past the last one, `cast` what turns a loaded tile into numbers of q's dtype."""
     chunks: list[Chunk] = []
     for index, (start, width) in enumerate(load.chunks):
         inside = "" if start + width <= load.columns else f"({vector}_{index} < {load.columns})[None, :]"
@@ -32,6 +39,7 @@ def chunks(
                 walked=_masked([*(["row_valid[:, None]"] if walked else []), *([inside] if inside else [])]),
                 value=f"{value}_{index}",
                 want="",
+                cast=cast,
             )
         )
     return tuple(chunks)

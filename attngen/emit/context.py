@@ -11,7 +11,7 @@ from attngen.emit.format import json_text
 from attngen.emit.interface import interface
 from attngen.emit.loops import range_loops, table_kernel, table_loops, with_positions
 from attngen.emit.manifest import description, manifest
-from attngen.emit.paged import sequence_lines
+from attngen.emit.paged import LARGEST, scale_lines, sequence_lines, stored_dtype, value_scale
 from attngen.emit.parts import SMALLEST_TILE, Parts, find_parts
 from attngen.emit.printer import Captured, Printer
 from attngen.emit.records import Context, Table
@@ -55,7 +55,13 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
         is_paged=parts.pages is not None,
         heads_in_rows=parts.heads_in_rows,
         head_tiles=parts.group > SMALLEST_TILE,
-        sequence=() if parts.pages is None else sequence_lines(parts.pages),
+        sequence=() if parts.pages is None else (*sequence_lines(parts.pages), *scale_lines(parts)),
+        value_scale=value_scale(parts),
+        largest=LARGEST.get(stored_dtype(graph), ""),
+        needs_sm_89=stored_dtype(graph) == "float8_e4m3fn",
+        rounds=stored_dtype(graph) == "int8",
+        per_key_scales=parts.scales == "token_head",
+        scale_of_all="scale + h" if parts.scales == "head" else "scale",
         q_rows=row_places(parts, "q"),
         out_rows=row_places(parts, "o"),
         has_splits=parts.splits is not None,

@@ -143,6 +143,17 @@ class Interface:
     combine_values: tuple[str, ...]
     combine_bases: tuple[str, ...]
     is_csr: bool
+    stored: str  # dtype of a cache
+    stored_doc: str
+    scales: tuple[str, ...]  # arguments that bring scales of what is stored
+    scale_shape: str
+    scale_doc: str
+    cache_strides: tuple[str, ...]  # axes of a cache: pages, slots, heads
+    cache_head: int
+    append_arguments: tuple[str, ...]
+    caches: str
+    k_scale_given: str
+    v_scale_given: str
     page_size: int
     heads_first: bool
     grid_length: str
@@ -174,6 +185,8 @@ class _Builder:
         self.launch = attending(graph)
         self.splits = next(fold.domain.splits for _, fold in graph.all(Fold) if fold.monoid == "softmax")
         self.pages = self.inputs["k"].pages
+        caches = [t for t in self.tensors if self.inputs[t].scales]
+        self.scale_names = tuple(f"{t}_scale" for t in caches)
         self.in_rows = self.launch.program_axes == ("Hkv",)
         self.group = graph.axis("Hkv").group
         self.has_table = any(fold.domain.table for _, fold in graph.all(Fold))
@@ -254,6 +267,17 @@ class _Builder:
                 "tile_lines": (f'num_tiles_m = triton.cdiv({length}, config["BLOCK_M"])',),
                 "programs": f"num_tiles_m * q.shape[{self.heads}] * {batch}",
                 "is_csr": False,
+                "stored": "",
+                "stored_doc": "",
+                "scales": (),
+                "scale_shape": "",
+                "scale_doc": "",
+                "cache_strides": (),
+                "cache_head": 0,
+                "append_arguments": (),
+                "caches": "",
+                "k_scale_given": "",
+                "v_scale_given": "",
                 "page_size": 0,
                 "heads_first": False,
             }
@@ -279,6 +303,12 @@ class _Builder:
             "tile_lines": lines,
             "programs": f"{programs} * num_splits" if self.splits else programs,
             "is_csr": pages.table == "csr",
+            "stored": "q.dtype" if not self.scale_names else f"torch.{self.inputs['k'].dtype}",
+            "stored_doc": "same dtype" if not self.scale_names else self.inputs["k"].dtype,
+            "scales": self.scale_names,
+            "scale_shape": self._scale_shape(),
+            "scale_doc": self._scale_doc(),
+            **self._appending(),
             "page_size": pages.size,
             "heads_first": self.inputs["k"].layout == "phsd",
         }
@@ -311,9 +341,45 @@ class _Builder:
     def _key_dim(self, tensor: str, letter: str) -> int:
         return self.inputs[tensor].layout.replace("t", "s").index(letter)
 
+    def _appending(self) -> dict[str, Any]:
+        """How new rows are written."""
+        layout = self.inputs["k"].layout
+        rows = [t for t in self.tensors if t != "q"]
+        return {
+            "cache_strides": tuple(str(layout.index(c)) for c in "psh"),
+            "cache_head": layout.index("h"),
+            "append_arguments": tuple(f"{n}: torch.Tensor" for n in (*rows, *(self._host(t) for t in rows))),
+            "caches": ", ".join(self._host(t) for t in rows),
+            "k_scale_given": "k_scale" if self.scale_names else "None",
+            "v_scale_given": "v_scale" if self.scale_names else "None",
+        }
+
+    def _scale_shape(self) -> str:
+        shapes = {
+            "tensor": "()",
+            "head": "(num_kv_heads,)",
+            "token_head": "tuple(k_cache.shape[:-1])",
+            "": "",
+        }
+        return shapes[self.inputs["k"].scales]
+
+    def _scale_doc(self) -> str:
+        docs = {
+            "tensor": "[] or [1]",
+            "head": "[Hkv]",
+            "token_head": "as the cache without its last axis",
+            "": "",
+        }
+        return docs[self.inputs["k"].scales]
+
     def _host(self, tensor: str) -> str:
         """The caller's name of a tensor."""
         return self.inputs[tensor].argument or tensor
+
+    def _stored_type(self, tensor: str) -> str:
+        """Triton's name of what a tensor stores."""
+        dtype = self.inputs[tensor].dtype if tensor in self.inputs else "io"
+        return TRITON.get(dtype, dtype)
 
     def _key_doc(self, letters: str, dim: int) -> str:
         if self.pages is None:
@@ -450,7 +516,7 @@ class _Builder:
     def _place_face(self, gradient: str, diagonals: str) -> CapturedFace:
         rank = self._rank(gradient.removeprefix("d"))
         rows = [(diagonals, "*fp32", diagonals), (gradient, "*fp32", gradient)]
-        rows += [(p, _TRITON[self.inputs[p].dtype], p) for p in self.params]
+        rows += [(p, TRITON[self.inputs[p].dtype], p) for p in self.params]
         rows += [(f"size_{p}", "i32", f"{gradient}.shape[{p}]") for p in range(rank)]
         rows += [("num_q_heads", "i32", f"q.shape[{self.heads}]")]
         rows += [(n, "i32", n) for n in ("num_diagonals", "first_diagonal")]
@@ -516,13 +582,13 @@ class _Builder:
         used = [c for c in self.captured if c != "sinks"] if captured is None else captured
         rows = [(t, "*fp32" if t in ("dk", "dv") and self.per_head() else "*io", t) for t in tensors]
         rows += [(n, "*fp32", n) for n in statistics]
-        rows += [(c, f"*{_TRITON[self.inputs[c].dtype]}", c) for c in used]
+        rows += [(c, f"*{TRITON[self.inputs[c].dtype]}", c) for c in used]
         if self.packed:
             rows += [(n, "*i32", n) for n in ("cu_seqlens_q", "cu_seqlens_k", "seqused_k")]
         if captured is None:
             rows += self._dropout_arguments()
             rows.append(("softmax_scale", "fp32", "softmax_scale"))
-            rows += [(p, _TRITON[self.inputs[p].dtype], p) for p in self.params]
+            rows += [(p, TRITON[self.inputs[p].dtype], p) for p in self.params]
         shorts = {"out": "o", "dout": "g"}
         rows += [
             (f"stride_{shorts.get(t, t)}{letter}", "i32", f"{t}.stride({self._dim(letter)})")
@@ -608,13 +674,16 @@ class _Builder:
 
     def _kernel_arguments(self) -> list[tuple[str, str, str]]:
         """Name, Triton type and launch value of each run-time argument ("*io": pointer to the tensors' dtype)."""
-        rows = [(t, "*io", t) for t in (*self.tensors, "out")] + [("lse", "*fp32", "lse")]
+        rows = [(t, f"*{self._stored_type(t)}", t) for t in (*self.tensors, "out")] + [
+            ("lse", "*fp32", "lse")
+        ]
+        rows += [(n, "*fp32", n) for n in self.scale_names]
         rows += [(n, "*fp32", n) for n in ("partial_out", "partial_lse") if self.splits]
-        rows += [(c, f"*{_TRITON[self.inputs[c].dtype]}", c) for c in self.captured]
+        rows += [(c, f"*{TRITON[self.inputs[c].dtype]}", c) for c in self.captured]
         rows += [(n, "*i32", n) for n in self._length_tensors()]
         rows += self._dropout_arguments()
         rows.append(("softmax_scale", "fp32", "softmax_scale"))
-        rows += [(p, _TRITON[self.inputs[p].dtype], p) for p in self.params]
+        rows += [(p, TRITON[self.inputs[p].dtype], p) for p in self.params]
         rows += [
             self._stride(t, letter)
             for t in (*self.tensors, "out")
@@ -627,6 +696,11 @@ class _Builder:
             for c in self.captured
             for p in range(self._rank(c))
         ]
+        if self.inputs["k"].scales == "token_head":
+            dims = {c: n for n, c in enumerate(self.inputs["k"].layout)}
+            rows += [
+                (f"stride_{n}_{c}", "i32", f"{n}.stride({dims[c]})") for n in self.scale_names for c in "psh"
+            ]
         rows += (
             [("table", "*i32", "table"), ("stride_table", "i32", "table.stride(0)")] if self.has_table else []
         )
@@ -690,6 +764,7 @@ class _Builder:
         if self.pages is not None:
             tables = [*table_tensors(self.pages), "cu_seqlens_q"]
             rows += [*((n, "torch.Tensor") for n in tables), ("max_seqlen_q", "int")]
+            rows += [(n, "torch.Tensor") for n in self.scale_names]
         elif self.packed:
             rows += [("cu_seqlens_q", "torch.Tensor"), ("cu_seqlens_k", "torch.Tensor")]
             rows += [("max_seqlen_q", "int"), ("max_seqlen_k", "int"), ("seqused_k", "torch.Tensor | None")]
@@ -710,7 +785,8 @@ class _Builder:
                 "max_seqlen_q: int",
                 "max_seqlen_k: int",
             ]
-        rows += ["*", "softmax_scale: float | None = None"]
+        rows += ["*", *(f"{n}: torch.Tensor" for n in self.scale_names)]
+        rows += ["softmax_scale: float | None = None"]
         rows += [f"{p}: {'int' if self.inputs[p].dtype == 'int32' else 'float'}" for p in self.params]
         rows += [f"{c}: torch.Tensor" for c in self.captured]
         rows += [] if "sinks" in self.captured else ["sinks: None = None"]
@@ -740,8 +816,10 @@ class _Builder:
         )
 
 
-_TRITON = {
+TRITON = {
+    "io": "io",
     "float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32", "int64": "i64", "bool": "i1",
+    "float8_e4m3fn": "fp8e4nv", "float8_e5m2": "fp8e5", "int8": "i8",
 }  # fmt: skip
 
 

@@ -181,7 +181,9 @@ def _walk(
         else "full tiles: no mask arithmetic"
     )
     valid = "key_valid" if masked else ""
-    values = chunks(parts.v, "e", valid, "k" if parts.v_in_k else "v")
+    cast = ".to(q.dtype.element_ty)" if parts.scales else ""
+    per_key = parts.scales == "token_head"
+    values = chunks(parts.v, "e", valid, "k" if parts.v_in_k else "v", cast=cast)
     return Loop(
         comment=comment,
         before=before,
@@ -192,13 +194,14 @@ def _walk(
         masked=masked,
         by_pointer=parts.pages is not None or (masked and not hull.exact()),
         key_rows=_key_rows(parts, hull, masked),
-        value_rows=_value_rows(parts),
+        value_rows=_value_rows(parts, hull, masked),
         before_loads=hull.usable if masked else (),
         row_max="tl.max(qk, 1)" if parts.fold.factor is None else "tl.max(qk, 1) * factor",
         tile_row=hull.tile_row(),
         valid=hull.valid(),
-        scores=scores,
-        k_chunks=chunks(parts.k, "d", valid),
+        scores=("qk = qk * k_scales[None, :]", *scores) if per_key else scores,
+        weights="(p * v_scales[None, :])" if per_key else "p",
+        k_chunks=chunks(parts.k, "d", valid, cast=cast),
         v_chunks=values,
     )
 
@@ -209,9 +212,9 @@ def _key_rows(parts: Parts, hull: Hull, masked: bool) -> tuple[str, ...]:
     return ("k_rows = k_base + tl.cast(start_n, tl.int64) * stride_ks",)
 
 
-def _value_rows(parts: Parts) -> tuple[str, ...]:
+def _value_rows(parts: Parts, hull: Hull, masked: bool) -> tuple[str, ...]:
     if parts.pages is not None:
-        return find_values(parts)
+        return find_values(parts, hull, masked=masked)
     return () if parts.v_in_k else ("v_rows = v_base + tl.cast(start_n, tl.int64) * stride_vs",)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from attngen.emit.interface import BackwardFace, Interface
+from attngen.emit.interface import TRITON, BackwardFace, Interface
+from attngen.emit.paged import stored_dtype
 from attngen.emit.parts import Parts, launch_of
 from attngen.emit.records import Backward, Loop
 from attngen.ir import expr as ex
@@ -149,6 +150,8 @@ def _kernels(
             "loops": [_loop(graph, loop, _products(graph, parts), _loads(parts)) for loop in loops],
         }
     }
+    if parts.pages is not None:
+        kernels["_append"] = _append(graph, parts)
     if parts.combine is not None:
         kernels["_combine"] = {
             "arguments": dict(face.combine_types),
@@ -217,7 +220,37 @@ def _compiled_in(graph: Graph, parts: Parts) -> dict[str, object]:
 def _cache(graph: Graph, pages: Pages) -> dict[str, object]:
     k = graph.nodes["k"]
     assert isinstance(k, Input)
-    return {"page_size": pages.size, "layout": {"pshd": "nhd", "phsd": "hnd"}[k.layout], "table": pages.table}
+    form: dict[str, object] = {
+        "page_size": pages.size,
+        "layout": {"pshd": "nhd", "phsd": "hnd"}[k.layout],
+        "table": pages.table,
+    }
+    return form | ({"dtype": k.dtype, "scales": f"per_{k.scales}"} if k.scales else {})
+
+
+def _append(graph: Graph, parts: Parts) -> dict[str, object]:
+    """The kernel that writes new keys; its constants follow from the rows that it is given."""
+    stored = TRITON[stored_dtype(graph)]
+    scale = {"scale": "*fp32"} if parts.scales else {}
+    steps = [f"stride_{x}" for x in ("xt", "xh", "cp", "cs", "ch")]
+    steps += [f"stride_scale_{c}" for c in "psh"] if parts.scales == "token_head" else []
+    arguments = {
+        "x": "*io",
+        "cache": f"*{stored}",
+        **scale,
+        "slot_mapping": "*i64",
+        "cos": "*fp32",
+        "sin": "*fp32",
+    }
+    arguments |= {"positions": "*i64", **dict.fromkeys([*steps, "stride_table"], "i32")}
+    width = 1 << (parts.k.columns - 1).bit_length()
+    constants = {"HEAD_DIM": parts.k.columns, "WIDTH": width, "ROTARY": parts.k.columns, "INTERLEAVED": False}
+    return {
+        "arguments": arguments,
+        "constants": list(constants),
+        "loops": [],
+        "configs": {"default": [{**constants, "num_warps": 1, "num_stages": 1}]},
+    }
 
 
 def _rows_only(config: Config) -> dict[str, object]:

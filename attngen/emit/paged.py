@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attngen.ir.nodes import Pages
+from attngen.ir.graph import Graph
+from attngen.ir.nodes import Input, Pages
 
 if TYPE_CHECKING:
     from attngen.emit.addresses import Hull
     from attngen.emit.parts import Parts
 
+LARGEST = {"float8_e4m3fn": "448.0", "float8_e5m2": "57344.0", "int8": "127.0"}
 TABLES = {"dense": ("page_table", "cache_seqlens"), "csr": ("page_indptr", "page_indices", "last_page_len")}
 
 
@@ -41,6 +43,7 @@ def find_keys(parts: Parts, pages: Pages, hull: Hull, *, masked: bool) -> tuple[
         "    pages = pages.to(tl.int64)",
         "key_places = pages * stride_kp + slots * stride_ks",
         "k_rows = (k_base + key_places)[:, None]",
+        *_scales_of(parts, "k", hull, masked),
     )
 
 
@@ -55,16 +58,47 @@ def _branches(cases: list[tuple[str, tuple[str, ...]]]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def find_values(parts: Parts) -> tuple[str, ...]:
+def find_values(parts: Parts, hull: Hull, *, masked: bool) -> tuple[str, ...]:
     """Statements that leave ``v_rows``; where both caches have the same strides, places are those of the keys."""
     if parts.v_in_k:
-        return ()
+        return ("v_scales = k_scales",) if parts.scales == "token_head" else ()
     return (
         "if SAME_STRIDES:",
         "    v_rows = (v_base + key_places)[:, None]",
         "else:",
         "    v_rows = (v_base + pages * stride_vp + slots * stride_vs)[:, None]",
+        *_scales_of(parts, "v", hull, masked),
     )
+
+
+def _scales_of(parts: Parts, tensor: str, hull: Hull, masked: bool) -> tuple[str, ...]:
+    """A statement that loads a scale per key."""
+    if parts.scales != "token_head":
+        return ()
+    mask = f", mask={hull.within()}, other=0.0" if masked else ""
+    place = f"pages * stride_{tensor}_scale_p + slots * stride_{tensor}_scale_s"
+    return (f"{tensor}_scales = tl.load({tensor}_scale_base + {place}{mask})",)
+
+
+def scale_lines(parts: Parts) -> tuple[str, ...]:
+    """Statements that prepare the scales: one of all keys goes into the scale of the scores."""
+    tensors = ("k",) if parts.v_in_k else ("k", "v")
+    if parts.scales == "token_head":
+        return tuple(
+            f"{t}_scale_base = {t}_scale + tl.cast(hk, tl.int64) * stride_{t}_scale_h" for t in tensors
+        )
+    return (f"softmax_scale = softmax_scale * tl.load({_of_all(parts, 'k')})",) if parts.scales else ()
+
+
+def value_scale(parts: Parts) -> str:
+    """The scale that all values of a program share, '' where there is none."""
+    if parts.scales not in ("tensor", "head"):
+        return ""
+    return f"tl.load({_of_all(parts, 'k' if parts.v_in_k else 'v')})"
+
+
+def _of_all(parts: Parts, tensor: str) -> str:
+    return f"{tensor}_scale" + (" + hk" if parts.scales == "head" else "")
 
 
 def sequence_lines(pages: Pages) -> tuple[str, ...]:
@@ -99,3 +133,10 @@ def tile_lines(group: int, heads_in_rows: bool) -> tuple[str, ...]:
         "one_tile = max_seqlen_q <= block_q",
         "num_tiles_m = num_seqs if one_tile else q.shape[0] // block_q + num_seqs",
     )
+
+
+def stored_dtype(graph: Graph) -> str:
+    """What caches store: ``io`` where that is numbers of q's dtype."""
+    k = graph.nodes["k"]
+    assert isinstance(k, Input)
+    return k.dtype

@@ -48,6 +48,7 @@ class Parts:
     packed: bool
     pages: Pages | None
     heads_in_rows: bool
+    scales: str
     splits: Splits | None
     combine: Launch | None
     has_dropout: bool
@@ -60,6 +61,10 @@ def launch_of(graph: Graph, result: str) -> tuple[str, Launch]:
         if any(s.name == result for s in stored):
             return name, launch
     raise InternalError(f"{graph.provenance.name}: no kernel stores {result}")
+
+
+def _scales(graph: Graph) -> str:
+    return next((x.scales for name, x in graph.all(Input) if name == "k"), "")
 
 
 def attending(graph: Graph) -> Launch:
@@ -108,6 +113,7 @@ def find_parts(graph: Graph) -> Parts:
         graph.packed,
         None if isinstance(k.address, str) else k.address,
         launch.program_axes == ("Hkv",),
+        _scales(graph),
         node.domain.splits,
         last if node.level == "split" else None,
         bool(node.dropout),
@@ -158,6 +164,9 @@ def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
         "exponentials are in base 2": parts.fold.base == "2",
         "q, k and v share layout and dtypes": len(layouts) == len({x.dtypes for x in tensors.values()}) == 1,
         "dropout compares random numbers with a threshold": _drops(graph, parts.fold),
+        "keys and values are stored alike": (
+            len({(x.dtype, x.scales) for name, x in tensors.items() if name != "q"}) == 1
+        ),
     }
     broken = [rule for rule, holds in rules.items() if not holds]
     if broken:

@@ -22,6 +22,7 @@ class Chunk:
     plus_dp: str
     value: str  # name of the V tile
     want: str  # the flag of a launch that adds up this part of dk, where V lies inside K
+    cast: str  # what follows a load of stored numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Loop:
     )
     key_rows: tuple[str, ...]  # statements that find where the tile's keys lie
     value_rows: tuple[str, ...]
+    weights: str  # what V is multiplied with
     before_loads: tuple[str, ...]
     row_max: str  # the largest score of each row of the tile, in the units of m_i
     tile_row: str  # where the tile begins in the descriptors' coordinates
@@ -205,6 +207,12 @@ class Context:
     q_rows: str  # where a program's rows lie from their base
     out_rows: str
     lse_rows: str
+    value_scale: str  # of all values, '' is 1
+    largest: str  # number that a cache stores
+    rounds: bool
+    needs_sm_89: bool
+    per_key_scales: bool
+    scale_of_all: str
     has_splits: bool
     combine_columns: tuple[str, ...]
     combine_rows: str

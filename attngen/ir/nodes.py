@@ -131,7 +131,8 @@ class Input(Node):
     ``dtype`` is a torch name, or ``io`` for the one of ``dtypes`` that q, k, v and out share at run time. ``layout`` is the
     order in which the argument holds batch, sequence, head and dim (``bshd``, ``bhsd``; ``thd`` packs sequences into tokens;
     in ``pshd`` and ``phsd`` p are the ``pages`` of a cache and s the slots of a page). ``argument`` is the caller's name of
-    it, where that is another.
+    it, where that is another. With ``scales`` the values are those stored (in ``dtype``) times a scale per tensor, head, or
+    token and head, which an argument of its own brings.
     ``default`` is the text of a scalar's default ('' when the caller must give it). ``grad``: the backward returns a
     gradient for it. The role ``gradient`` is that of a result's gradient, which autograd hands to the backward; ``seed`` that
     of the two integers (seed, offset) which a call's random numbers come from.
@@ -145,6 +146,7 @@ class Input(Node):
     layout: str = ""
     pages: Pages | None = None
     argument: str = ""
+    scales: Literal["", "tensor", "head", "token_head"] = ""
     sorted: bool = False
     default: str = ""
     grad: bool = False
@@ -154,6 +156,10 @@ class Input(Node):
         _require((self.role == "scalar") == (not self.axes), "input: exactly scalars have no axes")
         _require(
             not self.sorted or self.role == "captured", "input: only captured tensors are declared sorted"
+        )
+        _require(
+            (self.role != "tensor" or self.dtype == "io") == (not self.scales),
+            "input: scales go with a dtype",
         )
         _require(("p" in self.layout) == (self.pages is not None), "input: pages go with their layout")
 

@@ -34,6 +34,7 @@ from attngen.spec import Captured, Formula, Spec
 
 _SCALAR_DTYPE = {"int": "int32", "float": "float32"}
 _ELEMENT_TYPE: dict[str, ex.Type] = {"bool": "bool", "int32": "int", "int64": "int"}
+_STORED = {"float8_e4m3": "float8_e4m3fn"}  # torch's names
 _AXIS_NAMES = {"B": "b", "Hq": "h", "Hkv": "hk", "Sq": "row", "Sk": "j"}
 _SCORES = ("B", "Hq", "Sq", "Sk")
 _ROWS = ("B", "Hq", "Sq")
@@ -132,9 +133,9 @@ def _axis_size(spec: Spec, axis: str | int) -> Expr:
 def _inputs(spec: Spec, nodes: dict[str, Node]) -> None:
     shared: dict[str, Any] = {"dtype": "io", "dtypes": spec.dtypes, "grad": spec.grad}
     nodes["q"] = Input(axes=("B", "Hq", "Sq", "Dqk"), layout=spec.layout, **shared)
-    nodes["k"] = Input(axes=("B", "Hkv", "Sk", "Dqk"), **shared, **_pages(spec, "k_cache"))
+    nodes["k"] = Input(axes=("B", "Hkv", "Sk", "Dqk"), **{**shared, **_pages(spec, "k_cache")})
     if spec.head_dim.v_from_k is None:
-        nodes["v"] = Input(axes=("B", "Hkv", "Sk", "Dv"), **shared, **_pages(spec, "v_cache"))
+        nodes["v"] = Input(axes=("B", "Hkv", "Sk", "Dv"), **{**shared, **_pages(spec, "v_cache")})
     else:
         nodes["v"] = Slice(operand="k", columns=spec.head_dim.v_from_k, axes=("B", "Hkv", "Sk", "Dv"))
     scale = repr(spec.head_dim.qk**-0.5)
@@ -160,7 +161,13 @@ def _pages(spec: Spec, argument: str) -> dict[str, Any]:
     if cache is None:
         return {"layout": spec.layout}
     layout = {"nhd": "pshd", "hnd": "phsd"}[cache.layout]
-    return {"layout": layout, "pages": Pages(size=cache.page_size, table=cache.table), "argument": argument}
+    form = {"layout": layout, "pages": Pages(size=cache.page_size, table=cache.table), "argument": argument}
+    if cache.dtype is None or cache.scales is None:
+        return form
+    return form | {
+        "dtype": _STORED.get(cache.dtype, cache.dtype),
+        "scales": cache.scales.removeprefix("per_"),
+    }
 
 
 def _scores(spec: Spec, nodes: dict[str, Node]) -> None:

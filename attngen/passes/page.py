@@ -40,7 +40,8 @@ class Page:
         by_head = any(
             "h" in fold.tiles.end_symbols() for _, fold in graph.all(Fold) if fold.tiles is not None
         )
-        prefill, decode = paged_configurations(dims[0], dims[1])
+        stored = any(node.scales for _, node in graph.all(Input))
+        prefill, decode = paged_configurations(dims[0], dims[1], stored=stored)
         return replace(
             launch,
             rows="search",

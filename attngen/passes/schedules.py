@@ -128,11 +128,30 @@ _PAGED_DECODE_32: tuple[Row, ...] = (
 _PAGED_CPU = (_config(32, 64, 4, 1),)
 
 
-def paged_configurations(qk_dim: int, v_dim: int) -> tuple[Choices, Choices]:
-    """Return schedules of a kernel with keys in pages: for any batch, and for few queries per sequence."""
+# 8-bit numbers are made 16-bit ones in registers
+_PAGED_8BIT: dict[str, tuple[Row, ...]] = {
+    "sm_90/16": ((320, (_config(128, 64, 8, 2),)), (512, (_config(64, 64, 4, 2),)), *_HOPPER[3:]),
+    "gfx942/16": ((320, (_config(128, 32, 4, 2),)), (512, (_config(64, 32, 4, 1),)), *_CDNA[2:]),
+}
+_DECODE_8BIT: dict[str, tuple[Row, ...]] = {
+    "gfx942/16": ((320, (_config(16, 64, 4, 2),)), *_PAGED_DECODE[1:])
+}
+
+
+def paged_configurations(qk_dim: int, v_dim: int, *, stored: bool) -> tuple[Choices, Choices]:
+    """Return schedules of a kernel with keys in pages: for any batch, and for few queries per sequence.
+
+    ``stored``: caches hold 8-bit numbers, which need registers of their own.
+    """
     columns = qk_dim + v_dim
-    many = [(n, _without_descriptors(_choices(_PAGED.get(n, rows), columns))) for n, rows in _TARGETS.items()]
-    few = [(n, _choices(_PAGED_DECODE_32 if n.endswith("/32") else _PAGED_DECODE, columns)) for n in _TARGETS]
+    tables, smaller = (_PAGED_8BIT, _DECODE_8BIT) if stored else (_PAGED, dict[str, tuple[Row, ...]]())
+    many: list[tuple[str, tuple[Config, ...]]] = []
+    few: list[tuple[str, tuple[Config, ...]]] = []
+    for name, rows in _TARGETS.items():
+        near = name.replace("gfx950", "gfx942")
+        decode_rows = _PAGED_DECODE_32 if name.endswith("/32") else smaller.get(near, _PAGED_DECODE)
+        many.append((name, _without_descriptors(_choices(tables.get(near, rows), columns))))
+        few.append((name, _choices(decode_rows, columns)))
     fallback = ("default", _choices(_ANY, columns))
     decode = ("default", (_config(16, 16, 4, 1),))
     return (

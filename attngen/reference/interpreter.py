@@ -188,8 +188,7 @@ def _in_pages(run: _Run, node: Load) -> Tensor:
     while isinstance(view := run.graph.nodes[name], Slice):
         name = view.operand
     assert isinstance(view, Input)
-    cache, found = run.problem.caches[name]
-    return gathered(cache, view, node.address, found)
+    return gathered(run.problem.caches[name], view, node.address)
 
 
 def _contract(run: _Run, name: str, node: Contract) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from attngen.ir import expr as ex
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Axis, Input
-from attngen.reference.interpreter_pages import Sequence, gathered, sequence
+from attngen.reference.interpreter_pages import Cached, gathered, sequence
 
 Tensor = torch.Tensor
 
@@ -24,9 +24,7 @@ class Problem:
     captured: Mapping[str, Tensor]
     first_b: int
     seed: tuple[int, int]  # and offset
-    caches: Mapping[str, tuple[Tensor, Sequence]] = field(
-        default_factory=dict[str, "tuple[Tensor, Sequence]"]
-    )
+    caches: Mapping[str, Cached] = field(default_factory=dict[str, Cached])
 
 
 def _layout(graph: Graph) -> str:
@@ -111,12 +109,13 @@ def _paged(
     """One sequence whose keys lie in pages: they are gathered, and kept as they lie for loads with an address map."""
     rows = int(inputs["cu_seqlens_q"][b]), int(inputs["cu_seqlens_q"][b + 1])
     tensors = {"q": inputs["q"][slice(*rows)].double().permute(1, 0, 2)[None]}
-    caches: dict[str, tuple[Tensor, Sequence]] = {}
+    caches: dict[str, Cached] = {}
     for name, node in nodes.items():
         assert node.pages is not None
         found = sequence(node.pages, inputs, b)
-        caches[name] = inputs[node.argument], found
-        tensors[name] = gathered(inputs[node.argument], node, node.pages, found)
+        scale = inputs[node.argument.replace("cache", "scale")] if node.scales else None
+        caches[name] = Cached(inputs[node.argument], scale, found)
+        tensors[name] = gathered(caches[name], node, node.pages)
     own = {name: _own_tokens(tensor, axes[name], {"q": rows}) for name, tensor in captured.items()}
     return Problem(tensors, {}, scalars, own, b, _seed(inputs), caches)
 

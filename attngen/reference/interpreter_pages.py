@@ -30,8 +30,29 @@ def sequence(pages: Pages, inputs: Mapping[str, Any], b: int) -> Sequence:
     return Sequence(inputs["page_indices"][first:], keys)
 
 
-def gathered(cache: Tensor, node: Input, pages: Pages, found: Sequence) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """A cache as a call brings it, with the scales of what it stores."""
+
+    stored: Tensor
+    scale: Tensor | None
+    sequence: Sequence
+
+
+def gathered(cached: Cached, node: Input, pages: Pages) -> Tensor:
     """The keys of a sequence as [1, H, keys, D]: key j from slot j % size of its page j // size."""
-    j = torch.arange(found.keys)
-    by_slot = cache.permute([node.layout.index(c) for c in "pshd"])
-    return by_slot[found.pages[j // pages.size].long(), j % pages.size].double().permute(1, 0, 2)[None]
+    j = torch.arange(cached.sequence.keys)
+    page, slot = cached.sequence.pages[j // pages.size].long(), j % pages.size
+    by_slot = cached.stored.double().permute([node.layout.index(c) for c in "pshd"])
+    rows = by_slot[page, slot]
+    if cached.scale is not None:
+        rows = rows * _scales(cached.scale.double(), node, page, slot)
+    return rows.permute(1, 0, 2)[None]
+
+
+def _scales(scale: Tensor, node: Input, page: Tensor, slot: Tensor) -> Tensor:
+    """The scale of each key and head, [keys, H, 1] or what is broadcast to it."""
+    if node.scales == "token_head":
+        by_slot = scale.permute([node.layout.index(c) for c in "psh"])
+        return by_slot[page, slot][..., None]
+    return scale.reshape(-1)[:, None]

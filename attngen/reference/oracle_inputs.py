@@ -57,7 +57,7 @@ def bind(spec: Spec, inputs: Mapping[str, Any], *, same: bool) -> Call:
     """The call that `inputs` make on `spec`; `same` computes in the dtype of q instead of float64."""
     _check_names(spec, inputs)
     if spec.cache is not None:
-        inputs = unpaged(spec, spec.cache, inputs)
+        inputs = unpaged(spec, spec.cache, inputs, same=same)
     q, k, v = _qkv(spec, inputs)
     sizes = _sizes(spec, q, k)
     sequences: tuple[tuple[int, int, int, int], ...] = ()

@@ -17,11 +17,16 @@ TABLES = {"dense": ("page_table", "cache_seqlens"), "csr": ("page_indptr", "page
 def required(spec: Spec, cache: Cache) -> list[str]:
     """Names of the arguments that a call with a cache needs, params and captured tensors aside."""
     caches = ["k_cache"] if spec.head_dim.v_from_k else ["k_cache", "v_cache"]
-    return ["q", *caches, *TABLES[cache.table], "cu_seqlens_q", "max_seqlen_q"]
+    scales = [name.replace("cache", "scale") for name in caches] if cache.dtype else []
+    return ["q", *caches, *TABLES[cache.table], "cu_seqlens_q", "max_seqlen_q", *scales]
 
 
-def unpaged(spec: Spec, cache: Cache, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The same call on keys in a row: k, v and cu_seqlens_k instead of caches and tables."""
+def unpaged(spec: Spec, cache: Cache, inputs: Mapping[str, Any], *, same: bool) -> dict[str, Any]:
+    """The same call on keys in a row: k, v and cu_seqlens_k instead of caches and tables.
+
+    What a cache stores is multiplied by its scales in float64, or for `same` in float32, as kernels do; q is then of that
+    dtype too.
+    """
     tables = [_page_ids(name, inputs) for name in TABLES[cache.table]]
     k_cache = inputs["k_cache"]
     places = _dense(cache, *tables) if cache.table == "dense" else _csr(cache, *tables)
@@ -32,14 +37,19 @@ def unpaged(spec: Spec, cache: Cache, inputs: Mapping[str, Any]) -> dict[str, An
             raise TensorError(f"sequence {b} has page {outside[0]}, the cache has {num_pages} pages")
     lengths = [0, *(keys for _, keys in places)]
     given = {name: value for name, value in inputs.items() if name not in TABLES[cache.table]}
-    given = {name: value for name, value in given.items() if name not in ("k_cache", "v_cache")}
+    given = {name: value for name, value in given.items() if name not in CACHES}
     rows = {
         name[0]: _rows(name, inputs[name], cache, places) for name in ("k_cache", "v_cache") if name in inputs
     }
+    if cache.dtype:
+        wide = torch.float32 if same else torch.float64
+        rows |= {n: _scaled(n, row.to(wide), inputs[f"{n}_scale"], cache, places) for n, row in rows.items()}
+        rows["q"] = inputs["q"].to(wide)
     cu_seqlens_k = torch.tensor(lengths, dtype=torch.int32).cumsum(0).int()
     return given | rows | {"cu_seqlens_k": cu_seqlens_k, "max_seqlen_k": max(lengths)}
 
 
+CACHES = ("k_cache", "v_cache", "k_scale", "v_scale")
 Places = list[tuple[list[int], int]]
 """Per sequence the pages that hold keys, and the number of keys."""
 
@@ -84,5 +94,21 @@ def _rows(name: str, whole: Any, cache: Cache, places: Places) -> Tensor:
         raise TensorError(
             f"{name} has pages of {slots.shape[1]} keys, the spec says page_size {cache.page_size}"
         )
+    if cache.dtype:  # torch gathers no 8-bit floats
+        slots = slots.double()
     found = [slots[pages].flatten(0, 1)[:keys] for pages, keys in places if pages]
     return torch.cat(found) if found else slots[:0, 0]
+
+
+def _scaled(name: str, rows: Tensor, scale: Any, cache: Cache, places: Places) -> Tensor:
+    """Stored numbers [keys, Hkv, D] times their scales."""
+    if not isinstance(scale, Tensor):
+        raise TensorError(f"{name}_scale must be a float32 tensor, got {type(scale).__name__}")
+    if cache.scales == "per_token_head":
+        slots = (scale if cache.layout == "nhd" else scale.transpose(1, 2)).to(rows.dtype)
+        found = [slots[pages].flatten(0, 1)[:keys] for pages, keys in places if pages]
+        return rows * torch.cat(found)[..., None] if found else rows
+    heads = 1 if cache.scales == "per_tensor" else rows.shape[1]
+    if scale.numel() != heads:
+        raise TensorError(f"{name}_scale has shape {list(scale.shape)}, expected {heads} numbers")
+    return rows * scale.reshape(-1, 1).to(rows.dtype)

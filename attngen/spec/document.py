@@ -13,7 +13,16 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from attngen.errors import did_you_mean
-from attngen.spec.model import CacheLayout, CapturedDtype, Dtype, Layout, PageTable, Precision
+from attngen.spec.model import (
+    CacheDtype,
+    CacheLayout,
+    CapturedDtype,
+    Dtype,
+    Layout,
+    PageTable,
+    Precision,
+    Scales,
+)
 
 MAX_HEADS: Final = 65_536
 MAX_HEAD_DIM: Final = 1_024
@@ -205,6 +214,12 @@ class CacheForm(Form):
     table: PageTable = Field(
         default="dense",
         description="dense: page_table [sequences, pages]; csr: page_indptr, page_indices, last_page_len",
+    )
+    dtype: CacheDtype | None = Field(
+        default=None, description="stored numbers, which scales multiply; q's dtype unless given"
+    )
+    scales: Scales | None = Field(
+        default=None, description="one scale per tensor, per kv head, or per key and kv head"
     )
 
 

@@ -16,6 +16,8 @@ CapturedDtype = Literal["float16", "bfloat16", "float32", "int32", "int64", "boo
 Layout = Literal["bshd", "bhsd", "thd"]
 Precision = Literal["ieee", "tf32x3", "tf32"]
 CacheLayout = Literal["nhd", "hnd"]
+CacheDtype = Literal["float8_e4m3", "float8_e5m2", "int8"]
+Scales = Literal["per_tensor", "per_head", "per_token_head"]
 PageTable = Literal["dense", "csr"]
 Position = tuple[str, int, int]
 KeyPath = tuple[str | int, ...]
@@ -104,11 +106,15 @@ class Cache:
         page_size: keys per page.
         layout: axes of a page: `nhd` (keys before heads) or `hnd`.
         table: how a call gives the pages of its sequences: `dense` (a row each) or `csr`.
+        dtype: what is stored: numbers of q's dtype (None), or numbers that a scale multiplies.
+        scales: one scale per tensor, per kv head, or per key and kv head; None without a dtype.
     """
 
     page_size: int
     layout: CacheLayout = "nhd"
     table: PageTable = "dense"
+    dtype: CacheDtype | None = None
+    scales: Scales | None = None
 
 
 @dataclass(frozen=True)
@@ -236,7 +242,7 @@ def _canonical_cache(cache: Cache | None) -> dict[str, Any]:
     data: dict[str, Any] = {"kind": "paged", "page_size": cache.page_size}
     return data | {
         name: getattr(cache, name)
-        for name in ("layout", "table")
+        for name in ("layout", "table", "dtype", "scales")
         if getattr(cache, name) != getattr(Cache, name)
     }
 

@@ -120,6 +120,17 @@ def _check_cache(document: Document, note: Note) -> None:
         note(("layout",), "queries of a paged cache are packed; write thd, or leave layout out")
     if document.grad:
         note(("grad",), "a paged cache has no backward; leave grad out, or the cache")
+    cache = document.cache
+    if cache is not None and cache.scales is not None and cache.dtype is None:
+        note(
+            ("cache", "scales"),
+            "scales multiply numbers of a dtype of their own; add dtype, or leave scales out",
+        )
+    if cache is not None and cache.dtype == "int8" and cache.scales not in (None, "per_token_head"):
+        note(
+            ("cache", "scales"),
+            "int8 has one scale per key and head; write per_token_head, or leave scales out",
+        )
     if document.mask_table:
         note(("mask_table",), "a paged cache has no block table; leave mask_table out")
     if document.dropout:
@@ -147,7 +158,11 @@ def _check_splits(document: Document, note: Note) -> None:
 
 
 def _cache(form: CacheForm | None) -> Cache | None:
-    return None if form is None else Cache(form.page_size, form.layout, form.table)
+    if form is None:
+        return None
+    scales = form.scales or ("per_tensor" if form.dtype and form.dtype != "int8" else None)
+    scales = "per_token_head" if form.dtype == "int8" else scales
+    return Cache(form.page_size, form.layout, form.table, form.dtype, scales)
 
 
 def _splits(form: SplitsForm | None) -> Splits | None:
