@@ -49,6 +49,8 @@ ROWS = {
     "sliding window, head dim 128": ("mistral_window", {}),
     "softcap, head dim 128": ("llama3_causal", {"score": "50 * tanh(s / 50)"}),
     "MLA prefill, 192/128": ("mla_prefill", {}),
+    "causal with dropout, head dim 64": ("gpt2_dropout", {}),
+    "causal with dropout, head dim 128": ("gpt2_dropout", {"head_dim": 128}),
 }
 
 
@@ -159,6 +161,10 @@ BACKWARD = [
     ("sm_90", "llama3_causal", {"head_dim": 256}, {"dq": (329, 600), "dkdv": (600, 600)}),
     ("sm_80", "llama3_causal", {}, {"dq": (322, 409), "dkdv": (367, 440)}),
     ("sm_80", "qwen2_gqa7", {}, {"dq": (406, 551), "dkdv": (403, 530)}),
+    ("sm_90", "gpt2_dropout", {}, {"dq": (1190, 1365), "dkdv": (1186, 1357)}),
+    ("sm_90", "gpt2_dropout", {"head_dim": 128}, {"dq": (682, 773), "dkdv": (891, 973)}),
+    ("sm_80", "gpt2_dropout", {}, {"dq": (837, 944), "dkdv": (914, 1008)}),
+    ("sm_80", "gpt2_dropout", {"head_dim": 128}, {"dq": (609, 667), "dkdv": (627, 715)}),
 ]
 
 
@@ -184,7 +190,7 @@ def test_backward_instructions_per_tensor_clock(target, spec, changes, limits):
 
 
 @pytest.mark.parametrize("target", ["sm_100", "gfx942"])
-@pytest.mark.parametrize("spec", ["llama3_causal", "qwen2_gqa7"])
+@pytest.mark.parametrize("spec", ["llama3_causal", "qwen2_gqa7", "gpt2_dropout"])
 def test_backward_has_no_spills_and_matrix_work_in_every_loop(target, spec):
     loops = [loop for report in backward_of(spec, target) for loop in report.loops]
     assert [loop.role for loop in loops] == ["dq full", "dq partial", "dkdv full", "dkdv partial"]
