@@ -778,7 +778,7 @@ def _dropout_key(seed):
     """The key of a call's random numbers: offset, enciphered by seed."""
     number = tl.load(seed).to(tl.uint64)
     offset = tl.load(seed + 1).to(tl.uint64)
-    zero = tl.to_tensor(0).to(tl.uint32)
+    zero = tl.full((), 0, tl.uint32)
     low, high = number.to(tl.uint32), (number >> 32).to(tl.uint32)
     key_low, key_high, _, _ = _philox(
         low, high, offset.to(tl.uint32), (offset >> 32).to(tl.uint32), zero, zero

@@ -53,6 +53,8 @@ ROWS = {
     "pages of 16, causal, head dim 128": ("paged_decode_llama3", {}),
     "pages of 64, sliding window": ("paged_mixed_mistral_window", {}),
     "pages of 32, int8 per key and head": ("paged_int8", {}),
+    "causal with dropout, head dim 64": ("gpt2_dropout", {}),
+    "causal with dropout, head dim 128": ("gpt2_dropout", {"head_dim": 128}),
 }
 
 
@@ -194,6 +196,10 @@ BACKWARD = [
     ("sm_80", "mla_absorbed", {}, {"dq": (445, 565), "dkdv": (551, 563)}),
     ("sm_80", "llama3_causal", {}, {"dq": (322, 409), "dkdv": (367, 438)}),
     ("sm_80", "qwen2_gqa7", {}, {"dq": (406, 551), "dkdv": (403, 530)}),
+    ("sm_90", "gpt2_dropout", {}, {"dq": (1190, 1365), "dkdv": (1186, 1357)}),
+    ("sm_90", "gpt2_dropout", {"head_dim": 128}, {"dq": (682, 773), "dkdv": (891, 973)}),
+    ("sm_80", "gpt2_dropout", {}, {"dq": (837, 944), "dkdv": (914, 1008)}),
+    ("sm_80", "gpt2_dropout", {"head_dim": 128}, {"dq": (609, 667), "dkdv": (627, 715)}),
 ]
 
 
@@ -219,7 +225,7 @@ def test_backward_instructions_per_tensor_clock(target, spec, changes, limits):
 
 
 @pytest.mark.parametrize("target", ["sm_100", "gfx942"])
-@pytest.mark.parametrize("spec", ["llama3_causal", "qwen2_gqa7"])
+@pytest.mark.parametrize("spec", ["llama3_causal", "qwen2_gqa7", "gpt2_dropout"])
 def test_backward_has_no_spills_and_matrix_work_in_every_loop(target, spec):
     loops = [loop for report in backward_of(spec, target) for loop in report.loops]
     assert [loop.role for loop in loops] == ["dq full", "dq partial", "dkdv full", "dkdv partial"]

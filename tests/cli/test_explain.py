@@ -119,3 +119,14 @@ def test_committed_specs_are_explained() -> None:
         total = found["tiles"]["full"] + found["tiles"]["partial"] + found["tiles"]["empty"]
         if found["mechanism"] == "dense":
             assert total == (4096 // found["tiles"]["block_m"]) * (4096 // found["tiles"]["block_n"])
+
+
+def test_what_dropout_takes(here: Path) -> None:
+    (here / "specs/small.yaml").write_text(CAUSAL + "dropout: true\n")
+    found = explained()
+    assert found["compiled_in"]["dropout"] is True
+    assert {"dropout_p", "seed"} <= found["run_time"].keys()
+    (here / "specs/small.yaml").write_text(CAUSAL)
+    found = explained()
+    assert "dropout" not in found["compiled_in"]
+    assert not {"dropout_p", "seed"} & found["run_time"].keys()

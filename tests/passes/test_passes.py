@@ -9,6 +9,7 @@ from attngen.ir.graph import graph_text
 from attngen.ir.nodes import Launch
 from attngen.passes.base_two import BaseTwo
 from attngen.passes.build import build
+from attngen.passes.differentiate import Differentiate
 from attngen.passes.page import Page
 from attngen.passes.pipeline import PIPELINE, run
 from attngen.passes.plan_masks import PlanMasks
@@ -39,6 +40,13 @@ def lines(graph, *ids: str) -> str:
 
 def test_build(golden):
     golden("build", graph_text(build(load_spec(SPEC))))
+
+
+def test_dropout(golden):
+    spec = {k: v for k, v in SPEC.items() if k not in ("score", "captured", "params", "sinks", "mask")}
+    graph = Differentiate().apply(build(load_spec({**spec, "dropout": True, "grad": True})))
+    names = ("dropout_threshold", "seed", "random", "dropout", "fold", "p_dropout", "dp_dropout", "ds", "dv")
+    golden("dropout", lines(graph, *names))
 
 
 MASKS = {
