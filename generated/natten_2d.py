@@ -962,15 +962,6 @@ def _backward_dkdv(
     stop_1_ = tl.maximum(stop_0, stop_1)
     stop_0_ = tl.minimum(stop_0, stop_1)
     first_1 = tl.maximum(start_1, stop_0_)
-    may_hi_0 = tl.where(
-        (-_floor_div(j_hi, 14) <= 0) & (_floor_div(j_lo, 14) <= 6),
-        tl.where(
-            -_floor_div(j_hi, 14) <= -7,
-            seqlen_q,
-            tl.minimum(seqlen_q + _floor_div(j_hi, 14) * 14 - seqlen_k + 56, seqlen_q),
-        ),
-        0,
-    )
     hull_begin = tl.minimum(0, tl.maximum(_floor_div(j_lo, 14) * 14 + seqlen_q - seqlen_k - 42, 0))
     hull_end = tl.maximum(
         tl.where(
@@ -1116,12 +1107,16 @@ def _backward_dkdv(
         q_rows = q_base + q_at
         dout_rows = dout_base + dout_at
         padded_row = row_at
-        row_valid = ((rows_m >= 0 - start_m) & (rows_m < may_hi_0 - start_m)) | (
-            (rows_m >= first_key_1 - start_m) & (rows_m < end_key_1 - start_m)
-        )
-        q_0 = tl.load(q_rows + q_offsets_0, mask=row_valid[:, None], other=0.0)
+        row_valid = (rows_m < hull_end - start_m) & (rows_m >= hull_begin - start_m)
+        if USE_DESCRIPTORS:
+            q_0 = q_descriptor_0.load([head, start_m - hull_begin, 0]).reshape([BLOCK_M, 32])
+        else:
+            q_0 = tl.load(q_rows + q_offsets_0, mask=row_valid[:, None], other=0.0)
         qk = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
-        dout_0 = tl.load(dout_rows + dout_offsets_0, mask=row_valid[:, None], other=0.0)
+        if USE_DESCRIPTORS:
+            dout_0 = dout_descriptor_0.load([head, start_m - hull_begin, 0]).reshape([BLOCK_M, 32])
+        else:
+            dout_0 = tl.load(dout_rows + dout_offsets_0, mask=row_valid[:, None], other=0.0)
         if not WANT_DV:
             dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
         lse2_rows = tl.load(lse2_base + padded_row + rows_m)
