@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 3c29c868edb76e69a7f2ecc14c7a6b396aa368379aaf371dd9b02dbe6bffcc86. Needs torch and triton, nothing else.
+Digest d7dd8e9feb4ef89960849cf62afa568730d03dc669e5236f8c3b31a83f624e7a. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "score": "50 * tanh(s / 50)"
 }
 """)
-DIGEST = "3c29c868edb76e69a7f2ecc14c7a6b396aa368379aaf371dd9b02dbe6bffcc86"
+DIGEST = "d7dd8e9feb4ef89960849cf62afa568730d03dc669e5236f8c3b31a83f624e7a"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -303,9 +303,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_86/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
@@ -313,9 +313,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_89/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
@@ -343,9 +343,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_120/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
@@ -589,23 +589,23 @@ MANIFEST = json.loads(r"""
         ],
         "sm_86/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
-            "MERGED": false,
+            "MERGED": true,
             "APART": true
           }
         ],
         "sm_89/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
-            "MERGED": false,
+            "MERGED": true,
             "APART": true
           }
         ],
@@ -642,12 +642,12 @@ MANIFEST = json.loads(r"""
         ],
         "sm_120/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
-            "MERGED": false,
+            "MERGED": true,
             "APART": true
           }
         ],
@@ -1577,7 +1577,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gemma2_global_3c29c868edb7", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_global_d7dd8e9feb4e", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1761,7 +1761,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::gemma2_global_3c29c868edb7_backward", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_global_d7dd8e9feb4e_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

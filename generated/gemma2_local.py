@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < 4096.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - 4095, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - 4095, 0), min(i_lo + 1, seqlen_k)).
 
-Digest 58afbdcb78c217e09b897c11e38cb2b687c2ff11b3dff085421ec3e1883d15b3. Needs torch and triton, nothing else.
+Digest 3c7111d09ff7bb836af901e97b2c7f089bfb64bd7b6e1ab4fdd2a81aaa0e3981. Needs torch and triton, nothing else.
 """
 
 import json
@@ -29,7 +29,7 @@ SPEC = json.loads(r"""
   "score": "50 * tanh(s / 50)"
 }
 """)
-DIGEST = "58afbdcb78c217e09b897c11e38cb2b687c2ff11b3dff085421ec3e1883d15b3"
+DIGEST = "3c7111d09ff7bb836af901e97b2c7f089bfb64bd7b6e1ab4fdd2a81aaa0e3981"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -304,9 +304,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_86/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
@@ -314,9 +314,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_89/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
@@ -344,9 +344,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_120/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
@@ -590,23 +590,23 @@ MANIFEST = json.loads(r"""
         ],
         "sm_86/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
-            "MERGED": false,
+            "MERGED": true,
             "APART": true
           }
         ],
         "sm_89/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
-            "MERGED": false,
+            "MERGED": true,
             "APART": true
           }
         ],
@@ -643,12 +643,12 @@ MANIFEST = json.loads(r"""
         ],
         "sm_120/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
-            "MERGED": false,
+            "MERGED": true,
             "APART": true
           }
         ],
@@ -1643,7 +1643,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gemma2_local_58afbdcb78c2", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_local_3c7111d09ff7", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1827,7 +1827,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::gemma2_local_58afbdcb78c2_backward", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_local_3c7111d09ff7_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

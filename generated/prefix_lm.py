@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i or j < prefix[b].
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(max(i_hi + 1, prefix[b]), seqlen_k)); all are allowed in [0, min(max(i_lo + 1, prefix[b]), seqlen_k)).
 
-Digest bacf6a7260da2ded8d6266f39b2a2de63932e7024d292f530d51dba7350ecf7b. Needs torch and triton, nothing else.
+Digest 8081c9909ade743eb4e0c76d11317968946853c4bc7c448ad5579d76c3ec27fc. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "name": "prefix_lm"
 }
 """)
-DIGEST = "bacf6a7260da2ded8d6266f39b2a2de63932e7024d292f530d51dba7350ecf7b"
+DIGEST = "8081c9909ade743eb4e0c76d11317968946853c4bc7c448ad5579d76c3ec27fc"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -307,9 +307,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_86/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
@@ -317,9 +317,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_89/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
@@ -347,9 +347,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_120/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
@@ -604,23 +604,23 @@ MANIFEST = json.loads(r"""
         ],
         "sm_86/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
-            "MERGED": false,
+            "MERGED": true,
             "APART": true
           }
         ],
         "sm_89/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
-            "MERGED": false,
+            "MERGED": true,
             "APART": true
           }
         ],
@@ -657,12 +657,12 @@ MANIFEST = json.loads(r"""
         ],
         "sm_120/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
-            "MERGED": false,
+            "MERGED": true,
             "APART": true
           }
         ],
@@ -1611,7 +1611,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::prefix_lm_bacf6a7260da", mutates_args=())
+@torch.library.custom_op("attngen::prefix_lm_8081c9909ade", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1803,7 +1803,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::prefix_lm_bacf6a7260da_backward", mutates_args=())
+@torch.library.custom_op("attngen::prefix_lm_8081c9909ade_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
