@@ -1075,11 +1075,6 @@ def _backward_dkdv(
     partial_end_2 = tl.minimum(stop_1_, first_full_1)
     partial_end_2_ = tl.maximum(stop_0_, partial_end_2)
     partial_end_1 = tl.minimum(stop_0_, partial_end_2)
-    may_hi_0 = tl.where(
-        (-j_hi <= 0) & (j_lo <= 62),
-        tl.where(seqlen_k - j_hi <= 63, seqlen_q, tl.minimum(j_hi + seqlen_q - seqlen_k + 32, seqlen_q)),
-        0,
-    )
     hull_begin = tl.minimum(0, tl.maximum(j_lo + seqlen_q - seqlen_k - 31, 0))
     hull_end = tl.maximum(
         tl.where(
@@ -1252,12 +1247,16 @@ def _backward_dkdv(
         q_rows = q_base + tl.cast(head, tl.int64) * stride_qh + tl.cast(start_m, tl.int64) * stride_qs
         dout_rows = dout_base + tl.cast(head, tl.int64) * stride_gh + tl.cast(start_m, tl.int64) * stride_gs
         padded_row = head * stride_rh + start_m
-        row_valid = ((rows_m >= 0 - start_m) & (rows_m < may_hi_0 - start_m)) | (
-            (rows_m >= first_key_1 - start_m) & (rows_m < end_key_1 - start_m)
-        )
-        q_0 = tl.load(q_rows + q_offsets_0, mask=row_valid[:, None], other=0.0)
+        row_valid = (rows_m < hull_end - start_m) & (rows_m >= hull_begin - start_m)
+        if USE_DESCRIPTORS:
+            q_0 = q_descriptor_0.load([head, start_m - hull_begin, 0]).reshape([BLOCK_M, 32])
+        else:
+            q_0 = tl.load(q_rows + q_offsets_0, mask=row_valid[:, None], other=0.0)
         qk = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
-        dout_0 = tl.load(dout_rows + dout_offsets_0, mask=row_valid[:, None], other=0.0)
+        if USE_DESCRIPTORS:
+            dout_0 = dout_descriptor_0.load([head, start_m - hull_begin, 0]).reshape([BLOCK_M, 32])
+        else:
+            dout_0 = tl.load(dout_rows + dout_offsets_0, mask=row_valid[:, None], other=0.0)
         if not WANT_DV:
             dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
         lse2_rows = tl.load(lse2_base + padded_row + rows_m)

@@ -963,14 +963,26 @@ def _backward_dkdv(
     stop_1_ = tl.maximum(stop_0, stop_1)
     stop_0_ = tl.minimum(stop_0, stop_1)
     first_1 = tl.maximum(start_1, stop_0_)
-    may_hi_0 = tl.where(
-        (-_floor_div(j_hi, 14) <= 0) & (_floor_div(j_lo, 14) <= 6),
+    hull_begin = tl.minimum(0, tl.maximum(_floor_div(j_lo, 14) * 14 + seqlen_q - seqlen_k - 42, 0))
+    hull_end = tl.maximum(
         tl.where(
-            -_floor_div(j_hi, 14) <= -7,
-            seqlen_q,
-            tl.minimum(seqlen_q + _floor_div(j_hi, 14) * 14 - seqlen_k + 56, seqlen_q),
+            (-_floor_div(j_hi, 14) <= 0) & (_floor_div(j_lo, 14) <= 6),
+            tl.where(
+                -_floor_div(j_hi, 14) <= -7,
+                seqlen_q,
+                tl.minimum(seqlen_q + _floor_div(j_hi, 14) * 14 - seqlen_k + 56, seqlen_q),
+            ),
+            0,
         ),
-        0,
+        tl.where(
+            (-_floor_div(j_hi, 14) <= 0) & (_floor_div(j_lo, 14) <= 13),
+            tl.where(
+                -_floor_div(j_hi, 14) <= -7,
+                seqlen_q,
+                tl.minimum(seqlen_q + _floor_div(j_hi, 14) * 14 - seqlen_k + 56, seqlen_q),
+            ),
+            0,
+        ),
     )
     factor = softmax_scale * 1.4426950408889634
     row_end = tl.where(
@@ -996,6 +1008,19 @@ def _backward_dkdv(
     delta_base = delta + tl.cast(b, tl.int64) * stride_rb + tl.cast(h, tl.int64) * stride_rh
     d_0 = tl.arange(0, 32)
     e_0 = tl.arange(0, 32)
+    if USE_DESCRIPTORS:
+        q_descriptor_0 = tl.make_tensor_descriptor(
+            q_base + tl.cast(hull_begin, tl.int64) * stride_qs,
+            [1, hull_end - hull_begin, 32],
+            [stride_qh, stride_qs, 1],
+            [1, BLOCK_M, 32],
+        )
+        dout_descriptor_0 = tl.make_tensor_descriptor(
+            dout_base + tl.cast(hull_begin, tl.int64) * stride_gs,
+            [1, hull_end - hull_begin, 32],
+            [stride_gh, stride_gs, 1],
+            [1, BLOCK_M, 32],
+        )
     q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
     dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
     seen = (
@@ -1083,12 +1108,16 @@ def _backward_dkdv(
         q_rows = q_base + q_at
         dout_rows = dout_base + dout_at
         padded_row = row_at
-        row_valid = ((rows_m >= 0 - start_m) & (rows_m < may_hi_0 - start_m)) | (
-            (rows_m >= first_key_1 - start_m) & (rows_m < end_key_1 - start_m)
-        )
-        q_0 = tl.load(q_rows + q_offsets_0, mask=row_valid[:, None], other=0.0)
+        row_valid = (rows_m < hull_end - start_m) & (rows_m >= hull_begin - start_m)
+        if USE_DESCRIPTORS:
+            q_0 = q_descriptor_0.load([head, start_m - hull_begin, 0]).reshape([BLOCK_M, 32])
+        else:
+            q_0 = tl.load(q_rows + q_offsets_0, mask=row_valid[:, None], other=0.0)
         qk = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
-        dout_0 = tl.load(dout_rows + dout_offsets_0, mask=row_valid[:, None], other=0.0)
+        if USE_DESCRIPTORS:
+            dout_0 = dout_descriptor_0.load([head, start_m - hull_begin, 0]).reshape([BLOCK_M, 32])
+        else:
+            dout_0 = tl.load(dout_rows + dout_offsets_0, mask=row_valid[:, None], other=0.0)
         if not WANT_DV:
             dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
         lse2_rows = tl.load(lse2_base + padded_row + rows_m)

@@ -33,7 +33,8 @@ def range_loops(parts: Parts, printer: Printer) -> tuple[tuple[Loop, ...], Hull]
 
 
 def hull_of(tiles: Tiles, printer: Printer) -> Hull:
-    """Name the hull of the keys that a program may see, or of the rows that may see its keys."""
+    """Name the hull of the keys that a program may see, or of the rows that may see its keys (rows between two intervals see
+    other keys)."""
     may, letter = tiles.may, "n" if printer.walks == "keys" else "m"
     if not may:
         return Hull("", "0", letter=letter)
@@ -43,7 +44,7 @@ def hull_of(tiles: Tiles, printer: Printer) -> Hull:
     tile_positions(printer, ex.symbols(begin) | ex.symbols(end))
     names = [
         (named(printer, f"may_lo_{n}", x.lo), named(printer, f"may_hi_{n}", x.hi))
-        for n, x in enumerate(may if len(may) > 1 else ())
+        for n, x in enumerate(may if len(may) > 1 and letter == "n" else ())
     ]
     first = "" if begin == Const(0) else named(printer, "hull_begin", begin)
     end_name = named(printer, "hull_end", end)
