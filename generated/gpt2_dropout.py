@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 56f63d899a6f65deb378bce9932e6a9c15a108baefc56c44d36f4d8a12111d04. Needs torch and triton, nothing else.
+Digest dee66a013536882311a468f7e9de41ae689daf717b97f1f5cf63ca149506a3cf. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "name": "gpt2_dropout"
 }
 """)
-DIGEST = "56f63d899a6f65deb378bce9932e6a9c15a108baefc56c44d36f4d8a12111d04"
+DIGEST = "dee66a013536882311a468f7e9de41ae689daf717b97f1f5cf63ca149506a3cf"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -576,9 +576,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_80/16": [
           {
-            "BLOCK_M": 16,
+            "BLOCK_M": 32,
             "BLOCK_N": 128,
-            "num_warps": 4,
+            "num_warps": 8,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -587,9 +587,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_86/16": [
           {
-            "BLOCK_M": 16,
+            "BLOCK_M": 32,
             "BLOCK_N": 128,
-            "num_warps": 4,
+            "num_warps": 8,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -598,9 +598,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_89/16": [
           {
-            "BLOCK_M": 16,
+            "BLOCK_M": 32,
             "BLOCK_N": 128,
-            "num_warps": 4,
+            "num_warps": 8,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -631,9 +631,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_120/16": [
           {
-            "BLOCK_M": 16,
+            "BLOCK_M": 32,
             "BLOCK_N": 128,
-            "num_warps": 4,
+            "num_warps": 8,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -1767,7 +1767,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gpt2_dropout_56f63d899a6f", mutates_args=())
+@torch.library.custom_op("attngen::gpt2_dropout_dee66a013536", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1962,7 +1962,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::gpt2_dropout_56f63d899a6f_backward", mutates_args=())
+@torch.library.custom_op("attngen::gpt2_dropout_dee66a013536_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
