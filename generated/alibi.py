@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 324a04eb1577d9cf6a9d7f6750cc0a7322ccd7f4131bfe6548ffbe8559c5744f. Needs torch and triton, nothing else.
+Digest ab38846c8ea42acb6656786520e144b8c54716a4138ec94e41a43f6f985cb428. Needs torch and triton, nothing else.
 """
 
 import json
@@ -29,7 +29,7 @@ SPEC = json.loads(r"""
   "score": "s + slopes[h] * (j - i)"
 }
 """)
-DIGEST = "324a04eb1577d9cf6a9d7f6750cc0a7322ccd7f4131bfe6548ffbe8559c5744f"
+DIGEST = "ab38846c8ea42acb6656786520e144b8c54716a4138ec94e41a43f6f985cb428"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -95,8 +95,8 @@ MANIFEST = json.loads(r"""
     "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
     "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
     "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
-    "gfx942/32": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
-    "gfx950/32": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}]
+    "gfx942/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+    "gfx950/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}]
   },
   "kernels": {
     "_attention_forward": {
@@ -449,8 +449,8 @@ MANIFEST = json.loads(r"""
         ],
         "gfx942/32": [
           {
-            "BLOCK_M": 32,
-            "BLOCK_N": 16,
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -459,8 +459,8 @@ MANIFEST = json.loads(r"""
         ],
         "gfx950/32": [
           {
-            "BLOCK_M": 32,
-            "BLOCK_N": 16,
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -769,7 +769,16 @@ MANIFEST = json.loads(r"""
         "gfx942/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 128,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -780,7 +789,16 @@ MANIFEST = json.loads(r"""
         "gfx950/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 128,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -1609,7 +1627,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::alibi_324a04eb1577", mutates_args=())
+@torch.library.custom_op("attngen::alibi_ab38846c8ea4", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1811,7 +1829,7 @@ def launch_backward(
     return dq, dk, dv, _reduced(dslopes_rows, [0, 2], [0], slopes)
 
 
-@torch.library.custom_op("attngen::alibi_324a04eb1577_backward", mutates_args=())
+@torch.library.custom_op("attngen::alibi_ab38846c8ea4_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: True.
 A tile of queries at positions i_lo..i_hi meets keys in [0, seqlen_k); all are allowed in [0, seqlen_k).
 
-Digest ae53fd8efb566e470b39b64124f57ba14700fd8a241d5e26e19c872f97fd4bdd. Needs torch and triton, nothing else.
+Digest 7b5c718f4efaf94319cd0263573146132e54abc40b2ea77170c0b962a1d01070. Needs torch and triton, nothing else.
 """
 
 import json
@@ -26,7 +26,7 @@ SPEC = json.loads(r"""
   "name": "bidirectional"
 }
 """)
-DIGEST = "ae53fd8efb566e470b39b64124f57ba14700fd8a241d5e26e19c872f97fd4bdd"
+DIGEST = "7b5c718f4efaf94319cd0263573146132e54abc40b2ea77170c0b962a1d01070"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -427,8 +427,8 @@ MANIFEST = json.loads(r"""
         ],
         "gfx942/32": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 16,
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -437,8 +437,8 @@ MANIFEST = json.loads(r"""
         ],
         "gfx950/32": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 16,
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -727,7 +727,16 @@ MANIFEST = json.loads(r"""
         "gfx942/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 128,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -738,7 +747,16 @@ MANIFEST = json.loads(r"""
         "gfx950/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 128,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -1494,7 +1512,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::bidirectional_ae53fd8efb56", mutates_args=())
+@torch.library.custom_op("attngen::bidirectional_7b5c718f4efa", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1676,7 +1694,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::bidirectional_ae53fd8efb56_backward", mutates_args=())
+@torch.library.custom_op("attngen::bidirectional_7b5c718f4efa_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and (i - j) % 4 == 0.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)).
 
-Digest 2181e2346f1b8d15f37d0ea80f0e94111759302a968706e571ceb5186de3eb74. Needs torch and triton, nothing else.
+Digest c15a60b1761c397991b783fffe257671dd8a46d4b7a7d6e890d5b73c89149687. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"dilation": 4}
 }
 """)
-DIGEST = "2181e2346f1b8d15f37d0ea80f0e94111759302a968706e571ceb5186de3eb74"
+DIGEST = "c15a60b1761c397991b783fffe257671dd8a46d4b7a7d6e890d5b73c89149687"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -239,8 +239,8 @@ MANIFEST = json.loads(r"""
         "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
         "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
         "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
-        "gfx942/32": [{"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
-        "gfx950/32": [{"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}]
+        "gfx942/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
+        "gfx950/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}]
       }
     },
     "_backward_dkdv": {
@@ -477,7 +477,15 @@ MANIFEST = json.loads(r"""
         "gfx942/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 128,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -487,7 +495,15 @@ MANIFEST = json.loads(r"""
         "gfx950/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 128,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -1113,7 +1129,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::dilated_2181e2346f1b", mutates_args=())
+@torch.library.custom_op("attngen::dilated_c15a60b1761c", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1295,7 +1311,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::dilated_2181e2346f1b_backward", mutates_args=())
+@torch.library.custom_op("attngen::dilated_c15a60b1761c_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and doc[b, i] == doc[b, j].
 A tile of queries at positions i_lo..i_hi meets keys in [search_left(doc[b, :], doc[b, max(min(i_lo, seqlen_k - 1), 0)], seqlen_k), min(min(i_hi + 1, search_right(doc[b, :], doc[b, max(min(i_hi, seqlen_k - 1), 0)], seqlen_k)), seqlen_k)); all are allowed in [search_left(doc[b, :], doc[b, max(min(i_hi, seqlen_k - 1), 0)], seqlen_k), min(min(i_lo + 1, search_right(doc[b, :], doc[b, max(min(i_lo, seqlen_k - 1), 0)], seqlen_k)), seqlen_k)).
 
-Digest 46f28a25bc1d8109280c39b008e4158ef614da55be216e96c93540cbc3d8661e. Needs torch and triton, nothing else.
+Digest 55ea8ada171a28bbcd36e0bc484826e950ca0d2b458a117a365cdc8f412e0bdd. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "name": "document_ids"
 }
 """)
-DIGEST = "46f28a25bc1d8109280c39b008e4158ef614da55be216e96c93540cbc3d8661e"
+DIGEST = "55ea8ada171a28bbcd36e0bc484826e950ca0d2b458a117a365cdc8f412e0bdd"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -98,8 +98,8 @@ MANIFEST = json.loads(r"""
     "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
     "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
     "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
-    "gfx942/32": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
-    "gfx950/32": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}]
+    "gfx942/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+    "gfx950/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}]
   },
   "kernels": {
     "_attention_forward": {
@@ -277,8 +277,8 @@ MANIFEST = json.loads(r"""
         "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
         "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
         "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
-        "gfx942/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
-        "gfx950/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}]
+        "gfx942/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
+        "gfx950/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}]
       }
     },
     "_backward_dkdv": {
@@ -540,7 +540,15 @@ MANIFEST = json.loads(r"""
         "gfx942/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 128,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -550,7 +558,15 @@ MANIFEST = json.loads(r"""
         "gfx950/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 128,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -1627,7 +1643,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::document_ids_46f28a25bc1d", mutates_args=())
+@torch.library.custom_op("attngen::document_ids_55ea8ada171a", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1821,7 +1837,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::document_ids_46f28a25bc1d_backward", mutates_args=())
+@torch.library.custom_op("attngen::document_ids_55ea8ada171a_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

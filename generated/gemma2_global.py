@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 3c29c868edb76e69a7f2ecc14c7a6b396aa368379aaf371dd9b02dbe6bffcc86. Needs torch and triton, nothing else.
+Digest 8483ad4e3b3ca9a5c826d06e0a9b7fbc601b2001cabd98b24604ca10e0085899. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "score": "50 * tanh(s / 50)"
 }
 """)
-DIGEST = "3c29c868edb76e69a7f2ecc14c7a6b396aa368379aaf371dd9b02dbe6bffcc86"
+DIGEST = "8483ad4e3b3ca9a5c826d06e0a9b7fbc601b2001cabd98b24604ca10e0085899"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -93,7 +93,9 @@ MANIFEST = json.loads(r"""
     "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
     "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
     "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
-    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}]
+    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+    "gfx942/32": [{"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+    "gfx950/32": [{"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}]
   },
   "kernels": {
     "_attention_forward": {
@@ -303,9 +305,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_86/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
@@ -313,9 +315,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_89/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
@@ -343,9 +345,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_120/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
@@ -353,7 +355,15 @@ MANIFEST = json.loads(r"""
         ],
         "gfx942/16": [
           {
-            "BLOCK_M": 64,
+            "BLOCK_M": 128,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
             "BLOCK_N": 32,
             "num_warps": 4,
             "num_stages": 1,
@@ -363,7 +373,15 @@ MANIFEST = json.loads(r"""
         ],
         "gfx950/16": [
           {
-            "BLOCK_M": 64,
+            "BLOCK_M": 128,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
             "BLOCK_N": 32,
             "num_warps": 4,
             "num_stages": 1,
@@ -433,7 +451,7 @@ MANIFEST = json.loads(r"""
         ],
         "gfx942/32": [
           {
-            "BLOCK_M": 32,
+            "BLOCK_M": 64,
             "BLOCK_N": 16,
             "num_warps": 4,
             "num_stages": 1,
@@ -443,7 +461,7 @@ MANIFEST = json.loads(r"""
         ],
         "gfx950/32": [
           {
-            "BLOCK_M": 32,
+            "BLOCK_M": 64,
             "BLOCK_N": 16,
             "num_warps": 4,
             "num_stages": 1,
@@ -589,9 +607,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_86/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -600,9 +618,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_89/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -642,9 +660,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_120/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -653,7 +671,7 @@ MANIFEST = json.loads(r"""
         ],
         "gfx942/16": [
           {
-            "BLOCK_M": 32,
+            "BLOCK_M": 16,
             "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
@@ -664,7 +682,7 @@ MANIFEST = json.loads(r"""
         ],
         "gfx950/16": [
           {
-            "BLOCK_M": 32,
+            "BLOCK_M": 16,
             "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
@@ -742,23 +760,23 @@ MANIFEST = json.loads(r"""
         "gfx942/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
-            "APART": false
+            "APART": true
           }
         ],
         "gfx950/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
-            "APART": false
+            "APART": true
           }
         ]
       }
@@ -1574,7 +1592,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gemma2_global_3c29c868edb7", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_global_8483ad4e3b3c", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1758,7 +1776,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::gemma2_global_3c29c868edb7_backward", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_global_8483ad4e3b3c_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

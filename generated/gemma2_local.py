@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < 4096.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - 4095, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - 4095, 0), min(i_lo + 1, seqlen_k)).
 
-Digest 58afbdcb78c217e09b897c11e38cb2b687c2ff11b3dff085421ec3e1883d15b3. Needs torch and triton, nothing else.
+Digest 5a096b1b05c99455428e44000089ea452e349898a9967f4401348b6c5a3fc647. Needs torch and triton, nothing else.
 """
 
 import json
@@ -29,7 +29,7 @@ SPEC = json.loads(r"""
   "score": "50 * tanh(s / 50)"
 }
 """)
-DIGEST = "58afbdcb78c217e09b897c11e38cb2b687c2ff11b3dff085421ec3e1883d15b3"
+DIGEST = "5a096b1b05c99455428e44000089ea452e349898a9967f4401348b6c5a3fc647"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -94,7 +94,9 @@ MANIFEST = json.loads(r"""
     "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
     "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
     "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
-    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}]
+    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+    "gfx942/32": [{"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+    "gfx950/32": [{"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}]
   },
   "kernels": {
     "_attention_forward": {
@@ -304,9 +306,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_86/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
@@ -314,9 +316,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_89/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
@@ -344,9 +346,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_120/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
@@ -354,7 +356,15 @@ MANIFEST = json.loads(r"""
         ],
         "gfx942/16": [
           {
-            "BLOCK_M": 64,
+            "BLOCK_M": 128,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
             "BLOCK_N": 32,
             "num_warps": 4,
             "num_stages": 1,
@@ -364,7 +374,15 @@ MANIFEST = json.loads(r"""
         ],
         "gfx950/16": [
           {
-            "BLOCK_M": 64,
+            "BLOCK_M": 128,
+            "BLOCK_N": 16,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
             "BLOCK_N": 32,
             "num_warps": 4,
             "num_stages": 1,
@@ -434,7 +452,7 @@ MANIFEST = json.loads(r"""
         ],
         "gfx942/32": [
           {
-            "BLOCK_M": 32,
+            "BLOCK_M": 64,
             "BLOCK_N": 16,
             "num_warps": 4,
             "num_stages": 1,
@@ -444,7 +462,7 @@ MANIFEST = json.loads(r"""
         ],
         "gfx950/32": [
           {
-            "BLOCK_M": 32,
+            "BLOCK_M": 64,
             "BLOCK_N": 16,
             "num_warps": 4,
             "num_stages": 1,
@@ -590,9 +608,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_86/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -601,9 +619,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_89/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -643,9 +661,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_120/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -654,7 +672,7 @@ MANIFEST = json.loads(r"""
         ],
         "gfx942/16": [
           {
-            "BLOCK_M": 32,
+            "BLOCK_M": 16,
             "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
@@ -665,7 +683,7 @@ MANIFEST = json.loads(r"""
         ],
         "gfx950/16": [
           {
-            "BLOCK_M": 32,
+            "BLOCK_M": 16,
             "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
@@ -743,23 +761,23 @@ MANIFEST = json.loads(r"""
         "gfx942/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
-            "APART": false
+            "APART": true
           }
         ],
         "gfx950/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
-            "APART": false
+            "APART": true
           }
         ]
       }
@@ -1639,7 +1657,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gemma2_local_58afbdcb78c2", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_local_5a096b1b05c9", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1823,7 +1841,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::gemma2_local_58afbdcb78c2_backward", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_local_5a096b1b05c9_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < 128.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - 127, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - 127, 0), min(i_lo + 1, seqlen_k)).
 
-Digest c9921c00bc0be37622eec119e655eb4d45507dc41779152ef8fd6acb0f79c5ac. Needs torch and triton, nothing else.
+Digest 043cb8771207e50ca161273971acd788d846e4e7ee7001e50ed64ab093585a65. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "sinks": true
 }
 """)
-DIGEST = "c9921c00bc0be37622eec119e655eb4d45507dc41779152ef8fd6acb0f79c5ac"
+DIGEST = "043cb8771207e50ca161273971acd788d846e4e7ee7001e50ed64ab093585a65"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -440,8 +440,8 @@ MANIFEST = json.loads(r"""
         ],
         "gfx942/32": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 16,
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -450,8 +450,8 @@ MANIFEST = json.loads(r"""
         ],
         "gfx950/32": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 16,
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -740,7 +740,16 @@ MANIFEST = json.loads(r"""
         "gfx942/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 128,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -751,7 +760,16 @@ MANIFEST = json.loads(r"""
         "gfx950/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 128,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -1619,7 +1637,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gpt_oss_sinks_c9921c00bc0b", mutates_args=())
+@torch.library.custom_op("attngen::gpt_oss_sinks_043cb8771207", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1816,7 +1834,7 @@ def launch_backward(
     return dq, dk, dv, _reduced(ds_sinks, [0, 2], [0], sinks)
 
 
-@torch.library.custom_op("attngen::gpt_oss_sinks_c9921c00bc0b_backward", mutates_args=())
+@torch.library.custom_op("attngen::gpt_oss_sinks_043cb8771207_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

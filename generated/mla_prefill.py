@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 6a44bec55fcb0ec195cec7ea2bbaf71ea81694e65c643b215bed8d352363fac4. Needs torch and triton, nothing else.
+Digest 7dc48919c5286e6ee16f6c7d56a481c5a040adff94b8cf1ae89b9b53d2f05644. Needs torch and triton, nothing else.
 """
 
 import json
@@ -27,7 +27,7 @@ SPEC = json.loads(r"""
   "name": "mla_prefill"
 }
 """)
-DIGEST = "6a44bec55fcb0ec195cec7ea2bbaf71ea81694e65c643b215bed8d352363fac4"
+DIGEST = "7dc48919c5286e6ee16f6c7d56a481c5a040adff94b8cf1ae89b9b53d2f05644"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -83,7 +83,9 @@ MANIFEST = json.loads(r"""
     "sm_89/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
     "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
     "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
-    "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}]
+    "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+    "gfx942/32": [{"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+    "gfx950/32": [{"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}]
   },
   "kernels": {
     "_attention_forward": {
@@ -423,7 +425,7 @@ MANIFEST = json.loads(r"""
         ],
         "gfx942/32": [
           {
-            "BLOCK_M": 32,
+            "BLOCK_M": 64,
             "BLOCK_N": 16,
             "num_warps": 4,
             "num_stages": 1,
@@ -433,7 +435,7 @@ MANIFEST = json.loads(r"""
         ],
         "gfx950/32": [
           {
-            "BLOCK_M": 32,
+            "BLOCK_M": 64,
             "BLOCK_N": 16,
             "num_warps": 4,
             "num_stages": 1,
@@ -612,7 +614,7 @@ MANIFEST = json.loads(r"""
         ],
         "sm_100/16": [
           {
-            "BLOCK_M": 64,
+            "BLOCK_M": 32,
             "BLOCK_N": 128,
             "num_warps": 4,
             "num_stages": 2,
@@ -723,7 +725,7 @@ MANIFEST = json.loads(r"""
         "gfx942/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -734,7 +736,7 @@ MANIFEST = json.loads(r"""
         "gfx950/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -1620,7 +1622,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::mla_prefill_6a44bec55fcb", mutates_args=())
+@torch.library.custom_op("attngen::mla_prefill_7dc48919c528", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1802,7 +1804,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::mla_prefill_6a44bec55fcb_backward", mutates_args=())
+@torch.library.custom_op("attngen::mla_prefill_7dc48919c528_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: max(0, min(i - 31, seqlen_k - 63)) <= j and j < max(0, min(i - 31, seqlen_k - 63)) + 63.
 A tile of queries at positions i_lo..i_hi meets keys in [max(0, min(i_lo - 31, seqlen_k - 63)), min(max(0, min(i_hi - 31, seqlen_k - 63)) + 63, seqlen_k)); all are allowed in [max(0, min(i_hi - 31, seqlen_k - 63)), min(max(0, min(i_lo - 31, seqlen_k - 63)) + 63, seqlen_k)).
 
-Digest 756b14fd1c406c29dc4b999fd22f7da9d74e06b50b7044e09ab7552543829f2e. Needs torch and triton, nothing else.
+Digest 7fd71f4318d037e082d3b539309c29fd536a93da082e6bf437e3758d3d41ebfe. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"kernel": 63}
 }
 """)
-DIGEST = "756b14fd1c406c29dc4b999fd22f7da9d74e06b50b7044e09ab7552543829f2e"
+DIGEST = "7fd71f4318d037e082d3b539309c29fd536a93da082e6bf437e3758d3d41ebfe"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -264,8 +264,8 @@ MANIFEST = json.loads(r"""
         "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
         "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
         "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
-        "gfx942/32": [{"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
-        "gfx950/32": [{"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}]
+        "gfx942/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
+        "gfx950/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}]
       }
     },
     "_backward_dkdv": {
@@ -516,7 +516,15 @@ MANIFEST = json.loads(r"""
         "gfx942/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 128,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -526,7 +534,15 @@ MANIFEST = json.loads(r"""
         "gfx950/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 128,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -1382,7 +1398,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::natten_1d_756b14fd1c40", mutates_args=())
+@torch.library.custom_op("attngen::natten_1d_7fd71f4318d0", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1564,7 +1580,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::natten_1d_756b14fd1c40_backward", mutates_args=())
+@torch.library.custom_op("attngen::natten_1d_7fd71f4318d0_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

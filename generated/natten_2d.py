@@ -5,7 +5,7 @@
 Softmax attention over keys j with: max(0, min(i // 14 - 3, 7)) <= j // 14 and j // 14 < max(0, min(i // 14 - 3, 7)) + 7 and max(0, min(i % 14 - 3, 7)) <= j % 14 and j % 14 < max(0, min(i % 14 - 3, 7)) + 7.
 A tile of queries at positions i_lo..i_hi meets keys in [max(0, min(i_lo // 14 - 3, 7)) * 14, min(max(0, min(i_hi // 14 - 3, 7)) * 14 + 98, seqlen_k)).
 
-Digest 9ababb8943768a74f9829a2443da80f9742bda56e19b5e11deff5d9e4edc398f. Needs torch and triton, nothing else.
+Digest 3e32ee2e21c7b1e7439e1ce3867de678342eb630103bf83b7db200b70e331d00. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"height": 14, "kernel": 7, "width": 14}
 }
 """)
-DIGEST = "9ababb8943768a74f9829a2443da80f9742bda56e19b5e11deff5d9e4edc398f"
+DIGEST = "3e32ee2e21c7b1e7439e1ce3867de678342eb630103bf83b7db200b70e331d00"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -242,8 +242,8 @@ MANIFEST = json.loads(r"""
         "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
         "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
         "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
-        "gfx942/32": [{"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
-        "gfx950/32": [{"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}]
+        "gfx942/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
+        "gfx950/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}]
       }
     },
     "_backward_dkdv": {
@@ -480,7 +480,15 @@ MANIFEST = json.loads(r"""
         "gfx942/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 128,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -490,7 +498,15 @@ MANIFEST = json.loads(r"""
         "gfx950/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 128,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -1245,7 +1261,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::natten_2d_9ababb894376", mutates_args=())
+@torch.library.custom_op("attngen::natten_2d_3e32ee2e21c7", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1427,7 +1443,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::natten_2d_9ababb894376_backward", mutates_args=())
+@torch.library.custom_op("attngen::natten_2d_3e32ee2e21c7_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest a8139addc9473873928183a2862922b4169cd5fc90989d8558b070e76e6349b1. Needs torch and triton, nothing else.
+Digest 21349c3e4d3852a0c7c318239fcf313999a5ca95f0ea62240cf80831bcf23c35. Needs torch and triton, nothing else.
 """
 
 import json
@@ -27,7 +27,7 @@ SPEC = json.loads(r"""
   "name": "phi2"
 }
 """)
-DIGEST = "a8139addc9473873928183a2862922b4169cd5fc90989d8558b070e76e6349b1"
+DIGEST = "21349c3e4d3852a0c7c318239fcf313999a5ca95f0ea62240cf80831bcf23c35"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -93,8 +93,8 @@ MANIFEST = json.loads(r"""
     "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
     "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
     "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
-    "gfx942/32": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
-    "gfx950/32": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}]
+    "gfx942/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+    "gfx950/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}]
   },
   "kernels": {
     "_attention_forward": {
@@ -434,8 +434,8 @@ MANIFEST = json.loads(r"""
         ],
         "gfx942/32": [
           {
-            "BLOCK_M": 32,
-            "BLOCK_N": 16,
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -444,8 +444,8 @@ MANIFEST = json.loads(r"""
         ],
         "gfx950/32": [
           {
-            "BLOCK_M": 32,
-            "BLOCK_N": 16,
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -734,7 +734,16 @@ MANIFEST = json.loads(r"""
         "gfx942/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 128,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -745,7 +754,16 @@ MANIFEST = json.loads(r"""
         "gfx950/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 128,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -1731,7 +1749,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::phi2_a8139addc947", mutates_args=())
+@torch.library.custom_op("attngen::phi2_21349c3e4d38", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1913,7 +1931,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::phi2_a8139addc947_backward", mutates_args=())
+@torch.library.custom_op("attngen::phi2_21349c3e4d38_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

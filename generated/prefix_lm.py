@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i or j < prefix[b].
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(max(i_hi + 1, prefix[b]), seqlen_k)); all are allowed in [0, min(max(i_lo + 1, prefix[b]), seqlen_k)).
 
-Digest bacf6a7260da2ded8d6266f39b2a2de63932e7024d292f530d51dba7350ecf7b. Needs torch and triton, nothing else.
+Digest 30138f9807247af4fac31b7380b6fbb173ebc04cec9020cacaf127c1741542f7. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "name": "prefix_lm"
 }
 """)
-DIGEST = "bacf6a7260da2ded8d6266f39b2a2de63932e7024d292f530d51dba7350ecf7b"
+DIGEST = "30138f9807247af4fac31b7380b6fbb173ebc04cec9020cacaf127c1741542f7"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -93,7 +93,9 @@ MANIFEST = json.loads(r"""
     "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
     "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
     "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
-    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}]
+    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+    "gfx942/32": [{"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
+    "gfx950/32": [{"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}]
   },
   "kernels": {
     "_attention_forward": {
@@ -307,9 +309,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_86/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
@@ -317,9 +319,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_89/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
@@ -347,9 +349,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_120/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
@@ -357,8 +359,16 @@ MANIFEST = json.loads(r"""
         ],
         "gfx942/16": [
           {
-            "BLOCK_M": 64,
+            "BLOCK_M": 128,
             "BLOCK_N": 32,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 16,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -367,8 +377,16 @@ MANIFEST = json.loads(r"""
         ],
         "gfx950/16": [
           {
-            "BLOCK_M": 64,
+            "BLOCK_M": 128,
             "BLOCK_N": 32,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 16,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -437,7 +455,7 @@ MANIFEST = json.loads(r"""
         ],
         "gfx942/32": [
           {
-            "BLOCK_M": 32,
+            "BLOCK_M": 64,
             "BLOCK_N": 16,
             "num_warps": 4,
             "num_stages": 1,
@@ -447,7 +465,7 @@ MANIFEST = json.loads(r"""
         ],
         "gfx950/32": [
           {
-            "BLOCK_M": 32,
+            "BLOCK_M": 64,
             "BLOCK_N": 16,
             "num_warps": 4,
             "num_stages": 1,
@@ -604,9 +622,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_86/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -615,9 +633,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_89/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -657,9 +675,9 @@ MANIFEST = json.loads(r"""
         ],
         "sm_120/16": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 64,
-            "num_warps": 8,
+            "BLOCK_M": 32,
+            "BLOCK_N": 32,
+            "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -668,7 +686,7 @@ MANIFEST = json.loads(r"""
         ],
         "gfx942/16": [
           {
-            "BLOCK_M": 32,
+            "BLOCK_M": 16,
             "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
@@ -679,7 +697,7 @@ MANIFEST = json.loads(r"""
         ],
         "gfx950/16": [
           {
-            "BLOCK_M": 32,
+            "BLOCK_M": 16,
             "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
@@ -757,23 +775,23 @@ MANIFEST = json.loads(r"""
         "gfx942/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
-            "APART": false
+            "APART": true
           }
         ],
         "gfx950/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
-            "APART": false
+            "APART": true
           }
         ]
       }
@@ -1609,7 +1627,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::prefix_lm_bacf6a7260da", mutates_args=())
+@torch.library.custom_op("attngen::prefix_lm_30138f980724", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1801,7 +1819,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::prefix_lm_bacf6a7260da_backward", mutates_args=())
+@torch.library.custom_op("attngen::prefix_lm_30138f980724_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 2ea9fa1c2ce23ce75ded5f559476f18f836bd2f28d53c3debb05825df938fa90. Needs torch and triton, nothing else.
+Digest 916e43a269a03d1be9ad3aea8de83a121090a27179bc525193ecff33bc0e69b8. Needs torch and triton, nothing else.
 """
 
 import json
@@ -27,7 +27,7 @@ SPEC = json.loads(r"""
   "name": "qwen2_gqa7"
 }
 """)
-DIGEST = "2ea9fa1c2ce23ce75ded5f559476f18f836bd2f28d53c3debb05825df938fa90"
+DIGEST = "916e43a269a03d1be9ad3aea8de83a121090a27179bc525193ecff33bc0e69b8"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -434,8 +434,8 @@ MANIFEST = json.loads(r"""
         ],
         "gfx942/32": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 16,
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -444,8 +444,8 @@ MANIFEST = json.loads(r"""
         ],
         "gfx950/32": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 16,
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -734,7 +734,16 @@ MANIFEST = json.loads(r"""
         "gfx942/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 128,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -745,7 +754,16 @@ MANIFEST = json.loads(r"""
         "gfx950/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 128,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -1527,7 +1545,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::qwen2_gqa7_2ea9fa1c2ce2", mutates_args=())
+@torch.library.custom_op("attngen::qwen2_gqa7_916e43a269a0", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1709,7 +1727,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::qwen2_gqa7_2ea9fa1c2ce2_backward", mutates_args=())
+@torch.library.custom_op("attngen::qwen2_gqa7_916e43a269a0_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
