@@ -150,6 +150,7 @@ def _loop_data(loop: LoopReport) -> dict[str, object]:
         "kinds": dict(loop.count.kinds),
         "useful_flops": loop.useful_flops,
         "planned_flops": loop.planned_flops,
+        "repeated_flops": loop.repeated_flops,
         "found_flops": loop.found_flops,
         "bytes_per_flop": loop.bytes_per_flop,
         "clocks": dict(predicted.clocks),
@@ -243,10 +244,13 @@ def _title(loop: LoopReport) -> str:
 def _row(loop: LoopReport) -> list[str]:
     predicted = loop.prediction
     matrix = ", ".join(f"{n} {shape}" for shape, n in loop.count.matrix.items()) or "by FMA"
-    planned = loop.planned_flops or loop.found_flops
-    # of FMAs some are not of the products, which no count can tell apart
-    repeats = loop.count.matrix and loop.found_flops != planned
-    repeated = f", {loop.found_flops / planned:.2f} x what is planned" if repeats else ""
+    notes = (
+        [f"{loop.repeated_flops / loop.found_flops:.0%} repeated by warps that share rows"]
+        if loop.repeated_flops
+        else []
+    )
+    if loop.planned_flops not in (0, loop.found_flops):
+        notes.append(f"{loop.found_flops / loop.planned_flops:.2f} x what is planned")
     return [
         _title(loop),
         str(loop.line),
@@ -257,7 +261,7 @@ def _row(loop: LoopReport) -> list[str]:
         f"{predicted.tflops_serial:.0f}",
         predicted.busiest,
         f"{loop.bytes_per_flop:.4f}",
-        matrix + repeated,
+        ", ".join([matrix, *notes]),
     ]
 
 

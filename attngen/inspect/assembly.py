@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import PurePath
 
 Source = tuple[str, int]
@@ -54,13 +55,18 @@ def parse_sass(text: str, kernel: str) -> Listing:
     source: Source | None = None
     for line in _section(text, f".text.{kernel}"):
         if match := _SASS_SOURCE.match(line):
-            source = PurePath(match[1]).name, int(match[2])
+            source = _file_name(match[1]), int(match[2])
         elif match := _SASS_LABEL.match(line):
             labels[match[1]] = len(found)
         elif match := _SASS_LINE.match(line):
             op = "NOP" if (match[1] or "").strip() in _SASS_NEVER else match[2]
             found.append(_sass(op, match[3], bool(match[1]), source))
     return Listing(tuple(found), labels)
+
+
+@cache
+def _file_name(path: str) -> str:
+    return PurePath(path).name
 
 
 def _section(text: str, name: str) -> Iterable[str]:
@@ -111,7 +117,7 @@ def parse_amd(text: str, kernel: str) -> Listing:
     inside = False
     for raw in text.splitlines():
         if match := _AMD_FILE.match(raw):
-            files[match[1]] = PurePath(match[2]).name
+            files[match[1]] = _file_name(match[2])
         elif raw.startswith(f"{kernel}:"):
             inside = True
         elif not inside:

@@ -10,20 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from attngen.cache import write_atomic
+from attngen.inspect.layouts import Dot
 from attngen.inspect.loops import CountedLoop
 from attngen.target.compile import CompileReport
 from attngen.target.seal import seal, unseal
 
-FORMAT = 1  # raise it when counts of the same code change
+FORMAT = 2  # raise it when counts of the same code change
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What is read off the code of a kernel."""
+    """What is read off the code of a kernel, and its products as Triton's IR has them."""
 
     code_bytes: int
     matrix_instructions: int
     loops: tuple[CountedLoop, ...]
+    dots: tuple[Dot, ...]
 
 
 def kept_counts(compiled: CompileReport, count: Callable[[], Counts]) -> Counts:
@@ -45,7 +47,7 @@ def _data(counts: Counts) -> dict[str, Any]:
         maps = {name: dict(value) for name, value in plain.items() if hasattr(value, "items")}
         loops.append(plain | maps | {"sources": [[*source, n] for source, n in loop.sources.items()]})
     head = {"format": FORMAT, "code_bytes": counts.code_bytes, "matrix": counts.matrix_instructions}
-    return head | {"loops": loops}
+    return head | {"loops": loops, "dots": [[*d.source, d.flops, d.repeats, d.loop] for d in counts.dots]}
 
 
 def _read(data: dict[str, Any]) -> Counts:
@@ -55,4 +57,5 @@ def _read(data: dict[str, Any]) -> Counts:
     for loop in data["loops"]:
         sources = {(file, line): n for file, line, n in loop.pop("sources")}
         loops.append(CountedLoop(**loop, sources=sources, code=()))
-    return Counts(data["code_bytes"], data["matrix"], tuple(loops))
+    dots = tuple(Dot((file, line), *rest) for file, line, *rest in data["dots"])
+    return Counts(data["code_bytes"], data["matrix"], tuple(loops), dots)

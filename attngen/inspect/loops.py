@@ -11,6 +11,8 @@ from attngen.inspect.assembly import Instruction, Listing, Source
 from attngen.inspect.flow import busiest_path, flow, innermost, natural_loops
 from attngen.inspect.instructions import Isa, Kind, Operands, Product, bytes_of, kind_of, product_of
 
+_PAIRS = ("FFMA2", "FMUL2", "FADD2")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountedLoop:
@@ -29,6 +31,7 @@ class CountedLoop:
     ops: Mapping[str, int]
     matrix: Mapping[str, int]  # shape to count
     flops: Mapping[Operands, int]
+    fma_flops: int  # of products by FMA, in a kernel without matrix instructions
     warp_wide: bool  # by mma.sync or mfma
     shared_bytes: int
     global_bytes: int
@@ -39,21 +42,19 @@ class CountedLoop:
     @property
     def fma_slots(self) -> int:
         """Turns of the FMA pipe: an instruction on pairs (FFMA2, sm_100) takes two."""
-        return self.kinds.get("fma", 0) + sum(
-            n for op, n in self.ops.items() if op in ("FFMA2", "FMUL2", "FADD2")
-        )
+        return self.kinds.get("fma", 0) + sum(n for op, n in self.ops.items() if op in _PAIRS)
 
     @property
     def all_flops(self) -> int:
-        """FLOPs of one turn by matrix instructions."""
-        return sum(self.flops.values())
+        """FLOPs of the products of one turn."""
+        return sum(self.flops.values()) + self.fma_flops
 
 
 def matrix_loops(
     listing: Listing, isa: Isa, *, num_warps: int, lanes: int, wanted: Callable[[Source], bool]
 ) -> list[CountedLoop]:
     """Count the innermost loops with matrix instructions; of a kernel without any (fp32 products by FMA),
-    the innermost loops with instructions from a `wanted` source line, which says that there are products."""
+    the innermost loops with multiply-adds from a `wanted` source line, which says that they are of products."""
     code = listing.instructions
     found = flow(listing)
     starts = [0]
@@ -67,7 +68,7 @@ def matrix_loops(
         if products:
             return products[n].flops if n in products else 0
         source = code[n].source
-        return int(source is not None and wanted(source))
+        return _multiply_adds(code[n].op) if source is not None and wanted(source) else 0
 
     blocks = [range(a, b) for a, b in pairwise(starts)]
     works = [sum(work(n) for n in block) for block in blocks]
@@ -79,8 +80,9 @@ def matrix_loops(
         most = sum(len(found.issued(block)) for block in busiest_path(found, loop, weights, longest=True))
         turn = [i for block in path for i in found.issued(block)]
         computed = [products[n] for block in path for n in blocks[block] if n in products]
+        by_fma = 0 if products else 2 * num_warps * lanes * sum(works[block] for block in path)
         everywhere = [i for block in loop.blocks for i in found.blocks[block]]
-        counted.append(_count(turn, most, computed, everywhere, isa, lanes))
+        counted.append(_count(turn, most, computed, by_fma, everywhere, isa, lanes))
     return counted
 
 
@@ -88,6 +90,7 @@ def _count(
     turn: list[Instruction],
     most: int,
     products: list[Product],
+    by_fma: int,
     everywhere: list[Instruction],
     isa: Isa,
     lanes: int,
@@ -103,6 +106,7 @@ def _count(
         ops=Counter(i.op.split(".")[0] for i in turn),
         matrix=Counter(p.shape for p in products),
         flops=flops,
+        fma_flops=by_fma,
         warp_wide=any(p.warp_wide for p in products),
         shared_bytes=lanes * sum(bytes_of(isa, i.op) for i in turn if kind_of(isa, i.op) == "shared"),
         global_bytes=lanes * sum(bytes_of(isa, i.op) for i in turn if _loads(isa, i.op)),
@@ -110,6 +114,11 @@ def _count(
         sources=Counter(i.source for i in everywhere if i.source is not None),
         code=tuple(turn),
     )
+
+
+def _multiply_adds(op: str) -> int:
+    """How many fp32 multiply-adds an instruction does in each lane."""
+    return {"FFMA": 1, "FFMA2": 2}.get(op.split(".")[0], 0)
 
 
 def _loads(isa: Isa, op: str) -> bool:

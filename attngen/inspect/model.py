@@ -25,9 +25,10 @@ Figures of `inspect` are predictions of a model, not measurements.
   its widest form: "shared" of sm_80 does not compare with models that leave it out.
 - overlap: the busiest pipe decides. turns: matrix work and the busiest of the others alternate. serial: as turns, and what
   alternates with matrix work is at least MUFU and issue together.
-- Work is useful work: the products of the plan, without padding of head dimensions or products repeated for precision
-  (tf32x3). Elements that a partial tile masks count as useful. "Instructions per 1000 tensor clocks" divides by the clocks
-  that useful work takes at the full matrix rate (products by FMA: at the FMA rate).
+- Work is useful work: the products of the plan, without padding of head dimensions and without what is computed more than
+  once: for precision (tf32x3), or by several warps, as Triton's layout says. Elements that a partial tile masks count as
+  useful. "Instructions per 1000 tensor clocks" divides by the clocks that useful work takes at the full matrix rate
+  (products by FMA: at the FMA rate).
 - Bytes per FLOP: what the loop's loads ask for, whichever cache serves them."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,20 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from attngen.errors import UserError
-from attngen.inspect.assembly import Listing, Source, parse_amd, parse_sass
+from attngen.inspect.assembly import Listing, parse_amd, parse_sass
 from attngen.inspect.instructions import Isa, kind_of
 from attngen.inspect.kept import Counts, kept_counts
+from attngen.inspect.layouts import Dot, dots, one_turn
 from attngen.inspect.loops import CountedLoop, matrix_loops
 from attngen.inspect.model import Prediction, predict
 from attngen.inspect.residency import Residency, residency
 from attngen.inspect.roles import SourceLoop, loop_of, source_loops
-from attngen.target.compile import CompileReport, CompileRequest, compile_many
+from attngen.target.compile import CompileReport, CompileRequest, compile_kernel, in_threads
+from attngen.target.elf import section_size
 from attngen.target.facts import Target, target
 from attngen.target.requests import requests
 from attngen.target.sass import sass
 
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-SASS_BYTES = 16  # of an instruction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +39,8 @@ class LoopReport:
     node: str
     line: int
     useful_flops: int
-    planned_flops: int  # with padding; 0 if not known. More are found where products repeat: tf32x3, warps that share rows
+    planned_flops: int  # with padding, passes of a precision (tf32x3) and what warps that share rows repeat; 0 if not known
+    repeated_flops: int  # of those planned: done by several warps each
     found_flops: int
     bytes_per_flop: float
     count: CountedLoop
@@ -94,8 +97,7 @@ def inspect_modules(
         for request in requests(path, goal.name, dtype, config)
         if kernels is None or request.kernel in kernels
     ]
-    compiled = compile_many([request for *_, request in asked], progress=progress)
-    return [_report(*one, found, with_code) for one, found in zip(asked, compiled, strict=True)]
+    return in_threads(lambda one: _report(*one, with_code), asked, progress=progress)
 
 
 def _report(
@@ -103,9 +105,9 @@ def _report(
     dtype: str,
     goal: Target,
     request: CompileRequest,
-    compiled: CompileReport,
     with_code: bool,
 ) -> KernelReport:
+    compiled = compile_kernel(request)
     constants = {name: value for name, value in request.constexprs.items() if name.isupper()}
     basis = KernelReport(
         module=module,
@@ -128,40 +130,64 @@ def _counted(basis: KernelReport, goal: Target, with_code: bool) -> KernelReport
     """A report with its code read and its loops counted."""
     file = basis.module.name
     num_warps = basis.config["num_warps"]
-    isa: Isa = "amd" if goal.backend == "hip" else "sass"
     described = source_loops(basis.module, basis.name, basis.config, ELEMENT_BYTES[basis.dtype])
-
-    def of_products(source: Source) -> bool:
-        place = loop_of({source: 1}, file, described)
-        return place is not None and place.work.useful_flops > 0
-
-    def count() -> Counts:
-        listing, code_bytes = disassembled(basis.compiled)
-        loops = matrix_loops(listing, isa, num_warps=num_warps, lanes=goal.warp_size, wanted=of_products)
-        matrix = sum(kind_of(isa, i.op) == "matrix" for i in listing.instructions)
-        return Counts(code_bytes, matrix, tuple(loops))
-
-    counts = count() if with_code else kept_counts(basis.compiled, count)
+    read = functools.partial(_read, basis.compiled, goal, num_warps)
+    counts = read() if with_code else kept_counts(basis.compiled, read)
+    places = [loop_of(loop.sources, file, described) for loop in counts.loops]
     return replace(
         basis,
         code_bytes=counts.code_bytes,
         matrix_instructions=counts.matrix_instructions,
-        loops=tuple(_loop(x, loop_of(x.sources, file, described), goal, num_warps) for x in counts.loops),
+        loops=tuple(
+            _loop(
+                loop,
+                place,
+                one_turn(counts.dots, file, place.first, place.last) if place else [],
+                goal,
+                num_warps,
+            )
+            for loop, place in zip(counts.loops, places, strict=True)
+        ),
     )
 
 
-def disassembled(compiled: CompileReport) -> tuple[Listing, int]:
-    """The listing of compiled code, and its size in bytes."""
+def _read(compiled: CompileReport, goal: Target, num_warps: int) -> Counts:
+    """Disassemble and count; where there are no products, there is nothing to count."""
+    found = tuple(dots(Path(compiled.artifacts["ttgir"]).read_text(encoding="utf-8")))
+    if not found:
+        return Counts(_code_bytes(compiled), 0, (), ())
+    isa: Isa = "amd" if goal.backend == "hip" else "sass"
+    listing = disassembled(compiled)
+    lines = {dot.source for dot in found}
+    loops = matrix_loops(listing, isa, num_warps=num_warps, lanes=goal.warp_size, wanted=lines.__contains__)
+    matrix = sum(kind_of(isa, i.op) == "matrix" for i in listing.instructions)
+    return Counts(_code_bytes(compiled), matrix, tuple(loops), found)
+
+
+def disassembled(compiled: CompileReport) -> Listing:
+    """The listing of compiled code."""
     if "amdgcn" in compiled.artifacts:
-        text = Path(compiled.artifacts["amdgcn"]).read_text(encoding="utf-8")
-        size = re.search(r"; codeLenInByte = (\d+)", text)
-        return parse_amd(text, compiled.kernel), int(size[1]) if size else 0
-    listing = parse_sass(sass(compiled), compiled.kernel)
-    return listing, SASS_BYTES * len(listing.instructions)
+        return parse_amd(_assembly(compiled), compiled.kernel)
+    return parse_sass(sass(compiled), compiled.kernel)
 
 
-def _loop(count: CountedLoop, place: SourceLoop | None, goal: Target, num_warps: int) -> LoopReport:
-    found = count.all_flops or 2 * count.fma_slots * num_warps * goal.warp_size
+def _code_bytes(compiled: CompileReport) -> int:
+    """The size of compiled code."""
+    if "amdgcn" in compiled.artifacts:
+        size = re.search(r"; codeLenInByte = (\d+)", _assembly(compiled))
+        return int(size[1]) if size else 0
+    return section_size(Path(compiled.artifacts["cubin"]).read_bytes(), f".text.{compiled.kernel}")
+
+
+def _assembly(compiled: CompileReport) -> str:
+    return Path(compiled.artifacts["amdgcn"]).read_text(encoding="utf-8")
+
+
+def _loop(
+    count: CountedLoop, place: SourceLoop | None, turn: Sequence[Dot], goal: Target, num_warps: int
+) -> LoopReport:
+    found = count.all_flops
+    repeated = sum((dot.repeats - 1) * dot.flops for dot in turn)
     work = place.work if place and place.work.useful_flops else None
     useful = work.useful_flops if work else found
     by_descriptor = work.load_bytes if work and count.descriptor_loads else 0
@@ -170,7 +196,8 @@ def _loop(count: CountedLoop, place: SourceLoop | None, goal: Target, num_warps:
         node=work.node if work else "",
         line=place.first if place else min((line for _, line in count.sources), default=0),
         useful_flops=useful,
-        planned_flops=work.padded_flops if work else 0,
+        planned_flops=work.padded_flops + repeated if work else 0,
+        repeated_flops=repeated,
         found_flops=found,
         bytes_per_flop=(by_descriptor + num_warps * count.global_bytes) / useful,
         count=count,

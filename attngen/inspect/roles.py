@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,15 @@ from attngen.errors import InternalError
 from attngen.inspect.assembly import Source
 from attngen.target.requests import manifest
 
+PASSES = {"tf32x3": 3}  # products of fp32 as sums of rounded ones
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """What the plan says of one tile of a loop, for a whole program: FLOPs of its products, and bytes that it loads.
 
-    `padded_flops` are those of the products as they are cut into powers of two; idle columns are not useful work.
+    `padded_flops` are those of the products as they are cut into powers of two, each done as often as its precision asks;
+    idle columns and further passes are not useful work.
     """
 
     role: str
@@ -40,9 +44,9 @@ class SourceLoop:
 
 
 @functools.cache
-def _read_module(module: Path, changed: int) -> tuple[dict[str, Any], ast.Module]:
-    """A module's manifest and syntax tree; `changed` is when the file was."""
-    return manifest(module), ast.parse(module.read_text(encoding="utf-8"))
+def _read_module(module: Path, changed: int) -> tuple[dict[str, Any], str]:
+    """A module's manifest and text; `changed` is when the file was."""
+    return manifest(module), module.read_text(encoding="utf-8")
 
 
 def source_loops(
@@ -52,26 +56,41 @@ def source_loops(
 
     `sizes` gives the value of the names that the manifest uses (BLOCK_M, ...).
     """
-    told, tree = _read_module(module, module.stat().st_mtime_ns)
+    told, text = _read_module(module, module.stat().st_mtime_ns)
     described: Sequence[dict[str, Any]] = told["kernels"][kernel].get("loops", ())
-    found = _for_statements(tree, kernel)
+    found = _for_statements(text, kernel)
     if len(described) != len(found):
         raise InternalError(
             f"{module}: the manifest describes {len(described)} loops of {kernel}, not {len(found)}"
         )
+    precision = told.get("compiled_in", {}).get("precision")
+    passes = PASSES.get(precision, 1) if element_bytes == 4 else 1
     return tuple(
-        SourceLoop(line.lineno, line.end_lineno or line.lineno, _work(loop, sizes, element_bytes))
-        for line, loop in zip(found, described, strict=True)
+        SourceLoop(first, last, _work(loop, sizes, element_bytes, passes))
+        for (first, last), loop in zip(found, described, strict=True)
     )
 
 
-def _for_statements(tree: ast.Module, kernel: str) -> list[ast.For]:
-    functions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == kernel]
-    found = [n for f in functions for n in ast.walk(f) if isinstance(n, ast.For)]
-    return sorted(found, key=lambda n: n.lineno)
+def _for_statements(text: str, kernel: str) -> list[tuple[int, int]]:
+    """First and last line of each loop of a function. The rest of the module is not parsed: that is what takes time."""
+    function = re.search(rf"^def {kernel}\(.*?(?=^[@\w]|\Z)", text, re.MULTILINE | re.DOTALL)
+    if function is None:
+        return []
+    above = text.count("\n", 0, function.start())
+    loops = _loops_in(ast.parse(function[0]).body)
+    return sorted((above + x.lineno, above + (x.end_lineno or x.lineno)) for x in loops)
 
 
-def _work(loop: dict[str, Any], sizes: Mapping[str, Any], element_bytes: int) -> Work:
+def _loops_in(statements: Sequence[ast.stmt]) -> list[ast.For]:
+    found: list[ast.For] = []
+    for statement in statements:
+        found += [statement] if isinstance(statement, ast.For) else []
+        for block in ("body", "orelse"):
+            found += _loops_in(getattr(statement, block, ()))
+    return found
+
+
+def _work(loop: dict[str, Any], sizes: Mapping[str, Any], element_bytes: int, passes: int) -> Work:
     def area(names: Sequence[str]) -> int:
         return math.prod(int(sizes[name]) for name in names)
 
@@ -83,7 +102,7 @@ def _work(loop: dict[str, Any], sizes: Mapping[str, Any], element_bytes: int) ->
         role=loop["role"],
         node=loop["node"],
         useful_flops=sum(2 * area(p["tile"]) * p["columns"] for p in products),
-        padded_flops=sum(2 * area(p["tile"]) * p["padded"] for p in products),
+        padded_flops=passes * sum(2 * area(p["tile"]) * p["padded"] for p in products),
         load_bytes=sum(area(x["tile"]) * x["padded"] * element_bytes for x in loads),
     )
 

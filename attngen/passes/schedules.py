@@ -56,7 +56,7 @@ _NVIDIA_FP32: tuple[Row, ...] = (
     (320, (_config(32, 16, 4, 2),)),
     (512, (_config(16, 16, 4, 2),)),
 )
-_AMD_FP32: tuple[Row, ...] = ((128, (_config(128, 32, 4, 2),)), (256, (_config(64, 32, 4, 2),)))
+_AMD_FP32: tuple[Row, ...] = ((256, (_config(128, 32, 4, 2),)), (512, (_config(64, 16, 4, 2),)))
 _ANY: tuple[Row, ...] = (
     (256, (_config(64, 32, 4, 1),)),
     (512, (_config(32, 32, 4, 1),)),
@@ -178,35 +178,47 @@ def _b(m: int, n: int, warps: int, stages: int, **more: bool) -> Config:
 
 _D = {"use_descriptors": True}
 _DM = {"use_descriptors": True, "merged": True}
-# Found as the forward's were; the columns are those of a K and a V row together.
+_AMPERE_DQ: tuple[Row, ...] = (
+    (192, (_b(128, 32, 4, 2),)),
+    (256, (_b(128, 64, 8, 2),)),
+    (320, (_b(128, 32, 8, 1),)),
+)
+_AMPERE_DKDV: tuple[Row, ...] = (
+    (128, (_b(32, 128, 4, 2),)),
+    (160, (_b(32, 128, 8, 2),)),
+    (192, (_b(64, 128, 8, 2),)),
+    (256, (_b(32, 64, 4, 2),)),
+    (320, (_b(16, 64, 4, 2),)),
+)
+# Found as the forward's were. On AMD the warps of a program hold 16 or 32 rows of scores each: fewer rows would be
+# computed several times. The columns are those of a K and a V row together.
 _BACKWARD: dict[str, dict[str, tuple[Row, ...]]] = {
     "dq": {
         "sm_80/16": (
-            (128, (_b(128, 32, 4, 2),)),
-            (192, (_b(128, 32, 4, 2),)),
-            (256, (_b(128, 64, 8, 2),)),
-            (320, (_b(128, 32, 8, 1),)),
+            *_AMPERE_DQ,
             (512, (_b(64, 64, 8, 2),)),
         ),
+        "sm_89/16": (*_AMPERE_DQ, (512, (_b(32, 32, 4, 2),))),
         "sm_90/16": (
             (192, (_b(64, 128, 4, 2, **_DM),)),
             (256, (_b(128, 128, 8, 2, **_DM), _b(128, 64, 8, 2, **_DM))),
             (512, (_b(64, 64, 4, 2, **_DM),)),
         ),
         "sm_100/16": ((320, (_b(128, 64, 4, 2, **_D),)), (512, (_b(128, 32, 4, 2, **_D),))),
-        "gfx942/16": ((192, (_b(128, 64, 4, 1),)), (320, (_b(128, 32, 4, 1),)), (512, (_b(64, 32, 4, 1),))),
+        "gfx942/16": (
+            (192, (_b(128, 64, 4, 1),)),
+            (320, (_b(128, 32, 4, 1),)),
+            (512, (_b(128, 32, 4, 1), _b(128, 16, 4, 1))),
+        ),
         "nvidia/32": ((128, (_b(32, 32, 4, 2),)), (320, (_b(32, 16, 4, 2),)), (512, (_b(16, 16, 4, 2),))),
-        "amd/32": ((128, (_b(64, 16, 4, 1),)), (512, (_b(32, 16, 4, 1),))),
+        "amd/32": ((256, (_b(128, 32, 4, 1),)), (512, (_b(64, 16, 4, 1),))),
     },
     "dkdv": {
         "sm_80/16": (
-            (128, (_b(32, 128, 4, 2),)),
-            (160, (_b(32, 128, 8, 2),)),
-            (192, (_b(64, 128, 8, 2),)),
-            (256, (_b(32, 64, 4, 2),)),
-            (320, (_b(16, 64, 4, 2),)),
+            *_AMPERE_DKDV,
             (512, (_b(64, 64, 8, 2, apart=True),)),
         ),
+        "sm_89/16": (*_AMPERE_DKDV, (512, (_b(32, 32, 4, 2, apart=True),))),
         "sm_90/16": (
             (128, (_b(64, 64, 4, 2, **_DM),)),
             (192, (_b(64, 64, 4, 2, **_DM),)),
@@ -214,14 +226,22 @@ _BACKWARD: dict[str, dict[str, tuple[Row, ...]]] = {
             (320, (_b(32, 64, 4, 2, **_DM),)),
             (512, (_b(64, 64, 4, 2, **_DM, apart=True), _b(32, 64, 4, 2, **_DM, apart=True))),
         ),
-        "sm_100/16": ((320, (_b(64, 128, 4, 2, **_D),)), (512, (_b(32, 64, 4, 2, **_D),))),
-        "gfx942/16": ((192, (_b(64, 128, 4, 1),)), (320, (_b(32, 128, 4, 1),)), (512, (_b(32, 64, 4, 1),))),
+        "sm_100/16": (
+            (256, (_b(64, 128, 4, 2, **_D),)),
+            (320, (_b(32, 128, 4, 2, **_D),)),
+            (512, (_b(32, 64, 4, 2, **_D),)),
+        ),
+        "gfx942/16": ((192, (_b(64, 128, 4, 1),)), (320, (_b(32, 128, 4, 1),)), (512, (_b(16, 64, 4, 1),))),
         "nvidia/32": (
             (128, (_b(32, 16, 4, 2),)),
             (320, (_b(16, 16, 4, 2),)),
             (512, (_b(16, 16, 4, 2, apart=True),)),
         ),
-        "amd/32": ((320, (_b(16, 16, 4, 1),)), (512, (_b(16, 16, 4, 1),))),
+        "amd/32": (
+            (256, (_b(16, 128, 4, 1), _b(16, 64, 4, 1))),
+            (320, (_b(16, 64, 4, 1),)),
+            (512, (_b(16, 64, 4, 1, apart=True),)),
+        ),
     },
 }
 # Values inside K: dk is one sum over 576 columns, in two launches where registers do not hold all of them.
@@ -299,7 +319,7 @@ def backward_configurations(
     for name in _TARGETS:
         target, bits = name.split("/")
         family = "amd" if target.startswith("gfx") else "nvidia"
-        near = {"gfx950": "gfx942", "sm_86": "sm_80", "sm_89": "sm_80", "sm_120": "sm_80"}.get(target, target)
+        near = {"gfx950": "gfx942", "sm_86": "sm_89", "sm_120": "sm_89"}.get(target, target)
         rows = tables[f"{family}/32"] if bits == "32" else tables[f"{near}/16"]
         choices = _choices(rows, qk_dim + v_dim) or (_SMALLEST,)
         if near == "sm_80" != target and bits == "16" and 320 < qk_dim + v_dim <= 512:

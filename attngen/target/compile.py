@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from attngen.cache import cache_dir, write_atomic
 from attngen.errors import UserError
@@ -34,6 +34,8 @@ FORMAT = 3  # part of the cache key: raise it when reports of the same input cha
 TIMEOUT_S = 180.0
 
 Constexpr = int | float | bool | str | None
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,21 +118,37 @@ def compile_many(
     """
     keys = [_cache_key(r, _read_module(r.module)) for r in requests]
     unique = dict(zip(keys, requests, strict=True))
-    reports: dict[str, CompileReport] = {}
+    reports = in_threads(lambda r: compile_kernel(r, timeout=timeout), list(unique.values()), jobs, progress)
+    found = dict(zip(unique, reports, strict=True))
+    return [found[k] for k in keys]
+
+
+def in_threads(
+    task: Callable[[Item], Result],
+    items: Sequence[Item],
+    jobs: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Result]:
+    """What `task` makes of each item, in their order. It runs in as many threads as there are workers, so that a compilation
+    for one item goes on beside whatever is done for another.
+
+    `progress` is as for `compile_many`. An exception stops all, workers too, and is raised.
+    """
+    results: dict[int, Result] = {}
     tell = progress or _silent
-    tell(0, len(unique))
+    tell(0, len(items))
     executor = ThreadPoolExecutor(max_workers=max(1, min(jobs or MAX_WORKERS, MAX_WORKERS)))
     try:
-        futures = {executor.submit(compile_kernel, r, timeout=timeout): k for k, r in unique.items()}
-        for future in as_completed(futures):
-            reports[futures[future]] = future.result()
-            tell(len(reports), len(unique))
+        places = {executor.submit(task, item): n for n, item in enumerate(items)}
+        for future in as_completed(places):
+            results[places[future]] = future.result()
+            tell(len(results), len(items))
     except BaseException:
         executor.shutdown(wait=False, cancel_futures=True)
         shared_pool().close()
         raise
     executor.shutdown()
-    return [reports[k] for k in keys]
+    return [results[n] for n in range(len(items))]
 
 
 def _silent(done: int, total: int) -> None:

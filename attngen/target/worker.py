@@ -1,14 +1,16 @@
 """The program of a compile worker: reads one JSON request per line, answers one JSON line each.
 
 It runs as a script in its own process, because the compiler can abort the process that calls it, and imports
-nothing of attngen: the standard library, triton and the module that holds the kernel, nothing else.
+nothing of attngen: the standard library, triton and what the kernel's module has for kernels, nothing else.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
 import io
 import json
@@ -18,6 +20,7 @@ import sys
 import threading
 import time
 import traceback
+import types
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
@@ -84,22 +87,64 @@ def _is_of_a_tool(error: BaseException) -> bool:
 
 
 def load_module(path: str) -> Any:
-    """Import the file at `path` under a name that its content decides, once per content."""
+    """Import what the file at `path` has for kernels, under a name that its content decides, once per content."""
     content = Path(path).read_bytes()
     name = f"attngen_compiled_{hashlib.sha256(path.encode() + content).hexdigest()[:24]}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"cannot import {path}")
-    module = importlib.util.module_from_spec(spec)
+    loader = KernelLoader(name, path)
+    module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(name, loader, origin=path))
+    module.__file__ = path
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
     return module
+
+
+class KernelLoader(importlib.machinery.SourceFileLoader):
+    """Loads a file `without_torch`."""
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        tree = ast.parse(self.get_data(self.path), self.path)
+        return compile(without_torch(tree), self.path, "exec", dont_inherit=True)
+
+
+def without_torch(tree: ast.Module) -> ast.Module:
+    """Leave out the statements that need torch to run, by themselves or through others: kernels have no use for them, and
+    importing torch takes 2 s."""
+    absent, kept = {"torch"}, tree.body
+    while lacking := [s for s in kept if absent & names_run(s)]:
+        absent |= {name for s in lacking for name in names_bound(s)}
+        kept = [s for s in kept if s not in lacking]
+    return ast.Module(kept, tree.type_ignores)
+
+
+def names_run(statement: ast.stmt) -> set[str]:
+    """The names that a top-level statement looks up when it runs: of a function all but its body."""
+    if isinstance(statement, (ast.Import, ast.ImportFrom)):
+        modules = [statement.module or ""] if isinstance(statement, ast.ImportFrom) else []
+        modules += [alias.name for alias in statement.names if isinstance(statement, ast.Import)]
+        return {name.partition(".")[0] for name in modules}
+    parts: list[ast.AST] = [statement]
+    if isinstance(statement, ast.FunctionDef):
+        parts = [
+            *statement.decorator_list,
+            statement.args,
+            *([statement.returns] if statement.returns else []),
+        ]
+    return {n.id for part in parts for n in ast.walk(part) if isinstance(n, ast.Name)}
+
+
+def names_bound(statement: ast.stmt) -> set[str]:
+    """The names that a top-level statement gives a value."""
+    if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+        return {statement.name}
+    if isinstance(statement, (ast.Import, ast.ImportFrom)):
+        return {alias.asname or alias.name.partition(".")[0] for alias in statement.names}
+    return {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
 
 
 def find_kernel(module: Any, name: str) -> Any:

@@ -83,12 +83,37 @@ def test_fp32_products_by_fma_are_loops_too(half: Path) -> None:
     [kernel] = json.loads(good("inspect", "small", "--dtype", "float32", "--target", "sm_80", "--json"))
     assert [(loop["role"], loop["matrix"]) for loop in kernel["loops"]] == [("full", {}), ("partial", {})]
     full = kernel["loops"][0]
-    assert full["planned_flops"] < full["found_flops"] < 1.5 * full["planned_flops"]
+    assert full["useful_flops"] == full["planned_flops"] == full["found_flops"]
     assert full["predicted_tflops_overlap"] < 19.5  # an A100's fp32 peak
     # more than the products are multiplied: that is no repetition
     text = good("inspect", "small", "--dtype", "float32", "--target", "sm_80")
     assert text.count("by FMA") == 2
     assert "planned" not in text
+    assert "repeated" not in text
+
+
+def test_products_that_warps_repeat_are_planned_and_told(half: Path) -> None:
+    (half / "specs/small.yaml").write_text(HALF + "schedule: {block_m: 16, block_n: 16, warps: 4}\n")
+    [kernel] = json.loads(good("inspect", "small", "--target", "gfx942", "--json"))
+    for loop in kernel["loops"]:
+        # Q K^T: 16 x 16 scores, by each of four warps that lie along rows. P V: each warp has 16 of 64 columns
+        assert loop["useful_flops"] == 2 * 16 * 16 * (64 + 64)
+        assert loop["repeated_flops"] == 3 * 2 * 16 * 16 * 64
+        assert loop["planned_flops"] == loop["found_flops"] == loop["useful_flops"] + loop["repeated_flops"]
+    text = good("inspect", "small", "--target", "gfx942")
+    assert text.count(", 60% repeated by warps that share rows") == 2
+    assert "planned" not in text
+
+
+def test_passes_of_a_precision_are_planned(here: Path) -> None:
+    (here / "specs/small.yaml").write_text(
+        CAUSAL.replace("head_dim: 16", "head_dim: 64") + "precision: tf32x3\n"
+    )
+    [kernel] = json.loads(good("inspect", "small", "--target", "sm_80", "--json"))
+    assert len(kernel["loops"]) == 2
+    for loop in kernel["loops"]:
+        assert loop["planned_flops"] == loop["found_flops"] == 3 * loop["useful_flops"]
+        assert loop["repeated_flops"] == 0
 
 
 def test_the_assumptions_are_printed_without_a_spec() -> None:

@@ -141,6 +141,7 @@ def test_a_product_without_matrix_instructions_is_found_by_its_line():
     assert loop.matrix == loop.flops == {}
     # 16 x 16 x 16 multiply-adds by one warp: 128 a lane
     assert loop.ops["FFMA"] == 16 * 16 * 16 // 32
+    assert loop.fma_flops == loop.all_flops == 2 * 16 * 16 * 16
     assert loop.global_bytes == 2 * 16 * 16 * 4
     assert statements(loop) == MATMUL
     # without the line there is nothing to tell the loop by
@@ -148,6 +149,27 @@ def test_a_product_without_matrix_instructions_is_found_by_its_line():
         parsed("fp32_sm80.sass"), "sass", num_warps=1, lanes=32, wanted=lambda source: False
     )
     assert nothing == []
+
+
+def test_multiply_adds_of_other_lines_are_no_products():
+    line = '//## File "k.py", line {}'
+    text = """\
+.section	.text.k,x
+.L_x_0:
+LINE 5
+/*0000*/ FFMA R0, R1, R2, R3 ;
+/*0010*/ FFMA2 R0, R1, R2, R3 ;
+/*0020*/ FMUL R0, R1, R2 ;
+LINE 6
+/*0030*/ FFMA R0, R1, R2, R3 ;
+/*0040*/ @P1 BRA `(.L_x_0) ;
+"""
+    listing = text.replace("LINE 5", line.format(5)).replace("LINE 6", line.format(6))
+    found = matrix_loops(
+        parse_sass(listing, "k"), "sass", num_warps=4, lanes=32, wanted={("k.py", 5)}.__contains__
+    )
+    # one multiply-add, and two by one instruction, in each of 128 threads
+    assert [loop.all_flops for loop in found] == [2 * 3 * 128]
 
 
 def test_loads_by_descriptor_and_a_wait_out_of_line():

@@ -27,6 +27,7 @@ LOOP = CountedLoop(
     ops={},
     matrix={},
     flops={"16": 2 * 2 * 64 * 128 * 128},
+    fma_flops=0,
     warp_wide=False,
     shared_bytes=1024,
     global_bytes=0,

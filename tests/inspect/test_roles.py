@@ -80,8 +80,8 @@ def module(tmp_path, loops=LOOPS):
     return path
 
 
-def of(path, sizes=None):
-    return source_loops(path, "_attention_forward", sizes or {"BLOCK_M": 64, "BLOCK_N": 32}, 2)
+def of(path, sizes=None, element_bytes=2):
+    return source_loops(path, "_attention_forward", sizes or {"BLOCK_M": 64, "BLOCK_N": 32}, element_bytes)
 
 
 def test_loops_of_a_kernel_are_its_for_statements_in_order(tmp_path):
@@ -106,6 +106,19 @@ def test_work_is_products_and_loads_of_a_tile(tmp_path):
         load_bytes=(32 * 128 + 1) * 2,
     )
     assert (after.useful_flops, after.load_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize(("precision", "passes"), [("ieee", 1), ("tf32", 1), ("tf32x3", 3)])
+def test_products_are_planned_as_often_as_their_precision_asks(tmp_path, precision, passes):
+    path = module(tmp_path)
+    told = path.read_text().replace(
+        '{"kernels"', f'{{"compiled_in": {{"precision": "{precision}"}}, "kernels"', 1
+    )
+    path.write_text(told)
+    half, single = (of(path, element_bytes=size)[1].work for size in (2, 4))
+    assert half.padded_flops == 2 * 64 * 32 * (128 + 128)
+    assert single.padded_flops == passes * half.padded_flops
+    assert single.useful_flops == half.useful_flops == 2 * 64 * 32 * (80 + 96)
 
 
 @pytest.mark.parametrize(
@@ -168,13 +181,12 @@ def test_compiled_loops_have_the_role_of_their_source(tmp_path, monkeypatch):
     assert loop.found_flops == 2 * 64 * 64 * 64
     assert loop.bytes_per_flop == 2 * 64 * 64 * 2 / loop.useful_flops
 
-    # without matrix instructions (fp32 on NVIDIA) a loop is found by its lines, if it has products
+    # without matrix instructions (fp32 on NVIDIA) a loop is found by the lines of its products, described or not
     (by_fma,) = inspect_modules([(modules[0][0], "float32")], ["sm_80"])
-    assert [(x.role, dict(x.count.matrix)) for x in by_fma.loops] == [("full", {})]
+    assert [(x.role, dict(x.count.matrix), x.found_flops) for x in by_fma.loops] == [("full", {}, 2 * 64**3)]
     nothing = module(tmp_path, [described(role) for role in ("outer", "full", "after")])
     (report,) = inspect_modules([(nothing, "float32")], ["sm_80"])
-    assert report.compiled.ok
-    assert (report.loops, report.failure) == ((), None)
+    assert [(x.role, x.planned_flops, x.useful_flops) for x in report.loops] == [("", 0, 2 * 64**3)]
     module(tmp_path)
 
     # what does not fit is a row that says so
