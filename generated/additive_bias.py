@@ -5,7 +5,7 @@
 Softmax attention over keys j with: True.
 A tile of queries at positions i_lo..i_hi meets keys in [0, seqlen_k); all are allowed in [0, seqlen_k).
 
-Digest eb8d3b78e4946c52aab74efb5bff692b093abd8888531900cb7239292eb16bed. Needs torch and triton, nothing else.
+Digest 0e59b1632a3c49c6ff1e2fa34a09d9dec52a6fea1477d129b5f0f9521a36356b. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "score": "s + bias[h, row, j]"
 }
 """)
-DIGEST = "eb8d3b78e4946c52aab74efb5bff692b093abd8888531900cb7239292eb16bed"
+DIGEST = "0e59b1632a3c49c6ff1e2fa34a09d9dec52a6fea1477d129b5f0f9521a36356b"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -267,8 +267,8 @@ MANIFEST = json.loads(r"""
         "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
         "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
         "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
-        "gfx942/32": [{"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
-        "gfx950/32": [{"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}]
+        "gfx942/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
+        "gfx950/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}]
       }
     },
     "_backward_dkdv": {
@@ -523,7 +523,15 @@ MANIFEST = json.loads(r"""
         "gfx942/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 128,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -533,7 +541,15 @@ MANIFEST = json.loads(r"""
         "gfx950/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 128,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -1515,7 +1531,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::additive_bias_eb8d3b78e494", mutates_args=())
+@torch.library.custom_op("attngen::additive_bias_0e59b1632a3c", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1760,7 +1776,7 @@ def launch_backward(
     return dq, dk, dv, dbias.to(bias.dtype)
 
 
-@torch.library.custom_op("attngen::additive_bias_eb8d3b78e494_backward", mutates_args=())
+@torch.library.custom_op("attngen::additive_bias_0e59b1632a3c_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

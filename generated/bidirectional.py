@@ -5,7 +5,7 @@
 Softmax attention over keys j with: True.
 A tile of queries at positions i_lo..i_hi meets keys in [0, seqlen_k); all are allowed in [0, seqlen_k).
 
-Digest 7b5c718f4efaf94319cd0263573146132e54abc40b2ea77170c0b962a1d01070. Needs torch and triton, nothing else.
+Digest f8b044803ce998ff468ac10779271201f0f55492e02040e483cdc874272d1a2e. Needs torch and triton, nothing else.
 """
 
 import json
@@ -26,7 +26,7 @@ SPEC = json.loads(r"""
   "name": "bidirectional"
 }
 """)
-DIGEST = "7b5c718f4efaf94319cd0263573146132e54abc40b2ea77170c0b962a1d01070"
+DIGEST = "f8b044803ce998ff468ac10779271201f0f55492e02040e483cdc874272d1a2e"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -42,6 +42,7 @@ MANIFEST = json.loads(r"""
   },
   "run_time": ["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"],
   "mask": {"may": ["[0, seqlen_k)"], "must": ["[0, seqlen_k)"], "residual": "True", "exact": true, "notes": []},
+  "deterministic": true,
   "configs": {
     "default": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
     "cpu": [
@@ -907,7 +908,7 @@ def _attention_forward(
     tl.store(lse_base + row, lse_rows, mask=row_valid)
 
 
-@triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"])
+@triton.jit(do_not_specialize=["num_q_heads", "seqlen_q", "seqlen_k"])
 def _backward_rows(
     out,
     dout,
@@ -1124,6 +1125,8 @@ def _backward_dq(
             ds = p * (dp - delta_rows[:, None])
             dq_0 = tl.dot(ds.to(k_0.dtype), k_0, dq_0, input_precision="ieee")
 
+    keyless = lse2_rows == float("inf")  # q and dout of such rows may hold anything
+    dq_0 = tl.where(keyless[:, None], 0.0, dq_0)
     if USE_DESCRIPTORS:
         tl.make_tensor_descriptor(dq_base, [seqlen_q, 64], [stride_dqs, 1], [BLOCK_M, 64]).store(
             [tile_m * BLOCK_M, 0], (dq_0 * scale).to(dq.dtype.element_ty)
@@ -1136,7 +1139,7 @@ def _backward_dq(
         )
 
 
-@triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"])
+@triton.jit(do_not_specialize=["softmax_scale", "num_kv_heads", "seqlen_q", "seqlen_k"])
 def _backward_dkdv(
     q,
     k,
@@ -1218,9 +1221,8 @@ def _backward_dkdv(
         dout_descriptor_0 = tl.make_tensor_descriptor(
             dout_base, [1, seqlen_q, 64], [stride_gh, stride_gs, 1], [1, BLOCK_M, 64]
         )
-    else:
-        q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
-        dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
+    q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
+    dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
     if USE_DESCRIPTORS:
         k_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 64], [stride_ks, 1], [BLOCK_N, 64]).load(
             [tile_n * BLOCK_N, 0]
@@ -1248,20 +1250,19 @@ def _backward_dkdv(
         # all tiles: those that the mask cuts, or that reach past the end, take the branch
         steps = end_tile
         head = 0
-        # tile and offsets are carried along, which costs less than working them out
-        tile_m = 0
-        last = end_tile - 1
-        q_step = tl.cast(stride_qs, tl.int64) * BLOCK_M
-        dout_step = tl.cast(stride_gs, tl.int64) * BLOCK_M
-        q_at = tile_m * q_step
-        dout_at = tile_m * dout_step
-        row_at = tile_m * BLOCK_M
-        wrap = tile_m - last
-        q_wrap = stride_qh + wrap * q_step
-        dout_wrap = stride_gh + wrap * dout_step
-        row_wrap = stride_rh + wrap * BLOCK_M
+        # rows and offsets are carried along, which costs less than working them out
+        start_m = 0
+        last = (end_tile - 1) * BLOCK_M
+        q_row = tl.cast(stride_qs, tl.int64)
+        dout_row = tl.cast(stride_gs, tl.int64)
+        q_at = start_m * q_row
+        dout_at = start_m * dout_row
+        row_at = start_m
+        wrap = start_m - last
+        q_wrap = stride_qh + wrap * q_row
+        dout_wrap = stride_gh + wrap * dout_row
+        row_wrap = stride_rh + wrap
         for step in tl.range(0, steps * 1):
-            start_m = tile_m * BLOCK_M
             q_rows = q_base + q_at
             dout_rows = dout_base + dout_at
             padded_row = row_at
@@ -1287,30 +1288,29 @@ def _backward_dkdv(
                     dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
                 ds = p * (dp - delta_rows[None, :])
                 dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-            wraps = tile_m == last
+            wraps = start_m == last
             head = tl.where(wraps, head + 1, head)
-            q_at += tl.where(wraps, q_wrap, q_step)
-            dout_at += tl.where(wraps, dout_wrap, dout_step)
+            q_at += tl.where(wraps, q_wrap, BLOCK_M * q_row)
+            dout_at += tl.where(wraps, dout_wrap, BLOCK_M * dout_row)
             row_at += tl.where(wraps, row_wrap, BLOCK_M)
-            tile_m += tl.where(wraps, wrap, 1)
+            start_m += tl.where(wraps, wrap, BLOCK_M)
     else:
         # full tiles: no mask arithmetic
         steps = end_full
         head = 0
-        # tile and offsets are carried along, which costs less than working them out
-        tile_m = 0
-        last = end_full - 1
-        q_step = tl.cast(stride_qs, tl.int64) * BLOCK_M
-        dout_step = tl.cast(stride_gs, tl.int64) * BLOCK_M
-        q_at = tile_m * q_step
-        dout_at = tile_m * dout_step
-        row_at = tile_m * BLOCK_M
-        wrap = tile_m - last
-        q_wrap = stride_qh + wrap * q_step
-        dout_wrap = stride_gh + wrap * dout_step
-        row_wrap = stride_rh + wrap * BLOCK_M
+        # rows and offsets are carried along, which costs less than working them out
+        start_m = 0
+        last = (end_full - 1) * BLOCK_M
+        q_row = tl.cast(stride_qs, tl.int64)
+        dout_row = tl.cast(stride_gs, tl.int64)
+        q_at = start_m * q_row
+        dout_at = start_m * dout_row
+        row_at = start_m
+        wrap = start_m - last
+        q_wrap = stride_qh + wrap * q_row
+        dout_wrap = stride_gh + wrap * dout_row
+        row_wrap = stride_rh + wrap
         for step in tl.range(0, steps * 1):
-            start_m = tile_m * BLOCK_M
             q_rows = q_base + q_at
             dout_rows = dout_base + dout_at
             padded_row = row_at
@@ -1335,29 +1335,28 @@ def _backward_dkdv(
                     dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
                 ds = p * (dp - delta_rows[None, :])
                 dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-            wraps = tile_m == last
+            wraps = start_m == last
             head = tl.where(wraps, head + 1, head)
-            q_at += tl.where(wraps, q_wrap, q_step)
-            dout_at += tl.where(wraps, dout_wrap, dout_step)
+            q_at += tl.where(wraps, q_wrap, BLOCK_M * q_row)
+            dout_at += tl.where(wraps, dout_wrap, BLOCK_M * dout_row)
             row_at += tl.where(wraps, row_wrap, BLOCK_M)
-            tile_m += tl.where(wraps, wrap, 1)
+            start_m += tl.where(wraps, wrap, BLOCK_M)
         # tiles that the mask cuts, or that reach past the end
         steps = end_tile - end_full
         head = 0
-        # tile and offsets are carried along, which costs less than working them out
-        tile_m = end_full
-        last = end_tile - 1
-        q_step = tl.cast(stride_qs, tl.int64) * BLOCK_M
-        dout_step = tl.cast(stride_gs, tl.int64) * BLOCK_M
-        q_at = tile_m * q_step
-        dout_at = tile_m * dout_step
-        row_at = tile_m * BLOCK_M
-        wrap = tile_m - last
-        q_wrap = stride_qh + wrap * q_step
-        dout_wrap = stride_gh + wrap * dout_step
-        row_wrap = stride_rh + wrap * BLOCK_M
+        # rows and offsets are carried along, which costs less than working them out
+        start_m = end_full * BLOCK_M
+        last = (end_tile - 1) * BLOCK_M
+        q_row = tl.cast(stride_qs, tl.int64)
+        dout_row = tl.cast(stride_gs, tl.int64)
+        q_at = start_m * q_row
+        dout_at = start_m * dout_row
+        row_at = start_m
+        wrap = start_m - last
+        q_wrap = stride_qh + wrap * q_row
+        dout_wrap = stride_gh + wrap * dout_row
+        row_wrap = stride_rh + wrap
         for step in tl.range(0, steps * 1):
-            start_m = tile_m * BLOCK_M
             q_rows = q_base + q_at
             dout_rows = dout_base + dout_at
             padded_row = row_at
@@ -1383,12 +1382,12 @@ def _backward_dkdv(
                     dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
                 ds = p * (dp - delta_rows[None, :])
                 dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-            wraps = tile_m == last
+            wraps = start_m == last
             head = tl.where(wraps, head + 1, head)
-            q_at += tl.where(wraps, q_wrap, q_step)
-            dout_at += tl.where(wraps, dout_wrap, dout_step)
+            q_at += tl.where(wraps, q_wrap, BLOCK_M * q_row)
+            dout_at += tl.where(wraps, dout_wrap, BLOCK_M * dout_row)
             row_at += tl.where(wraps, row_wrap, BLOCK_M)
-            tile_m += tl.where(wraps, wrap, 1)
+            start_m += tl.where(wraps, wrap, BLOCK_M)
 
     if WANT_DK:
         if USE_DESCRIPTORS:
@@ -1512,7 +1511,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::bidirectional_7b5c718f4efa", mutates_args=())
+@torch.library.custom_op("attngen::bidirectional_f8b044803ce9", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1694,7 +1693,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::bidirectional_7b5c718f4efa_backward", mutates_args=())
+@torch.library.custom_op("attngen::bidirectional_f8b044803ce9_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1818,7 +1817,10 @@ def attention(
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )
-    _expect(dropout_p == 0.0 and seed is None, "dropout_p, seed: this kernel was generated without dropout")
+    _expect(
+        dropout_p == 0.0 and seed is None,
+        "dropout_p, seed: the spec has none; add `dropout: true` and generate again",
+    )
     _expect(sinks is None, "sinks: the spec has none; add `sinks: true` and generate again")
     out, lse = _forward(q, k, v, softmax_scale)
     return (out, lse) if return_lse else out

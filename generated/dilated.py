@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and (i - j) % 4 == 0.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)).
 
-Digest c15a60b1761c397991b783fffe257671dd8a46d4b7a7d6e890d5b73c89149687. Needs torch and triton, nothing else.
+Digest 03665218e6148d63e3423c815652bf4367b946363098e443e96aa98f7c1f35d3. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"dilation": 4}
 }
 """)
-DIGEST = "c15a60b1761c397991b783fffe257671dd8a46d4b7a7d6e890d5b73c89149687"
+DIGEST = "03665218e6148d63e3423c815652bf4367b946363098e443e96aa98f7c1f35d3"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -50,6 +50,7 @@ MANIFEST = json.loads(r"""
     "exact": false,
     "notes": ["(i - j) % 4 == 0 stays in the residual: it takes a remainder of j"]
   },
+  "deterministic": true,
   "configs": {
     "default": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
     "cpu": [
@@ -650,7 +651,7 @@ def _attention_forward(
     tl.store(lse_base + row, lse_rows, mask=row_valid)
 
 
-@triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"])
+@triton.jit(do_not_specialize=["num_q_heads", "seqlen_q", "seqlen_k"])
 def _backward_rows(
     out,
     dout,
@@ -830,6 +831,8 @@ def _backward_dq(
         ds = p * (dp - delta_rows[:, None])
         dq_0 = tl.dot(ds.to(k_0.dtype), k_0, dq_0, input_precision="ieee")
 
+    keyless = lse2_rows == float("inf")  # q and dout of such rows may hold anything
+    dq_0 = tl.where(keyless[:, None], 0.0, dq_0)
     if USE_DESCRIPTORS:
         tl.make_tensor_descriptor(dq_base, [seqlen_q, 64], [stride_dqs, 1], [BLOCK_M, 64]).store(
             [tile_m * BLOCK_M, 0], (dq_0 * scale).to(dq.dtype.element_ty)
@@ -842,7 +845,7 @@ def _backward_dq(
         )
 
 
-@triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"])
+@triton.jit(do_not_specialize=["softmax_scale", "num_kv_heads", "seqlen_q", "seqlen_k"])
 def _backward_dkdv(
     q,
     k,
@@ -901,6 +904,7 @@ def _backward_dkdv(
     j_lo = tile_n * BLOCK_N
     first_tile = tl.maximum(j_lo + seqlen_q - seqlen_k, 0) // BLOCK_M
     end_tile = (seqlen_q + BLOCK_M - 1) // BLOCK_M
+    hull_begin = tl.maximum(j_lo + seqlen_q - seqlen_k, 0)
     factor = softmax_scale * 1.4426950408889634
     row_begin = j + seqlen_q - seqlen_k
     term_0 = seqlen_k - seqlen_q
@@ -921,14 +925,19 @@ def _backward_dkdv(
     e_0 = tl.arange(0, 64)
     if USE_DESCRIPTORS:
         q_descriptor_0 = tl.make_tensor_descriptor(
-            q_base, [1, seqlen_q, 64], [stride_qh, stride_qs, 1], [1, BLOCK_M, 64]
+            q_base + tl.cast(hull_begin, tl.int64) * stride_qs,
+            [1, seqlen_q - hull_begin, 64],
+            [stride_qh, stride_qs, 1],
+            [1, BLOCK_M, 64],
         )
         dout_descriptor_0 = tl.make_tensor_descriptor(
-            dout_base, [1, seqlen_q, 64], [stride_gh, stride_gs, 1], [1, BLOCK_M, 64]
+            dout_base + tl.cast(hull_begin, tl.int64) * stride_gs,
+            [1, seqlen_q - hull_begin, 64],
+            [stride_gh, stride_gs, 1],
+            [1, BLOCK_M, 64],
         )
-    else:
-        q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
-        dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
+    q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
+    dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
     if USE_DESCRIPTORS:
         k_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 64], [stride_ks, 1], [BLOCK_N, 64]).load(
             [tile_n * BLOCK_N, 0]
@@ -955,31 +964,30 @@ def _backward_dkdv(
     # tiles that the mask cuts, or that reach past the end
     steps = end_tile - first_tile
     head = 0
-    # tile and offsets are carried along, which costs less than working them out
-    tile_m = first_tile
-    last = end_tile - 1
-    q_step = tl.cast(stride_qs, tl.int64) * BLOCK_M
-    dout_step = tl.cast(stride_gs, tl.int64) * BLOCK_M
-    q_at = tile_m * q_step
-    dout_at = tile_m * dout_step
-    row_at = tile_m * BLOCK_M
-    wrap = tile_m - last
-    q_wrap = stride_qh + wrap * q_step
-    dout_wrap = stride_gh + wrap * dout_step
-    row_wrap = stride_rh + wrap * BLOCK_M
+    # rows and offsets are carried along, which costs less than working them out
+    start_m = first_tile * BLOCK_M
+    last = (end_tile - 1) * BLOCK_M
+    q_row = tl.cast(stride_qs, tl.int64)
+    dout_row = tl.cast(stride_gs, tl.int64)
+    q_at = start_m * q_row
+    dout_at = start_m * dout_row
+    row_at = start_m
+    wrap = start_m - last
+    q_wrap = stride_qh + wrap * q_row
+    dout_wrap = stride_gh + wrap * dout_row
+    row_wrap = stride_rh + wrap
     for step in tl.range(0, steps * 1):
-        start_m = tile_m * BLOCK_M
         q_rows = q_base + q_at
         dout_rows = dout_base + dout_at
         padded_row = row_at
-        row_valid = rows_m < seqlen_q - start_m
+        row_valid = (rows_m < seqlen_q - start_m) & (rows_m >= hull_begin - start_m)
         if USE_DESCRIPTORS:
-            q_0 = q_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 64])
+            q_0 = q_descriptor_0.load([head, start_m - hull_begin, 0]).reshape([BLOCK_M, 64])
         else:
             q_0 = tl.load(q_rows + q_offsets_0, mask=row_valid[:, None], other=0.0)
         qk = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
         if USE_DESCRIPTORS:
-            dout_0 = dout_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 64])
+            dout_0 = dout_descriptor_0.load([head, start_m - hull_begin, 0]).reshape([BLOCK_M, 64])
         else:
             dout_0 = tl.load(dout_rows + dout_offsets_0, mask=row_valid[:, None], other=0.0)
         if not WANT_DV:
@@ -987,7 +995,7 @@ def _backward_dkdv(
         lse2_rows = tl.load(lse2_base + padded_row + rows_m)
         row = start_m + rows_m
         per_row_0 = row + term_0
-        allowed = (rows_m[None, :] >= (row_begin - start_m)[:, None]) & (
+        allowed = ((start_m + rows_m)[None, :] >= row_begin[:, None]) & (
             _floor_mod(per_row_0[None, :] - j[:, None], 4) == 0
         )
         qk = tl.where(allowed, qk, float("-inf"))
@@ -1000,12 +1008,12 @@ def _backward_dkdv(
                 dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
             ds = p * (dp - delta_rows[None, :])
             dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-        wraps = tile_m == last
+        wraps = start_m == last
         head = tl.where(wraps, head + 1, head)
-        q_at += tl.where(wraps, q_wrap, q_step)
-        dout_at += tl.where(wraps, dout_wrap, dout_step)
+        q_at += tl.where(wraps, q_wrap, BLOCK_M * q_row)
+        dout_at += tl.where(wraps, dout_wrap, BLOCK_M * dout_row)
         row_at += tl.where(wraps, row_wrap, BLOCK_M)
-        tile_m += tl.where(wraps, wrap, 1)
+        start_m += tl.where(wraps, wrap, BLOCK_M)
 
     if WANT_DK:
         if USE_DESCRIPTORS:
@@ -1129,7 +1137,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::dilated_c15a60b1761c", mutates_args=())
+@torch.library.custom_op("attngen::dilated_03665218e614", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1311,7 +1319,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::dilated_c15a60b1761c_backward", mutates_args=())
+@torch.library.custom_op("attngen::dilated_03665218e614_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1433,7 +1441,10 @@ def attention(
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )
-    _expect(dropout_p == 0.0 and seed is None, "dropout_p, seed: this kernel was generated without dropout")
+    _expect(
+        dropout_p == 0.0 and seed is None,
+        "dropout_p, seed: the spec has none; add `dropout: true` and generate again",
+    )
     _expect(sinks is None, "sinks: the spec has none; add `sinks: true` and generate again")
     out, lse = _forward(q, k, v, softmax_scale)
     return (out, lse) if return_lse else out

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and doc[b, i] == doc[b, j].
 A tile of queries at positions i_lo..i_hi meets keys in [search_left(doc[b, :], doc[b, max(min(i_lo, seqlen_k - 1), 0)], seqlen_k), min(min(i_hi + 1, search_right(doc[b, :], doc[b, max(min(i_hi, seqlen_k - 1), 0)], seqlen_k)), seqlen_k)); all are allowed in [search_left(doc[b, :], doc[b, max(min(i_hi, seqlen_k - 1), 0)], seqlen_k), min(min(i_lo + 1, search_right(doc[b, :], doc[b, max(min(i_lo, seqlen_k - 1), 0)], seqlen_k)), seqlen_k)).
 
-Digest 55ea8ada171a28bbcd36e0bc484826e950ca0d2b458a117a365cdc8f412e0bdd. Needs torch and triton, nothing else.
+Digest 89fe3d29d53079d9b401b334c26136df033c7bc34261220f33b802653d9facc6. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "name": "document_ids"
 }
 """)
-DIGEST = "55ea8ada171a28bbcd36e0bc484826e950ca0d2b458a117a365cdc8f412e0bdd"
+DIGEST = "89fe3d29d53079d9b401b334c26136df033c7bc34261220f33b802653d9facc6"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -54,6 +54,7 @@ MANIFEST = json.loads(r"""
     "exact": false,
     "notes": []
   },
+  "deterministic": true,
   "configs": {
     "default": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
     "cpu": [
@@ -862,7 +863,7 @@ def _attention_forward(
     tl.store(lse_base + row, lse_rows, mask=row_valid)
 
 
-@triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"])
+@triton.jit(do_not_specialize=["num_q_heads", "seqlen_q", "seqlen_k"])
 def _backward_rows(
     out,
     dout,
@@ -1173,6 +1174,8 @@ def _backward_dq(
         ds = p * (dp - delta_rows[:, None])
         dq_0 = tl.dot(ds.to(k_0.dtype), k_0, dq_0, input_precision="ieee")
 
+    keyless = lse2_rows == float("inf")  # q and dout of such rows may hold anything
+    dq_0 = tl.where(keyless[:, None], 0.0, dq_0)
     if USE_DESCRIPTORS:
         tl.make_tensor_descriptor(dq_base, [seqlen_q, 128], [stride_dqs, 1], [BLOCK_M, 128]).store(
             [tile_m * BLOCK_M, 0], (dq_0 * scale).to(dq.dtype.element_ty)
@@ -1185,7 +1188,7 @@ def _backward_dq(
         )
 
 
-@triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"])
+@triton.jit(do_not_specialize=["softmax_scale", "num_kv_heads", "seqlen_q", "seqlen_k"])
 def _backward_dkdv(
     q,
     k,
@@ -1349,6 +1352,7 @@ def _backward_dkdv(
         end_tile,
     )
     factor = softmax_scale * 1.4426950408889634
+    row_end = seqlen_q
     row_begin = j + seqlen_q - seqlen_k
     term_0 = seqlen_k - seqlen_q
     per_key_1 = tl.load(
@@ -1371,14 +1375,19 @@ def _backward_dkdv(
     e_0 = tl.arange(0, 128)
     if USE_DESCRIPTORS:
         q_descriptor_0 = tl.make_tensor_descriptor(
-            q_base, [4, seqlen_q, 128], [stride_qh, stride_qs, 1], [1, BLOCK_M, 128]
+            q_base + tl.cast(first_key, tl.int64) * stride_qs,
+            [4, end_key - first_key, 128],
+            [stride_qh, stride_qs, 1],
+            [1, BLOCK_M, 128],
         )
         dout_descriptor_0 = tl.make_tensor_descriptor(
-            dout_base, [4, seqlen_q, 128], [stride_gh, stride_gs, 1], [1, BLOCK_M, 128]
+            dout_base + tl.cast(first_key, tl.int64) * stride_gs,
+            [4, end_key - first_key, 128],
+            [stride_gh, stride_gs, 1],
+            [1, BLOCK_M, 128],
         )
-    else:
-        q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
-        dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
+    q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
+    dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
     if USE_DESCRIPTORS:
         k_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 128], [stride_ks, 1], [BLOCK_N, 128]).load(
             [tile_n * BLOCK_N, 0]
@@ -1405,30 +1414,29 @@ def _backward_dkdv(
     # full tiles: no mask arithmetic
     steps = end_full - first_full
     head = 0
-    # tile and offsets are carried along, which costs less than working them out
-    tile_m = first_full
-    last = end_full - 1
-    q_step = tl.cast(stride_qs, tl.int64) * BLOCK_M
-    dout_step = tl.cast(stride_gs, tl.int64) * BLOCK_M
-    q_at = tile_m * q_step
-    dout_at = tile_m * dout_step
-    row_at = tile_m * BLOCK_M
-    wrap = tile_m - last
-    q_wrap = stride_qh + wrap * q_step
-    dout_wrap = stride_gh + wrap * dout_step
-    row_wrap = stride_rh + wrap * BLOCK_M
+    # rows and offsets are carried along, which costs less than working them out
+    start_m = first_full * BLOCK_M
+    last = (end_full - 1) * BLOCK_M
+    q_row = tl.cast(stride_qs, tl.int64)
+    dout_row = tl.cast(stride_gs, tl.int64)
+    q_at = start_m * q_row
+    dout_at = start_m * dout_row
+    row_at = start_m
+    wrap = start_m - last
+    q_wrap = stride_qh + wrap * q_row
+    dout_wrap = stride_gh + wrap * dout_row
+    row_wrap = stride_rh + wrap
     for step in tl.range(0, steps * 4):
-        start_m = tile_m * BLOCK_M
         q_rows = q_base + q_at
         dout_rows = dout_base + dout_at
         padded_row = row_at
         if USE_DESCRIPTORS:
-            q_0 = q_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 128])
+            q_0 = q_descriptor_0.load([head, start_m - first_key, 0]).reshape([BLOCK_M, 128])
         else:
             q_0 = tl.load(q_rows + q_offsets_0)
         qk = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
         if USE_DESCRIPTORS:
-            dout_0 = dout_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 128])
+            dout_0 = dout_descriptor_0.load([head, start_m - first_key, 0]).reshape([BLOCK_M, 128])
         else:
             dout_0 = tl.load(dout_rows + dout_offsets_0)
         if not WANT_DV:
@@ -1443,46 +1451,43 @@ def _backward_dkdv(
                 dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
             ds = p * (dp - delta_rows[None, :])
             dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-        wraps = tile_m == last
+        wraps = start_m == last
         head = tl.where(wraps, head + 1, head)
-        q_at += tl.where(wraps, q_wrap, q_step)
-        dout_at += tl.where(wraps, dout_wrap, dout_step)
+        q_at += tl.where(wraps, q_wrap, BLOCK_M * q_row)
+        dout_at += tl.where(wraps, dout_wrap, BLOCK_M * dout_row)
         row_at += tl.where(wraps, row_wrap, BLOCK_M)
-        tile_m += tl.where(wraps, wrap, 1)
+        start_m += tl.where(wraps, wrap, BLOCK_M)
 
     # tiles that the mask cuts, or that reach past the end
     partial_steps_0 = tl.maximum(first_full - first_tile, 0)
     partial_steps_1 = partial_steps_0 + tl.maximum(end_tile - end_full, 0)
     steps = partial_steps_1
     head = 0
-    # tile and offsets are carried along, which costs less than working them out
-    tile_m = tl.where(partial_steps_0 > 0, first_tile, end_full)
-    last = tl.where(partial_steps_1 > partial_steps_0, end_tile, first_full) - 1
-    q_step = tl.cast(stride_qs, tl.int64) * BLOCK_M
-    dout_step = tl.cast(stride_gs, tl.int64) * BLOCK_M
-    q_at = tile_m * q_step
-    dout_at = tile_m * dout_step
-    row_at = tile_m * BLOCK_M
-    wrap = tile_m - last
-    q_wrap = stride_qh + wrap * q_step
-    dout_wrap = stride_gh + wrap * dout_step
-    row_wrap = stride_rh + wrap * BLOCK_M
-    gap = end_full - first_full + 1
-    q_gap = gap * q_step
-    dout_gap = gap * dout_step
+    # rows and offsets are carried along, which costs less than working them out
+    start_m = tl.where(partial_steps_0 > 0, first_tile, end_full) * BLOCK_M
+    last = (tl.where(partial_steps_1 > partial_steps_0, end_tile, first_full) - 1) * BLOCK_M
+    q_row = tl.cast(stride_qs, tl.int64)
+    dout_row = tl.cast(stride_gs, tl.int64)
+    q_at = start_m * q_row
+    dout_at = start_m * dout_row
+    row_at = start_m
+    wrap = start_m - last
+    q_wrap = stride_qh + wrap * q_row
+    dout_wrap = stride_gh + wrap * dout_row
+    row_wrap = stride_rh + wrap
+    gap = (end_full - first_full + 1) * BLOCK_M
     for step in tl.range(0, steps * 4):
-        start_m = tile_m * BLOCK_M
         q_rows = q_base + q_at
         dout_rows = dout_base + dout_at
         padded_row = row_at
-        row_valid = rows_m < seqlen_q - start_m
+        row_valid = (rows_m < end_key - start_m) & (rows_m >= first_key - start_m)
         if USE_DESCRIPTORS:
-            q_0 = q_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 128])
+            q_0 = q_descriptor_0.load([head, start_m - first_key, 0]).reshape([BLOCK_M, 128])
         else:
             q_0 = tl.load(q_rows + q_offsets_0, mask=row_valid[:, None], other=0.0)
         qk = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
         if USE_DESCRIPTORS:
-            dout_0 = dout_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 128])
+            dout_0 = dout_descriptor_0.load([head, start_m - first_key, 0]).reshape([BLOCK_M, 128])
         else:
             dout_0 = tl.load(dout_rows + dout_offsets_0, mask=row_valid[:, None], other=0.0)
         if not WANT_DV:
@@ -1494,8 +1499,10 @@ def _backward_dkdv(
             mask=(row + term_0 >= 0) & (row + term_0 < seqlen_k),
             other=0,
         )
-        allowed = (rows_m[None, :] >= (row_begin - start_m)[:, None]) & (
-            per_row_0[None, :] == per_key_1[:, None]
+        allowed = (
+            ((start_m + rows_m)[None, :] < row_end)
+            & ((start_m + rows_m)[None, :] >= row_begin[:, None])
+            & (per_row_0[None, :] == per_key_1[:, None])
         )
         qk = tl.where(allowed, qk, float("-inf"))
         p = tl.math.exp2(qk * factor - lse2_rows[None, :])
@@ -1506,14 +1513,15 @@ def _backward_dkdv(
             if WANT_DV:
                 dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
             ds = p * (dp - delta_rows[None, :])
+            ds = tl.where(p > 0.0, ds, 0.0)  # keys that no row sees may hold NaN
             dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-        wraps = tile_m == last
+        wraps = start_m == last
         head = tl.where(wraps, head + 1, head)
-        leaps = tile_m == first_full - 1
-        q_at += tl.where(wraps, q_wrap, tl.where(leaps, q_gap, q_step))
-        dout_at += tl.where(wraps, dout_wrap, tl.where(leaps, dout_gap, dout_step))
-        row_at += tl.where(wraps, row_wrap, tl.where(leaps, gap * BLOCK_M, BLOCK_M))
-        tile_m += tl.where(wraps, wrap, tl.where(leaps, gap, 1))
+        leaps = start_m == (first_full - 1) * BLOCK_M
+        q_at += tl.where(wraps, q_wrap, tl.where(leaps, gap * q_row, BLOCK_M * q_row))
+        dout_at += tl.where(wraps, dout_wrap, tl.where(leaps, gap * dout_row, BLOCK_M * dout_row))
+        row_at += tl.where(wraps, row_wrap, tl.where(leaps, gap, BLOCK_M))
+        start_m += tl.where(wraps, wrap, tl.where(leaps, gap, BLOCK_M))
 
     if WANT_DK:
         if USE_DESCRIPTORS:
@@ -1643,7 +1651,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::document_ids_55ea8ada171a", mutates_args=())
+@torch.library.custom_op("attngen::document_ids_89fe3d29d530", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1837,7 +1845,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::document_ids_55ea8ada171a_backward", mutates_args=())
+@torch.library.custom_op("attngen::document_ids_89fe3d29d530_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1990,7 +1998,10 @@ def attention(
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )
-    _expect(dropout_p == 0.0 and seed is None, "dropout_p, seed: this kernel was generated without dropout")
+    _expect(
+        dropout_p == 0.0 and seed is None,
+        "dropout_p, seed: the spec has none; add `dropout: true` and generate again",
+    )
     _expect(sinks is None, "sinks: the spec has none; add `sinks: true` and generate again")
     shape = (
         batch,

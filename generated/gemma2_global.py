@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 8483ad4e3b3ca9a5c826d06e0a9b7fbc601b2001cabd98b24604ca10e0085899. Needs torch and triton, nothing else.
+Digest 432be156a7a31fb45b7143e6cb6f0630feb6a2f7cbe705386380dbec574ff7d2. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "score": "50 * tanh(s / 50)"
 }
 """)
-DIGEST = "8483ad4e3b3ca9a5c826d06e0a9b7fbc601b2001cabd98b24604ca10e0085899"
+DIGEST = "432be156a7a31fb45b7143e6cb6f0630feb6a2f7cbe705386380dbec574ff7d2"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -50,6 +50,7 @@ MANIFEST = json.loads(r"""
     "exact": true,
     "notes": []
   },
+  "deterministic": true,
   "configs": {
     "default": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
     "cpu": [
@@ -951,7 +952,7 @@ def _attention_forward(
     tl.store(lse_base + row, lse_rows, mask=row_valid)
 
 
-@triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"])
+@triton.jit(do_not_specialize=["num_q_heads", "seqlen_q", "seqlen_k"])
 def _backward_rows(
     out,
     dout,
@@ -1180,6 +1181,8 @@ def _backward_dq(
             ds = (p * slope) * (dp - delta_rows[:, None])
             dq_0 = tl.dot(ds.to(k_0.dtype), k_0, dq_0, input_precision="ieee")
 
+    keyless = lse2_rows == float("inf")  # q and dout of such rows may hold anything
+    dq_0 = tl.where(keyless[:, None], 0.0, dq_0)
     if USE_DESCRIPTORS:
         tl.make_tensor_descriptor(dq_base, [seqlen_q, 256], [stride_dqs, 1], [BLOCK_M, 256]).store(
             [tile_m * BLOCK_M, 0], (dq_0 * scale).to(dq.dtype.element_ty)
@@ -1192,7 +1195,7 @@ def _backward_dq(
         )
 
 
-@triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"])
+@triton.jit(do_not_specialize=["softmax_scale", "num_kv_heads", "seqlen_q", "seqlen_k"])
 def _backward_dkdv(
     q,
     k,
@@ -1256,6 +1259,7 @@ def _backward_dkdv(
     end_tile = (seqlen_q + BLOCK_M - 1) // BLOCK_M
     first_full = (tl.maximum(j_hi + seqlen_q - seqlen_k, 0) + BLOCK_M - 1) // BLOCK_M
     end_full = tl.maximum(seqlen_q // BLOCK_M, first_full)
+    hull_begin = tl.maximum(j_lo + seqlen_q - seqlen_k, 0)
     term_0 = softmax_scale * 0.05770780163555854
     row_begin = j + seqlen_q - seqlen_k
     scale = softmax_scale
@@ -1275,14 +1279,19 @@ def _backward_dkdv(
     e_0 = tl.arange(0, 256)
     if USE_DESCRIPTORS:
         q_descriptor_0 = tl.make_tensor_descriptor(
-            q_base, [2, seqlen_q, 256], [stride_qh, stride_qs, 1], [1, BLOCK_M, 256]
+            q_base + tl.cast(hull_begin, tl.int64) * stride_qs,
+            [2, seqlen_q - hull_begin, 256],
+            [stride_qh, stride_qs, 1],
+            [1, BLOCK_M, 256],
         )
         dout_descriptor_0 = tl.make_tensor_descriptor(
-            dout_base, [2, seqlen_q, 256], [stride_gh, stride_gs, 1], [1, BLOCK_M, 256]
+            dout_base + tl.cast(hull_begin, tl.int64) * stride_gs,
+            [2, seqlen_q - hull_begin, 256],
+            [stride_gh, stride_gs, 1],
+            [1, BLOCK_M, 256],
         )
-    else:
-        q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
-        dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
+    q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
+    dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
     if USE_DESCRIPTORS:
         k_0 = tl.make_tensor_descriptor(k_base, [seqlen_k, 256], [stride_ks, 1], [BLOCK_N, 256]).load(
             [tile_n * BLOCK_N, 0]
@@ -1310,31 +1319,30 @@ def _backward_dkdv(
         # all tiles: those that the mask cuts, or that reach past the end, take the branch
         steps = end_tile - first_tile
         head = 0
-        # tile and offsets are carried along, which costs less than working them out
-        tile_m = first_tile
-        last = end_tile - 1
-        q_step = tl.cast(stride_qs, tl.int64) * BLOCK_M
-        dout_step = tl.cast(stride_gs, tl.int64) * BLOCK_M
-        q_at = tile_m * q_step
-        dout_at = tile_m * dout_step
-        row_at = tile_m * BLOCK_M
-        wrap = tile_m - last
-        q_wrap = stride_qh + wrap * q_step
-        dout_wrap = stride_gh + wrap * dout_step
-        row_wrap = stride_rh + wrap * BLOCK_M
+        # rows and offsets are carried along, which costs less than working them out
+        start_m = first_tile * BLOCK_M
+        last = (end_tile - 1) * BLOCK_M
+        q_row = tl.cast(stride_qs, tl.int64)
+        dout_row = tl.cast(stride_gs, tl.int64)
+        q_at = start_m * q_row
+        dout_at = start_m * dout_row
+        row_at = start_m
+        wrap = start_m - last
+        q_wrap = stride_qh + wrap * q_row
+        dout_wrap = stride_gh + wrap * dout_row
+        row_wrap = stride_rh + wrap
         for step in tl.range(0, steps * 2):
-            start_m = tile_m * BLOCK_M
             q_rows = q_base + q_at
             dout_rows = dout_base + dout_at
             padded_row = row_at
-            row_valid = rows_m < seqlen_q - start_m
+            row_valid = (rows_m < seqlen_q - start_m) & (rows_m >= hull_begin - start_m)
             if USE_DESCRIPTORS:
-                q_0 = q_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 256])
+                q_0 = q_descriptor_0.load([head, start_m - hull_begin, 0]).reshape([BLOCK_M, 256])
             else:
                 q_0 = tl.load(q_rows + q_offsets_0, mask=row_valid[:, None], other=0.0)
             qk = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
             if USE_DESCRIPTORS:
-                dout_0 = dout_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 256])
+                dout_0 = dout_descriptor_0.load([head, start_m - hull_begin, 0]).reshape([BLOCK_M, 256])
             else:
                 dout_0 = tl.load(dout_rows + dout_offsets_0, mask=row_valid[:, None], other=0.0)
             if not WANT_DV:
@@ -1342,7 +1350,7 @@ def _backward_dkdv(
             lse2_rows = tl.load(lse2_base + padded_row + rows_m)
             slope = 1.0 - _tanh_exp2(qk * term_0, 1.0, PRECISE) * _tanh_exp2(qk * term_0, 1.0, PRECISE)
             qk = _tanh_exp2(qk * term_0, 72.13475204444816, PRECISE)
-            if (tile_m < first_full) | (tile_m >= end_full):
+            if (start_m < first_full * BLOCK_M) | (start_m >= end_full * BLOCK_M):
                 allowed = rows_m[None, :] >= (row_begin - start_m)[:, None]
                 qk = tl.where(allowed, qk, float("-inf"))
             p = tl.math.exp2(qk - lse2_rows[None, :])
@@ -1354,40 +1362,39 @@ def _backward_dkdv(
                     dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
                 ds = (p * slope) * (dp - delta_rows[None, :])
                 dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-            wraps = tile_m == last
+            wraps = start_m == last
             head = tl.where(wraps, head + 1, head)
-            q_at += tl.where(wraps, q_wrap, q_step)
-            dout_at += tl.where(wraps, dout_wrap, dout_step)
+            q_at += tl.where(wraps, q_wrap, BLOCK_M * q_row)
+            dout_at += tl.where(wraps, dout_wrap, BLOCK_M * dout_row)
             row_at += tl.where(wraps, row_wrap, BLOCK_M)
-            tile_m += tl.where(wraps, wrap, 1)
+            start_m += tl.where(wraps, wrap, BLOCK_M)
     else:
         # full tiles: no mask arithmetic
         steps = end_full - first_full
         head = 0
-        # tile and offsets are carried along, which costs less than working them out
-        tile_m = first_full
-        last = end_full - 1
-        q_step = tl.cast(stride_qs, tl.int64) * BLOCK_M
-        dout_step = tl.cast(stride_gs, tl.int64) * BLOCK_M
-        q_at = tile_m * q_step
-        dout_at = tile_m * dout_step
-        row_at = tile_m * BLOCK_M
-        wrap = tile_m - last
-        q_wrap = stride_qh + wrap * q_step
-        dout_wrap = stride_gh + wrap * dout_step
-        row_wrap = stride_rh + wrap * BLOCK_M
+        # rows and offsets are carried along, which costs less than working them out
+        start_m = first_full * BLOCK_M
+        last = (end_full - 1) * BLOCK_M
+        q_row = tl.cast(stride_qs, tl.int64)
+        dout_row = tl.cast(stride_gs, tl.int64)
+        q_at = start_m * q_row
+        dout_at = start_m * dout_row
+        row_at = start_m
+        wrap = start_m - last
+        q_wrap = stride_qh + wrap * q_row
+        dout_wrap = stride_gh + wrap * dout_row
+        row_wrap = stride_rh + wrap
         for step in tl.range(0, steps * 2):
-            start_m = tile_m * BLOCK_M
             q_rows = q_base + q_at
             dout_rows = dout_base + dout_at
             padded_row = row_at
             if USE_DESCRIPTORS:
-                q_0 = q_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 256])
+                q_0 = q_descriptor_0.load([head, start_m - hull_begin, 0]).reshape([BLOCK_M, 256])
             else:
                 q_0 = tl.load(q_rows + q_offsets_0)
             qk = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
             if USE_DESCRIPTORS:
-                dout_0 = dout_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 256])
+                dout_0 = dout_descriptor_0.load([head, start_m - hull_begin, 0]).reshape([BLOCK_M, 256])
             else:
                 dout_0 = tl.load(dout_rows + dout_offsets_0)
             if not WANT_DV:
@@ -1404,51 +1411,48 @@ def _backward_dkdv(
                     dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
                 ds = (p * slope) * (dp - delta_rows[None, :])
                 dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-            wraps = tile_m == last
+            wraps = start_m == last
             head = tl.where(wraps, head + 1, head)
-            q_at += tl.where(wraps, q_wrap, q_step)
-            dout_at += tl.where(wraps, dout_wrap, dout_step)
+            q_at += tl.where(wraps, q_wrap, BLOCK_M * q_row)
+            dout_at += tl.where(wraps, dout_wrap, BLOCK_M * dout_row)
             row_at += tl.where(wraps, row_wrap, BLOCK_M)
-            tile_m += tl.where(wraps, wrap, 1)
+            start_m += tl.where(wraps, wrap, BLOCK_M)
         # tiles that the mask cuts, or that reach past the end
         partial_steps_0 = tl.maximum(first_full - first_tile, 0)
         partial_steps_1 = partial_steps_0 + tl.maximum(end_tile - end_full, 0)
         steps = partial_steps_1
         head = 0
-        # tile and offsets are carried along, which costs less than working them out
-        tile_m = tl.where(partial_steps_0 > 0, first_tile, end_full)
-        last = tl.where(partial_steps_1 > partial_steps_0, end_tile, first_full) - 1
-        q_step = tl.cast(stride_qs, tl.int64) * BLOCK_M
-        dout_step = tl.cast(stride_gs, tl.int64) * BLOCK_M
-        q_at = tile_m * q_step
-        dout_at = tile_m * dout_step
-        row_at = tile_m * BLOCK_M
-        wrap = tile_m - last
-        q_wrap = stride_qh + wrap * q_step
-        dout_wrap = stride_gh + wrap * dout_step
-        row_wrap = stride_rh + wrap * BLOCK_M
-        gap = end_full - first_full + 1
-        q_gap = gap * q_step
-        dout_gap = gap * dout_step
+        # rows and offsets are carried along, which costs less than working them out
+        start_m = tl.where(partial_steps_0 > 0, first_tile, end_full) * BLOCK_M
+        last = (tl.where(partial_steps_1 > partial_steps_0, end_tile, first_full) - 1) * BLOCK_M
+        q_row = tl.cast(stride_qs, tl.int64)
+        dout_row = tl.cast(stride_gs, tl.int64)
+        q_at = start_m * q_row
+        dout_at = start_m * dout_row
+        row_at = start_m
+        wrap = start_m - last
+        q_wrap = stride_qh + wrap * q_row
+        dout_wrap = stride_gh + wrap * dout_row
+        row_wrap = stride_rh + wrap
+        gap = (end_full - first_full + 1) * BLOCK_M
         for step in tl.range(0, steps * 2):
-            start_m = tile_m * BLOCK_M
             q_rows = q_base + q_at
             dout_rows = dout_base + dout_at
             padded_row = row_at
-            row_valid = rows_m < seqlen_q - start_m
+            row_valid = (rows_m < seqlen_q - start_m) & (rows_m >= hull_begin - start_m)
             if USE_DESCRIPTORS:
-                q_0 = q_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 256])
+                q_0 = q_descriptor_0.load([head, start_m - hull_begin, 0]).reshape([BLOCK_M, 256])
             else:
                 q_0 = tl.load(q_rows + q_offsets_0, mask=row_valid[:, None], other=0.0)
             qk = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
             if USE_DESCRIPTORS:
-                dout_0 = dout_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 256])
+                dout_0 = dout_descriptor_0.load([head, start_m - hull_begin, 0]).reshape([BLOCK_M, 256])
             else:
                 dout_0 = tl.load(dout_rows + dout_offsets_0, mask=row_valid[:, None], other=0.0)
             if not WANT_DV:
                 dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
             lse2_rows = tl.load(lse2_base + padded_row + rows_m)
-            allowed = rows_m[None, :] >= (row_begin - start_m)[:, None]
+            allowed = (start_m + rows_m)[None, :] >= row_begin[:, None]
             slope = 1.0 - _tanh_exp2(qk * term_0, 1.0, PRECISE) * _tanh_exp2(qk * term_0, 1.0, PRECISE)
             qk = _tanh_exp2(qk * term_0, 72.13475204444816, PRECISE)
             qk = tl.where(allowed, qk, float("-inf"))
@@ -1461,13 +1465,13 @@ def _backward_dkdv(
                     dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
                 ds = (p * slope) * (dp - delta_rows[None, :])
                 dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-            wraps = tile_m == last
+            wraps = start_m == last
             head = tl.where(wraps, head + 1, head)
-            leaps = tile_m == first_full - 1
-            q_at += tl.where(wraps, q_wrap, tl.where(leaps, q_gap, q_step))
-            dout_at += tl.where(wraps, dout_wrap, tl.where(leaps, dout_gap, dout_step))
-            row_at += tl.where(wraps, row_wrap, tl.where(leaps, gap * BLOCK_M, BLOCK_M))
-            tile_m += tl.where(wraps, wrap, tl.where(leaps, gap, 1))
+            leaps = start_m == (first_full - 1) * BLOCK_M
+            q_at += tl.where(wraps, q_wrap, tl.where(leaps, gap * q_row, BLOCK_M * q_row))
+            dout_at += tl.where(wraps, dout_wrap, tl.where(leaps, gap * dout_row, BLOCK_M * dout_row))
+            row_at += tl.where(wraps, row_wrap, tl.where(leaps, gap, BLOCK_M))
+            start_m += tl.where(wraps, wrap, tl.where(leaps, gap, BLOCK_M))
 
     if WANT_DK:
         if USE_DESCRIPTORS:
@@ -1592,7 +1596,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gemma2_global_8483ad4e3b3c", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_global_432be156a7a3", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1776,7 +1780,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::gemma2_global_8483ad4e3b3c_backward", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_global_432be156a7a3_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1900,7 +1904,10 @@ def attention(
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )
-    _expect(dropout_p == 0.0 and seed is None, "dropout_p, seed: this kernel was generated without dropout")
+    _expect(
+        dropout_p == 0.0 and seed is None,
+        "dropout_p, seed: the spec has none; add `dropout: true` and generate again",
+    )
     _expect(sinks is None, "sinks: the spec has none; add `sinks: true` and generate again")
     out, lse = _forward(q, k, v, softmax_scale)
     return (out, lse) if return_lse else out

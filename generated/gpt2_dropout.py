@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest dee66a013536882311a468f7e9de41ae689daf717b97f1f5cf63ca149506a3cf. Needs torch and triton, nothing else.
+Digest 0f0e5c2446970f896b99e83da2ec3460fe4d4f5a56754e718d0bea5acabc7e27. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "name": "gpt2_dropout"
 }
 """)
-DIGEST = "dee66a013536882311a468f7e9de41ae689daf717b97f1f5cf63ca149506a3cf"
+DIGEST = "0f0e5c2446970f896b99e83da2ec3460fe4d4f5a56754e718d0bea5acabc7e27"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -429,8 +429,8 @@ MANIFEST = json.loads(r"""
         ],
         "gfx942/32": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 16,
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -439,8 +439,8 @@ MANIFEST = json.loads(r"""
         ],
         "gfx950/32": [
           {
-            "BLOCK_M": 64,
-            "BLOCK_N": 16,
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -731,7 +731,16 @@ MANIFEST = json.loads(r"""
         "gfx942/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 128,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -742,7 +751,16 @@ MANIFEST = json.loads(r"""
         "gfx950/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 128,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 64,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -1767,7 +1785,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gpt2_dropout_dee66a013536", mutates_args=())
+@torch.library.custom_op("attngen::gpt2_dropout_0f0e5c244697", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1962,7 +1980,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::gpt2_dropout_dee66a013536_backward", mutates_args=())
+@torch.library.custom_op("attngen::gpt2_dropout_0f0e5c244697_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: max(0, min(i - 31, seqlen_k - 63)) <= j and j < max(0, min(i - 31, seqlen_k - 63)) + 63.
 A tile of queries at positions i_lo..i_hi meets keys in [max(0, min(i_lo - 31, seqlen_k - 63)), min(max(0, min(i_hi - 31, seqlen_k - 63)) + 63, seqlen_k)); all are allowed in [max(0, min(i_hi - 31, seqlen_k - 63)), min(max(0, min(i_lo - 31, seqlen_k - 63)) + 63, seqlen_k)).
 
-Digest 7fd71f4318d037e082d3b539309c29fd536a93da082e6bf437e3758d3d41ebfe. Needs torch and triton, nothing else.
+Digest fa3a87692061f647f9d6d142b11c00f53e24b2f03e3607771b26f87468cb9ea4. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"kernel": 63}
 }
 """)
-DIGEST = "7fd71f4318d037e082d3b539309c29fd536a93da082e6bf437e3758d3d41ebfe"
+DIGEST = "fa3a87692061f647f9d6d142b11c00f53e24b2f03e3607771b26f87468cb9ea4"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -50,6 +50,7 @@ MANIFEST = json.loads(r"""
     "exact": true,
     "notes": []
   },
+  "deterministic": true,
   "configs": {
     "default": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
     "cpu": [
@@ -736,7 +737,7 @@ def _attention_forward(
     tl.store(lse_base + row, lse_rows, mask=row_valid)
 
 
-@triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"])
+@triton.jit(do_not_specialize=["num_q_heads", "seqlen_q", "seqlen_k"])
 def _backward_rows(
     out,
     dout,
@@ -959,6 +960,8 @@ def _backward_dq(
         ds = p * (dp - delta_rows[:, None])
         dq_0 = tl.dot(ds.to(k_0.dtype), k_0, dq_0, input_precision="ieee")
 
+    keyless = lse2_rows == float("inf")  # q and dout of such rows may hold anything
+    dq_0 = tl.where(keyless[:, None], 0.0, dq_0)
     if USE_DESCRIPTORS:
         tl.make_tensor_descriptor(dq_base, [seqlen_q, 32], [stride_dqs, 1], [BLOCK_M, 32]).store(
             [tile_m * BLOCK_M, 0], (dq_0 * scale).to(dq.dtype.element_ty)
@@ -971,7 +974,7 @@ def _backward_dq(
         )
 
 
-@triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"])
+@triton.jit(do_not_specialize=["softmax_scale", "num_kv_heads", "seqlen_q", "seqlen_k"])
 def _backward_dkdv(
     q,
     k,
@@ -1088,6 +1091,19 @@ def _backward_dkdv(
     partial_end_2 = tl.minimum(stop_1_, first_full_1)
     partial_end_2_ = tl.maximum(stop_0_, partial_end_2)
     partial_end_1 = tl.minimum(stop_0_, partial_end_2)
+    hull_begin = tl.minimum(0, tl.maximum(j_lo + seqlen_q - seqlen_k - 31, 0))
+    hull_end = tl.maximum(
+        tl.where(
+            (-j_hi <= 0) & (j_lo <= 62),
+            tl.where(seqlen_k - j_hi <= 63, seqlen_q, tl.minimum(j_hi + seqlen_q - seqlen_k + 32, seqlen_q)),
+            0,
+        ),
+        tl.where(
+            (-j_hi <= 0) & (j_lo - seqlen_k <= -1),
+            tl.where(seqlen_k - j_hi <= 63, seqlen_q, tl.minimum(j_hi + seqlen_q - seqlen_k + 32, seqlen_q)),
+            0,
+        ),
+    )
     factor = softmax_scale * 1.4426950408889634
     row_end = tl.where(
         -j <= 0, tl.where(seqlen_k - j <= 63, seqlen_q, tl.minimum(j + seqlen_q - seqlen_k + 32, seqlen_q)), 0
@@ -1111,14 +1127,19 @@ def _backward_dkdv(
     e_0 = tl.arange(0, 32)
     if USE_DESCRIPTORS:
         q_descriptor_0 = tl.make_tensor_descriptor(
-            q_base, [1, seqlen_q, 32], [stride_qh, stride_qs, 1], [1, BLOCK_M, 32]
+            q_base + tl.cast(hull_begin, tl.int64) * stride_qs,
+            [1, hull_end - hull_begin, 32],
+            [stride_qh, stride_qs, 1],
+            [1, BLOCK_M, 32],
         )
         dout_descriptor_0 = tl.make_tensor_descriptor(
-            dout_base, [1, seqlen_q, 32], [stride_gh, stride_gs, 1], [1, BLOCK_M, 32]
+            dout_base + tl.cast(hull_begin, tl.int64) * stride_gs,
+            [1, hull_end - hull_begin, 32],
+            [stride_gh, stride_gs, 1],
+            [1, BLOCK_M, 32],
         )
-    else:
-        q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
-        dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
+    q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
+    dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
     seen = (
         (
             0
@@ -1181,33 +1202,30 @@ def _backward_dkdv(
     full_steps_1 = full_steps_0 + tl.maximum(end_full_1 - first_full_1, 0)
     steps = full_steps_1
     head = 0
-    # tile and offsets are carried along, which costs less than working them out
-    tile_m = tl.where(full_steps_0 > 0, 0, first_full_1)
-    last = tl.where(full_steps_1 > full_steps_0, end_full_1, end_full_0) - 1
-    q_step = tl.cast(stride_qs, tl.int64) * BLOCK_M
-    dout_step = tl.cast(stride_gs, tl.int64) * BLOCK_M
-    q_at = tile_m * q_step
-    dout_at = tile_m * dout_step
-    row_at = tile_m * BLOCK_M
-    wrap = tile_m - last
-    q_wrap = stride_qh + wrap * q_step
-    dout_wrap = stride_gh + wrap * dout_step
-    row_wrap = stride_rh + wrap * BLOCK_M
-    gap = first_full_1 - end_full_0 + 1
-    q_gap = gap * q_step
-    dout_gap = gap * dout_step
+    # rows and offsets are carried along, which costs less than working them out
+    start_m = tl.where(full_steps_0 > 0, 0, first_full_1) * BLOCK_M
+    last = (tl.where(full_steps_1 > full_steps_0, end_full_1, end_full_0) - 1) * BLOCK_M
+    q_row = tl.cast(stride_qs, tl.int64)
+    dout_row = tl.cast(stride_gs, tl.int64)
+    q_at = start_m * q_row
+    dout_at = start_m * dout_row
+    row_at = start_m
+    wrap = start_m - last
+    q_wrap = stride_qh + wrap * q_row
+    dout_wrap = stride_gh + wrap * dout_row
+    row_wrap = stride_rh + wrap
+    gap = (first_full_1 - end_full_0 + 1) * BLOCK_M
     for step in tl.range(0, steps * 1):
-        start_m = tile_m * BLOCK_M
         q_rows = q_base + q_at
         dout_rows = dout_base + dout_at
         padded_row = row_at
         if USE_DESCRIPTORS:
-            q_0 = q_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 32])
+            q_0 = q_descriptor_0.load([head, start_m - hull_begin, 0]).reshape([BLOCK_M, 32])
         else:
             q_0 = tl.load(q_rows + q_offsets_0)
         qk = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
         if USE_DESCRIPTORS:
-            dout_0 = dout_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 32])
+            dout_0 = dout_descriptor_0.load([head, start_m - hull_begin, 0]).reshape([BLOCK_M, 32])
         else:
             dout_0 = tl.load(dout_rows + dout_offsets_0)
         if not WANT_DV:
@@ -1222,13 +1240,13 @@ def _backward_dkdv(
                 dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
             ds = p * (dp - delta_rows[None, :])
             dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-        wraps = tile_m == last
+        wraps = start_m == last
         head = tl.where(wraps, head + 1, head)
-        leaps = tile_m == end_full_0 - 1
-        q_at += tl.where(wraps, q_wrap, tl.where(leaps, q_gap, q_step))
-        dout_at += tl.where(wraps, dout_wrap, tl.where(leaps, dout_gap, dout_step))
-        row_at += tl.where(wraps, row_wrap, tl.where(leaps, gap * BLOCK_M, BLOCK_M))
-        tile_m += tl.where(wraps, wrap, tl.where(leaps, gap, 1))
+        leaps = start_m == (end_full_0 - 1) * BLOCK_M
+        q_at += tl.where(wraps, q_wrap, tl.where(leaps, gap * q_row, BLOCK_M * q_row))
+        dout_at += tl.where(wraps, dout_wrap, tl.where(leaps, gap * dout_row, BLOCK_M * dout_row))
+        row_at += tl.where(wraps, row_wrap, tl.where(leaps, gap, BLOCK_M))
+        start_m += tl.where(wraps, wrap, tl.where(leaps, gap, BLOCK_M))
 
     # tiles that the mask cuts, or that reach past the end
     partial_steps_0 = tl.maximum(partial_end_1 - partial_first_1, 0)
@@ -1245,14 +1263,14 @@ def _backward_dkdv(
         q_rows = q_base + tl.cast(head, tl.int64) * stride_qh + tl.cast(start_m, tl.int64) * stride_qs
         dout_rows = dout_base + tl.cast(head, tl.int64) * stride_gh + tl.cast(start_m, tl.int64) * stride_gs
         padded_row = head * stride_rh + start_m
-        row_valid = rows_m < seqlen_q - start_m
+        row_valid = (rows_m < hull_end - start_m) & (rows_m >= hull_begin - start_m)
         if USE_DESCRIPTORS:
-            q_0 = q_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 32])
+            q_0 = q_descriptor_0.load([head, start_m - hull_begin, 0]).reshape([BLOCK_M, 32])
         else:
             q_0 = tl.load(q_rows + q_offsets_0, mask=row_valid[:, None], other=0.0)
         qk = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
         if USE_DESCRIPTORS:
-            dout_0 = dout_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 32])
+            dout_0 = dout_descriptor_0.load([head, start_m - hull_begin, 0]).reshape([BLOCK_M, 32])
         else:
             dout_0 = tl.load(dout_rows + dout_offsets_0, mask=row_valid[:, None], other=0.0)
         if not WANT_DV:
@@ -1260,7 +1278,7 @@ def _backward_dkdv(
         lse2_rows = tl.load(lse2_base + padded_row + rows_m)
         row = start_m + rows_m
         per_row_0 = tl.maximum(0, tl.minimum(row + term_0 - 31, term_1)) + 63
-        allowed = (rows_m[None, :] < (row_end - start_m)[:, None]) & (j[:, None] < per_row_0[None, :])
+        allowed = ((start_m + rows_m)[None, :] < row_end[:, None]) & (j[:, None] < per_row_0[None, :])
         qk = tl.where(allowed, qk, float("-inf"))
         p = tl.math.exp2(qk * factor - lse2_rows[None, :])
         if WANT_DV:
@@ -1398,7 +1416,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::natten_1d_7fd71f4318d0", mutates_args=())
+@torch.library.custom_op("attngen::natten_1d_fa3a87692061", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1580,7 +1598,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::natten_1d_7fd71f4318d0_backward", mutates_args=())
+@torch.library.custom_op("attngen::natten_1d_fa3a87692061_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1702,7 +1720,10 @@ def attention(
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )
-    _expect(dropout_p == 0.0 and seed is None, "dropout_p, seed: this kernel was generated without dropout")
+    _expect(
+        dropout_p == 0.0 and seed is None,
+        "dropout_p, seed: the spec has none; add `dropout: true` and generate again",
+    )
     _expect(sinks is None, "sinks: the spec has none; add `sinks: true` and generate again")
     out, lse = _forward(q, k, v, softmax_scale)
     return (out, lse) if return_lse else out

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: max(0, min(i // 14 - 3, 7)) <= j // 14 and j // 14 < max(0, min(i // 14 - 3, 7)) + 7 and max(0, min(i % 14 - 3, 7)) <= j % 14 and j % 14 < max(0, min(i % 14 - 3, 7)) + 7.
 A tile of queries at positions i_lo..i_hi meets keys in [max(0, min(i_lo // 14 - 3, 7)) * 14, min(max(0, min(i_hi // 14 - 3, 7)) * 14 + 98, seqlen_k)).
 
-Digest 3e32ee2e21c7b1e7439e1ce3867de678342eb630103bf83b7db200b70e331d00. Needs torch and triton, nothing else.
+Digest 9f5c0a2c45931bff0356c0ac66daf63a34445128106953fea755699645718480. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"height": 14, "kernel": 7, "width": 14}
 }
 """)
-DIGEST = "3e32ee2e21c7b1e7439e1ce3867de678342eb630103bf83b7db200b70e331d00"
+DIGEST = "9f5c0a2c45931bff0356c0ac66daf63a34445128106953fea755699645718480"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -53,6 +53,7 @@ MANIFEST = json.loads(r"""
       "j % 14 < max(0, min(i % 14 - 3, 7)) + 7 stays in the residual: it takes a remainder of j"
     ]
   },
+  "deterministic": true,
   "configs": {
     "default": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
     "cpu": [
@@ -673,7 +674,7 @@ def _attention_forward(
     tl.store(lse_base + row, lse_rows, mask=row_valid)
 
 
-@triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"])
+@triton.jit(do_not_specialize=["num_q_heads", "seqlen_q", "seqlen_k"])
 def _backward_rows(
     out,
     dout,
@@ -873,6 +874,8 @@ def _backward_dq(
         ds = p * (dp - delta_rows[:, None])
         dq_0 = tl.dot(ds.to(k_0.dtype), k_0, dq_0, input_precision="ieee")
 
+    keyless = lse2_rows == float("inf")  # q and dout of such rows may hold anything
+    dq_0 = tl.where(keyless[:, None], 0.0, dq_0)
     if USE_DESCRIPTORS:
         tl.make_tensor_descriptor(dq_base, [seqlen_q, 32], [stride_dqs, 1], [BLOCK_M, 32]).store(
             [tile_m * BLOCK_M, 0], (dq_0 * scale).to(dq.dtype.element_ty)
@@ -885,7 +888,7 @@ def _backward_dq(
         )
 
 
-@triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"])
+@triton.jit(do_not_specialize=["softmax_scale", "num_kv_heads", "seqlen_q", "seqlen_k"])
 def _backward_dkdv(
     q,
     k,
@@ -976,6 +979,27 @@ def _backward_dkdv(
     stop_1_ = tl.maximum(stop_0, stop_1)
     stop_0_ = tl.minimum(stop_0, stop_1)
     first_1 = tl.maximum(start_1, stop_0_)
+    hull_begin = tl.minimum(0, tl.maximum(_floor_div(j_lo, 14) * 14 + seqlen_q - seqlen_k - 42, 0))
+    hull_end = tl.maximum(
+        tl.where(
+            (-_floor_div(j_hi, 14) <= 0) & (_floor_div(j_lo, 14) <= 6),
+            tl.where(
+                -_floor_div(j_hi, 14) <= -7,
+                seqlen_q,
+                tl.minimum(seqlen_q + _floor_div(j_hi, 14) * 14 - seqlen_k + 56, seqlen_q),
+            ),
+            0,
+        ),
+        tl.where(
+            (-_floor_div(j_hi, 14) <= 0) & (_floor_div(j_lo, 14) <= 13),
+            tl.where(
+                -_floor_div(j_hi, 14) <= -7,
+                seqlen_q,
+                tl.minimum(seqlen_q + _floor_div(j_hi, 14) * 14 - seqlen_k + 56, seqlen_q),
+            ),
+            0,
+        ),
+    )
     factor = softmax_scale * 1.4426950408889634
     row_end = tl.where(
         -(j // 14) <= 0,
@@ -1002,14 +1026,19 @@ def _backward_dkdv(
     e_0 = tl.arange(0, 32)
     if USE_DESCRIPTORS:
         q_descriptor_0 = tl.make_tensor_descriptor(
-            q_base, [1, seqlen_q, 32], [stride_qh, stride_qs, 1], [1, BLOCK_M, 32]
+            q_base + tl.cast(hull_begin, tl.int64) * stride_qs,
+            [1, hull_end - hull_begin, 32],
+            [stride_qh, stride_qs, 1],
+            [1, BLOCK_M, 32],
         )
         dout_descriptor_0 = tl.make_tensor_descriptor(
-            dout_base, [1, seqlen_q, 32], [stride_gh, stride_gs, 1], [1, BLOCK_M, 32]
+            dout_base + tl.cast(hull_begin, tl.int64) * stride_gs,
+            [1, hull_end - hull_begin, 32],
+            [stride_gh, stride_gs, 1],
+            [1, BLOCK_M, 32],
         )
-    else:
-        q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
-        dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
+    q_offsets_0 = rows_m[:, None] * stride_qs + d_0[None, :]
+    dout_offsets_0 = rows_m[:, None] * stride_gs + e_0[None, :]
     seen = (
         (
             0
@@ -1078,34 +1107,31 @@ def _backward_dkdv(
     partial_steps_1 = partial_steps_0 + tl.maximum(stop_1_ - first_1, 0)
     steps = partial_steps_1
     head = 0
-    # tile and offsets are carried along, which costs less than working them out
-    tile_m = tl.where(partial_steps_0 > 0, 0, first_1)
-    last = tl.where(partial_steps_1 > partial_steps_0, stop_1_, stop_0_) - 1
-    q_step = tl.cast(stride_qs, tl.int64) * BLOCK_M
-    dout_step = tl.cast(stride_gs, tl.int64) * BLOCK_M
-    q_at = tile_m * q_step
-    dout_at = tile_m * dout_step
-    row_at = tile_m * BLOCK_M
-    wrap = tile_m - last
-    q_wrap = stride_qh + wrap * q_step
-    dout_wrap = stride_gh + wrap * dout_step
-    row_wrap = stride_rh + wrap * BLOCK_M
-    gap = first_1 - stop_0_ + 1
-    q_gap = gap * q_step
-    dout_gap = gap * dout_step
+    # rows and offsets are carried along, which costs less than working them out
+    start_m = tl.where(partial_steps_0 > 0, 0, first_1) * BLOCK_M
+    last = (tl.where(partial_steps_1 > partial_steps_0, stop_1_, stop_0_) - 1) * BLOCK_M
+    q_row = tl.cast(stride_qs, tl.int64)
+    dout_row = tl.cast(stride_gs, tl.int64)
+    q_at = start_m * q_row
+    dout_at = start_m * dout_row
+    row_at = start_m
+    wrap = start_m - last
+    q_wrap = stride_qh + wrap * q_row
+    dout_wrap = stride_gh + wrap * dout_row
+    row_wrap = stride_rh + wrap
+    gap = (first_1 - stop_0_ + 1) * BLOCK_M
     for step in tl.range(0, steps * 1):
-        start_m = tile_m * BLOCK_M
         q_rows = q_base + q_at
         dout_rows = dout_base + dout_at
         padded_row = row_at
-        row_valid = rows_m < seqlen_q - start_m
+        row_valid = (rows_m < hull_end - start_m) & (rows_m >= hull_begin - start_m)
         if USE_DESCRIPTORS:
-            q_0 = q_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 32])
+            q_0 = q_descriptor_0.load([head, start_m - hull_begin, 0]).reshape([BLOCK_M, 32])
         else:
             q_0 = tl.load(q_rows + q_offsets_0, mask=row_valid[:, None], other=0.0)
         qk = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
         if USE_DESCRIPTORS:
-            dout_0 = dout_descriptor_0.load([head, start_m, 0]).reshape([BLOCK_M, 32])
+            dout_0 = dout_descriptor_0.load([head, start_m - hull_begin, 0]).reshape([BLOCK_M, 32])
         else:
             dout_0 = tl.load(dout_rows + dout_offsets_0, mask=row_valid[:, None], other=0.0)
         if not WANT_DV:
@@ -1116,7 +1142,7 @@ def _backward_dkdv(
         per_row_1 = tl.maximum(0, tl.minimum(_floor_mod(row + term_1, 14) - 3, 7))
         per_row_2 = tl.maximum(0, tl.minimum(_floor_mod(row + term_1, 14) - 3, 7)) + 7
         allowed = (
-            (rows_m[None, :] < (row_end - start_m)[:, None])
+            ((start_m + rows_m)[None, :] < row_end[:, None])
             & (per_key_0[:, None] < per_row_0[None, :])
             & (per_row_1[None, :] <= per_key_2[:, None])
             & (per_key_2[:, None] < per_row_2[None, :])
@@ -1131,13 +1157,13 @@ def _backward_dkdv(
                 dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
             ds = p * (dp - delta_rows[None, :])
             dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-        wraps = tile_m == last
+        wraps = start_m == last
         head = tl.where(wraps, head + 1, head)
-        leaps = tile_m == stop_0_ - 1
-        q_at += tl.where(wraps, q_wrap, tl.where(leaps, q_gap, q_step))
-        dout_at += tl.where(wraps, dout_wrap, tl.where(leaps, dout_gap, dout_step))
-        row_at += tl.where(wraps, row_wrap, tl.where(leaps, gap * BLOCK_M, BLOCK_M))
-        tile_m += tl.where(wraps, wrap, tl.where(leaps, gap, 1))
+        leaps = start_m == (stop_0_ - 1) * BLOCK_M
+        q_at += tl.where(wraps, q_wrap, tl.where(leaps, gap * q_row, BLOCK_M * q_row))
+        dout_at += tl.where(wraps, dout_wrap, tl.where(leaps, gap * dout_row, BLOCK_M * dout_row))
+        row_at += tl.where(wraps, row_wrap, tl.where(leaps, gap, BLOCK_M))
+        start_m += tl.where(wraps, wrap, tl.where(leaps, gap, BLOCK_M))
 
     if WANT_DK:
         if USE_DESCRIPTORS:
@@ -1261,7 +1287,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::natten_2d_3e32ee2e21c7", mutates_args=())
+@torch.library.custom_op("attngen::natten_2d_9f5c0a2c4593", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1443,7 +1469,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::natten_2d_3e32ee2e21c7_backward", mutates_args=())
+@torch.library.custom_op("attngen::natten_2d_9f5c0a2c4593_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1565,7 +1591,10 @@ def attention(
     _expect(
         0.0 < softmax_scale < math.inf, f"softmax_scale: must be positive and finite, got {softmax_scale}"
     )
-    _expect(dropout_p == 0.0 and seed is None, "dropout_p, seed: this kernel was generated without dropout")
+    _expect(
+        dropout_p == 0.0 and seed is None,
+        "dropout_p, seed: the spec has none; add `dropout: true` and generate again",
+    )
     _expect(sinks is None, "sinks: the spec has none; add `sinks: true` and generate again")
     out, lse = _forward(q, k, v, softmax_scale)
     return (out, lse) if return_lse else out

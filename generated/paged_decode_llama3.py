@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest aa3d30b2a33b49b2656d30234a8a5af93562b9970f88e8440350ed1ee7187e0a. Needs torch and triton, nothing else.
+Digest 4c7ba090c641bb1ec54482e1aa8be1e819441c39e90ba8af882e9be9aeb8f941. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "splits": "auto"
 }
 """)
-DIGEST = "aa3d30b2a33b49b2656d30234a8a5af93562b9970f88e8440350ed1ee7187e0a"
+DIGEST = "4c7ba090c641bb1ec54482e1aa8be1e819441c39e90ba8af882e9be9aeb8f941"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -91,8 +91,8 @@ MANIFEST = json.loads(r"""
     "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
     "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
     "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "gfx942/32": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "gfx950/32": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
+    "gfx942/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
+    "gfx950/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
   },
   "decode_configs": {
     "default": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
@@ -625,7 +625,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::paged_decode_llama3_aa3d30b2a33b", mutates_args=())
+@torch.library.custom_op("attngen::paged_decode_llama3_4c7ba090c641", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -895,7 +895,7 @@ def _append(
     tl.store(stored, value.to(cache.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("attngen::paged_decode_llama3_aa3d30b2a33b_append", mutates_args=("cache", "scale"))
+@torch.library.custom_op("attngen::paged_decode_llama3_4c7ba090c641_append", mutates_args=("cache", "scale"))
 def _append_rows(
     x: torch.Tensor,
     cache: torch.Tensor,

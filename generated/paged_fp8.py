@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest d84f4e825bc0c2de41f11052cc96650abc707b5ad6f1c7890021faa9da792cb1. Needs torch and triton, nothing else.
+Digest c6fb091a48379ea1e96199f2075c092ef1a0176340e5e1f80c3cd593b207cd2d. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "splits": "auto"
 }
 """)
-DIGEST = "d84f4e825bc0c2de41f11052cc96650abc707b5ad6f1c7890021faa9da792cb1"
+DIGEST = "c6fb091a48379ea1e96199f2075c092ef1a0176340e5e1f80c3cd593b207cd2d"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -85,8 +85,8 @@ MANIFEST = json.loads(r"""
     "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
     "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
     "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "gfx942/32": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "gfx950/32": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
+    "gfx942/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
+    "gfx950/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
   },
   "decode_configs": {
     "default": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
@@ -634,7 +634,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::paged_fp8_d84f4e825bc0", mutates_args=())
+@torch.library.custom_op("attngen::paged_fp8_c6fb091a4837", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -945,7 +945,7 @@ def _append(
     tl.store(stored, value.to(cache.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("attngen::paged_fp8_d84f4e825bc0_append", mutates_args=("cache", "scale"))
+@torch.library.custom_op("attngen::paged_fp8_c6fb091a4837_append", mutates_args=("cache", "scale"))
 def _append_rows(
     x: torch.Tensor,
     cache: torch.Tensor,

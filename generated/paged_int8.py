@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 7f919fd9e60c7f0589452c1f0a87c3a220833e35ac58f5448841aa512baba1d5. Needs torch and triton, nothing else.
+Digest a7d63df71b3d7d7f482dc0e8fb279af411c2a0c894ccd7ab778ce890fc7cf733. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "splits": "auto"
 }
 """)
-DIGEST = "7f919fd9e60c7f0589452c1f0a87c3a220833e35ac58f5448841aa512baba1d5"
+DIGEST = "a7d63df71b3d7d7f482dc0e8fb279af411c2a0c894ccd7ab778ce890fc7cf733"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -85,8 +85,8 @@ MANIFEST = json.loads(r"""
     "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
     "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
     "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "gfx942/32": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "gfx950/32": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
+    "gfx942/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
+    "gfx950/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
   },
   "decode_configs": {
     "default": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
@@ -675,7 +675,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::paged_int8_7f919fd9e60c", mutates_args=())
+@torch.library.custom_op("attngen::paged_int8_a7d63df71b3d", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -981,7 +981,7 @@ def _append(
     tl.store(stored, value.to(cache.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("attngen::paged_int8_7f919fd9e60c_append", mutates_args=("cache", "scale"))
+@torch.library.custom_op("attngen::paged_int8_a7d63df71b3d_append", mutates_args=("cache", "scale"))
 def _append_rows(
     x: torch.Tensor,
     cache: torch.Tensor,

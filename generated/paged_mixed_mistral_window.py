@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < window.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - window + 1, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - window + 1, 0), min(i_lo + 1, seqlen_k)).
 
-Digest 7689a038fd3578b6d089423564e09846f5e53f9abc8256fa728352e4b4b450c7. Needs torch and triton, nothing else.
+Digest 8e6ade47a38b64b8b3632228ca7602c09299ae5f215b69577b68491824161ed9. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"window": "int"}
 }
 """)
-DIGEST = "7689a038fd3578b6d089423564e09846f5e53f9abc8256fa728352e4b4b450c7"
+DIGEST = "8e6ade47a38b64b8b3632228ca7602c09299ae5f215b69577b68491824161ed9"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -90,8 +90,8 @@ MANIFEST = json.loads(r"""
     "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
     "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
     "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "gfx942/32": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "gfx950/32": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
+    "gfx942/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
+    "gfx950/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
   },
   "decode_configs": {
     "default": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
@@ -515,7 +515,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::paged_mixed_mistral_window_7689a038fd35", mutates_args=())
+@torch.library.custom_op("attngen::paged_mixed_mistral_window_8e6ade47a38b", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -795,7 +795,7 @@ def _append(
 
 
 @torch.library.custom_op(
-    "attngen::paged_mixed_mistral_window_7689a038fd35_append", mutates_args=("cache", "scale")
+    "attngen::paged_mixed_mistral_window_8e6ade47a38b_append", mutates_args=("cache", "scale")
 )
 def _append_rows(
     x: torch.Tensor,

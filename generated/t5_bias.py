@@ -5,7 +5,7 @@
 Softmax attention over keys j with: True.
 A tile of queries at positions i_lo..i_hi meets keys in [0, seqlen_k); all are allowed in [0, seqlen_k).
 
-Digest ee68c7350724a428a49c970d03795b36f6968f34258af00182858a553d57926c. Needs torch and triton, nothing else.
+Digest adf671b6b4a7bacfebc47ceaeb69d624224360e2131e81611991415678447f08. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "score": "s + rel_bias[h, max(-128, min(j - i, 128)) + 128]"
 }
 """)
-DIGEST = "ee68c7350724a428a49c970d03795b36f6968f34258af00182858a553d57926c"
+DIGEST = "adf671b6b4a7bacfebc47ceaeb69d624224360e2131e81611991415678447f08"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -265,8 +265,8 @@ MANIFEST = json.loads(r"""
         "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
         "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
         "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
-        "gfx942/32": [{"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
-        "gfx950/32": [{"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}]
+        "gfx942/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
+        "gfx950/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}]
       }
     },
     "_backward_dkdv": {
@@ -520,7 +520,15 @@ MANIFEST = json.loads(r"""
         "gfx942/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 128,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -530,7 +538,15 @@ MANIFEST = json.loads(r"""
         "gfx950/32": [
           {
             "BLOCK_M": 16,
-            "BLOCK_N": 16,
+            "BLOCK_N": 64,
+            "num_warps": 4,
+            "num_stages": 1,
+            "USE_DESCRIPTORS": false,
+            "APART": false
+          },
+          {
+            "BLOCK_M": 16,
+            "BLOCK_N": 128,
             "num_warps": 4,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
@@ -1563,7 +1579,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::t5_bias_ee68c7350724", mutates_args=())
+@torch.library.custom_op("attngen::t5_bias_adf671b6b4a7", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1819,7 +1835,7 @@ def launch_backward(
     return dq, dk, dv, drel_bias.to(rel_bias.dtype)
 
 
-@torch.library.custom_op("attngen::t5_bias_ee68c7350724_backward", mutates_args=())
+@torch.library.custom_op("attngen::t5_bias_adf671b6b4a7_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

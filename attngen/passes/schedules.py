@@ -290,10 +290,6 @@ _BACKWARD_DROPOUT: dict[str, dict[str, tuple[Row, ...]]] = {
         "sm_100/16": ((320, (_b(32, 128, 4, 2, **_D),)),),
     },
 }
-_SMALL_SHARED_256 = {
-    "dq": _b(32, 32, 4, 2),
-    "dkdv": _b(32, 32, 4, 2, merged=True, apart=True),
-}  # 100 KiB of shared memory
 _SMALLEST = _b(16, 16, 4, 1)
 _BACKWARD_CPU = (_b(32, 64, 4, 1), _b(64, 32, 4, 1, **_DM), _b(32, 32, 4, 1, apart=True))
 
@@ -320,14 +316,13 @@ def backward_configurations(
         target, bits = name.split("/")
         family = "amd" if target.startswith("gfx") else "nvidia"
         near = {"gfx950": "gfx942", "sm_86": "sm_89", "sm_120": "sm_89"}.get(target, target)
+        alike = {"sm_89": "sm_80"}.get(near, near)  # where 100 KiB of shared memory do
         rows = tables[f"{family}/32"] if bits == "32" else tables[f"{near}/16"]
         choices = _choices(rows, qk_dim + v_dim) or (_SMALLEST,)
-        if near == "sm_80" != target and bits == "16" and 320 < qk_dim + v_dim <= 512:
-            choices = (_SMALL_SHARED_256[kernel],)
         if v_in_k and bits == "16" and 512 < qk_dim + v_dim <= _VIEW:
             views = _BACKWARD_OF_VIEWS[kernel]
-            choices = (views[name] if name in views else views[f"{near}/16"],)
-        special = _BACKWARD_DROPOUT[kernel].get(f"{near}/{bits}", ()) if dropout else ()
+            choices = (views[name] if name in views else views[f"{alike}/16"],)
+        special = _BACKWARD_DROPOUT[kernel].get(f"{alike}/{bits}", ()) if dropout else ()
         found.append((name, _choices(special, qk_dim + v_dim) or (choices[::-1] if heavy else choices)))
     small = (_b(32, 32, 4, 1),) if qk_dim + v_dim <= 256 else (_SMALLEST,)
     return (("default", small), ("cpu", _BACKWARD_CPU), *found)
