@@ -118,6 +118,7 @@ def specs_and_problems(draw: st.DrawFn) -> tuple[Spec, Problem]:
         "dropout": not draw(st.integers(0, 3)),
     }
     if parts.paged:
+        data["dropout"] = False
         data["cache"] = {
             "kind": "paged",
             "page_size": draw(st.sampled_from([1, 3, 8, 16, 32, 48, 64])),

@@ -52,8 +52,8 @@ def test_check_reports_missing_and_left_over_modules(here: Path) -> None:
 
 
 def test_a_spec_without_a_kernel_is_the_users_matter(here: Path) -> None:
-    (here / "specs/small.yaml").write_text(CAUSAL + "deterministic: false\n")
-    assert "specs/small.yaml:9:16: deterministic:" in refused("generate")
+    (here / "specs/small.yaml").write_text(CAUSAL.replace("float32", "float16") + "precision: tf32\n")
+    assert "specs/small.yaml:9:12: precision:" in refused("generate")
     assert not (here / "generated").exists()
 
 
