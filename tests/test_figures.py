@@ -194,6 +194,7 @@ def test_products_found_are_those_of_the_plan():
     assert_products_are_as_planned("sm_90", dtypes=1)
 
 
+@pytest.mark.slow
 def test_a_second_inspection_is_instant():
     """Of all committed kernels: 3 s on two cores are stated; this process has no child that could take more."""
     asked = [(m, dtypes_of(m)[0]) for m in MODULES]

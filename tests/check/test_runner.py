@@ -102,10 +102,10 @@ def test_a_layer_that_raises_is_named_too(tiny: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_spec_without_a_kernel_exits_2(tiny: Path) -> None:
-    tiny.write_text(TEXT + "deterministic: false\n")
+    tiny.write_text(TEXT.replace("float32, ", "") + "precision: tf32\n")
     result = CliRunner().invoke(app, ["check", str(tiny), "--workers", "1"])
     assert result.exit_code == 2
-    assert "tiny.yaml:7:16: deterministic:" in result.stderr
+    assert "tiny.yaml:7:12: precision:" in result.stderr
 
 
 @pytest.mark.slow
