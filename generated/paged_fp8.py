@@ -850,8 +850,8 @@ def attention(
     _expect(
         grouped, f"q has {num_q_heads} heads and k_cache {num_kv_heads}: expected 4 query heads per kv head"
     )
-    _check_scale("k_scale", k_scale, (num_kv_heads,), q)
-    _check_scale("v_scale", v_scale, (num_kv_heads,), q)
+    _check_scale("k_scale", k_scale, (k_cache.shape[2],), q)
+    _check_scale("v_scale", v_scale, (k_cache.shape[2],), q)
     _check_lengths("cu_seqlens_q", cu_seqlens_q, total_q, max_seqlen_q, q)
     batch = cu_seqlens_q.shape[0] - 1
     _check_table("page_table", page_table, (batch, None), q)
@@ -1041,7 +1041,6 @@ def append_kv(
         f"slot_mapping: expected a contiguous int32 or int64 [T], got {slot_mapping.dtype} {tuple(slot_mapping.shape)}",
     )
     num_pages = k_cache.shape[0]
-    num_kv_heads = k_cache.shape[2]
     _check_cache("k_cache", k_cache, k, 128)
     _check_rows("k", k, k_cache, slot_mapping)
     _check_cache("v_cache", v_cache, k, 128)
@@ -1049,8 +1048,8 @@ def append_kv(
     _expect(v.dtype == k.dtype, f"v: dtype {v.dtype} differs from k's {k.dtype}")
     same = v_cache.shape[:-1] == k_cache.shape[:-1]
     _expect(same, f"v_cache: shape {tuple(v_cache.shape)} does not go with k_cache's {tuple(k_cache.shape)}")
-    _check_scale("k_scale", k_scale, (num_kv_heads,), k)
-    _check_scale("v_scale", v_scale, (num_kv_heads,), k)
+    _check_scale("k_scale", k_scale, (k_cache.shape[2],), k)
+    _check_scale("v_scale", v_scale, (k_cache.shape[2],), k)
     if _readable(slot_mapping):
         inside = bool((slot_mapping < num_pages * 16).all())
         _expect(inside, f"slot_mapping: a slot lies outside the cache's {num_pages} pages of 16")

@@ -1079,7 +1079,6 @@ def append_kv(
         f"slot_mapping: expected a contiguous int32 or int64 [T], got {slot_mapping.dtype} {tuple(slot_mapping.shape)}",
     )
     num_pages = k_cache.shape[0]
-    num_kv_heads = k_cache.shape[2]
     _check_cache("k_cache", k_cache, k, 128)
     _check_rows("k", k, k_cache, slot_mapping)
     _check_cache("v_cache", v_cache, k, 128)

@@ -357,7 +357,7 @@ class _Builder:
     def _scale_shape(self) -> str:
         shapes = {
             "tensor": "()",
-            "head": "(num_kv_heads,)",
+            "head": f"(k_cache.shape[{self.inputs['k'].layout.index('h')}],)",
             "token_head": "tuple(k_cache.shape[:-1])",
             "": "",
         }
