@@ -30,7 +30,7 @@ from attngen.target.pool import MAX_WORKERS, WorkerDiedError, shared_pool
 from attngen.target.resources import Features, Resources, amd_resources, features, nvidia_resources
 from attngen.target.seal import digest, seal, unseal
 
-FORMAT = 3  # part of the cache key: raise it when reports of the same input change
+FORMAT = 4  # part of the cache key: raise it when reports of the same input change
 TIMEOUT_S = 180.0
 
 Constexpr = int | float | bool | str | None
@@ -309,8 +309,17 @@ _private_keys: set[str] = set()
 
 
 def _entry(root: Path, key: str) -> Path:
-    """The report's file; the compiler's files lie beside it, with other suffixes."""
+    """The report's file."""
     return root / "compile" / key[:2] / f"{key[2:]}.json"
+
+
+def _file(entry: Path, name: str, content_digest: str) -> Path:
+    """One of the compiler's files, beside the report and named by content.
+
+    Two checkouts compile the same module to code that differs in the folder it names. Whichever report is read, its own files
+    are there, and so is what is kept beside them.
+    """
+    return entry.with_name(f"{entry.stem[:16]}-{content_digest[:16]}.{name}")
 
 
 def _find(key: str) -> CompileReport | None:
@@ -325,7 +334,7 @@ def _find(key: str) -> CompileReport | None:
             features=Features(**data.pop("features")),
             **data,
         )
-        files = {name: path.with_suffix(f".{name}") for name in digests}
+        files = {name: _file(path, name, found) for name, found in digests.items()}
         sound = report.key == key and all(digest(files[n].read_bytes()) == digests[n] for n in files)
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -344,9 +353,10 @@ def _store(report: CompileReport, files: Mapping[str, bytes]) -> CompileReport:
 
 def _write(root: Path, report: CompileReport, files: Mapping[str, bytes]) -> CompileReport:
     path = _entry(root, report.key)
-    artifacts = {name: str(path.with_suffix(f".{name}")) for name in files}
+    digests = {name: digest(content) for name, content in files.items()}
+    artifacts = {name: str(_file(path, name, found)) for name, found in digests.items()}
     for name, content in files.items():
         write_atomic(Path(artifacts[name]), content)
-    data = asdict(report) | {"artifacts": {name: digest(files[name]) for name in files}, "cached": False}
+    data = asdict(report) | {"artifacts": digests, "cached": False}
     write_atomic(path, seal(json.dumps(data, indent=1, sort_keys=True) + "\n"))
     return replace(report, artifacts=artifacts)

@@ -12,7 +12,7 @@ import pytest
 
 from attngen.errors import UserError
 from attngen.target import compile as service
-from attngen.target.compile import CompileRequest, compile_kernel, compile_many
+from attngen.target.compile import CompileReport, CompileRequest, compile_kernel, compile_many
 from attngen.target.facts import target
 from attngen.target.sass import sass
 
@@ -362,6 +362,26 @@ def test_damaged_files_of_an_entry_are_made_again(damage, own_cache):
         assert not compile_kernel(matmul()).cached
         assert Path(file).read_bytes() == sound[name]
     assert compile_kernel(matmul()).cached
+
+
+def test_checkouts_that_write_an_entry_at_once_do_not_spoil_it(tmp_path, own_cache):
+    """The same text in two folders is one entry; its code names the folder. Each report is read with its own files."""
+    modules = [tmp_path / folder / "kernels.py" for folder in ("one", "two")]
+    reports: list[CompileReport] = []
+    entries: list[bytes] = []
+    for module in modules:
+        module.parent.mkdir()
+        module.write_text(KERNELS.read_text())
+        reports.append(compile_kernel(matmul(module=module)))
+        (entry,) = own_cache.rglob("*.json")
+        entries.append(entry.read_bytes())
+        entry.unlink()
+    assert reports[0].key == reports[1].key
+    assert len({Path(r.artifacts["cubin"]).read_bytes() for r in reports}) == 2
+    for content, report in zip(entries, reports, strict=True):
+        entry.write_bytes(content)
+        found = compile_kernel(matmul(module=modules[0]))
+        assert (found.cached, found.artifacts) == (True, report.artifacts)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
