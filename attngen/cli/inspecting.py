@@ -41,7 +41,7 @@ def inspect_and_show(
     if svg is not None:
         _refuse_picture(svg)
     asked = [(generate_to_cache(spec), _dtype(path, spec, dtype)) for path, spec in loaded]
-    reports = _with_progress(asked, targets, with_code)
+    reports = _with_progress(asked, list(dict.fromkeys(targets)), with_code)
     names = {module: spec.name for (module, _), (_, spec) in zip(asked, loaded, strict=True)}
     if as_json:
         print_json([as_data(report, names[report.module]) for report in reports])

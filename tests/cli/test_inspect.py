@@ -63,6 +63,11 @@ def test_json_has_the_keys_that_tools_rely_on(half: Path) -> None:
     )
 
 
+def test_a_target_given_twice_is_reported_once(half: Path) -> None:
+    twice = json.loads(good("inspect", "small", "--target", "sm_90", "--target", "sm_90", "--json"))
+    assert [kernel["target"] for kernel in twice] == ["sm_90"]
+
+
 def test_the_table_names_loops_and_says_that_it_predicts(half: Path) -> None:
     text = good("inspect", "small", "--target", "sm_90", "--target", "gfx942")
     assert text.count("full (fold)") == text.count("partial (fold)") == 4
