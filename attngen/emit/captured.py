@@ -16,7 +16,7 @@ from attngen.emit.backward import (
     is_plain,
     plain_factor,
 )
-from attngen.emit.interface import BackwardFace, KernelFace
+from attngen.emit.faces import BackwardFace, KernelFace
 from attngen.emit.loops import mask_body, named, words
 from attngen.emit.parts import Parts, launch_of
 from attngen.emit.printer import Body, Captured, Printer
