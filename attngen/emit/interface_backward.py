@@ -117,12 +117,16 @@ class _Backward(Arguments):
         kept = [counts[axis] for axis in launch.program_axes]
         gradient = stored if fold.into else stored.removesuffix("_diagonals")
         diagonal = not fold.into
+        name = f"_backward_captured_{stored.removeprefix('d')}"
         tiles = {"Sq": [tiles_m, tiles_n], "Sk": [tiles_n], "Sd": ["num_diagonals"]}[launch.tile_axis]
         before = [self._zeros(gradient)]
         if not diagonal:
             before.append(index_type(gradient))
         else:
             before += [
+                'if config["BLOCK_M"] != config["BLOCK_N"]:',
+                f'    raise ValueError("{self.graph.provenance.name}: {name}: BLOCK_M must be BLOCK_N,'
+                ' so that tiles of a diagonal hold the same i - j")',
                 f"first_diagonal = {tiles_m if self.packed else tiles_n}",
                 f"num_diagonals = {tiles_m} + {tiles_n} + 1",
                 'span = 2 * config["BLOCK_M"]',
@@ -130,7 +134,6 @@ class _Backward(Arguments):
                 f"{stored} = torch.empty(shape, dtype=torch.float32, device=q.device)",
             ]
         more = [(stored, "*fp32", stored)] if diagonal else self._places(gradient)
-        name = f"_backward_captured_{stored.removeprefix('d')}"
         face = self._face(
             name,
             [*self.tensors, "dout"],
