@@ -35,10 +35,16 @@ def reference(
             Then softmax_scale (default D ** -0.5), sinks [Hq] where the spec has them, return_lse,
             run-time params and captured tensors by name; with dropout, dropout_p and seed (an int, or a tensor
             int64 [2]: seed and offset; none is drawn here). Without v where the spec says v_from_k.
+            Mamba-2: x [B, L, H, P], dt [B, L, H], A [H], B and C [B, L, G, N], and maybe D [H] or [H, P], z like x,
+            dt_bias [H], dt_limit, initial_states [sequences, H, P, N], cu_seqlens, return_final_states. Other
+            recurrences: q and k [B, L, H, K], v [B, L, H, V], where the spec has them g [B, L, H] or [B, L, H, K] and beta
+            [B, L, H], and maybe scale (default K ** -0.5), initial_state [sequences, H, K, V], cu_seqlens,
+            return_final_state. With a normaliser states have V + 1 columns; the last is that of values of one.
 
     Returns:
         out, shaped like q with the columns of v; with return_lse also lse, [B, Hq, Sq] or [Hq, Tq], base e.
-        float64, or for "same" out in q's dtype and lse in float32.
+        float64, or for "same" out in q's dtype and lse in float32. Of a recurrence out, shaped like v (x), and the
+        final states where they are asked for.
 
     Raises:
         TensorError: a missing, unknown or wrong argument, with what was expected.
@@ -49,6 +55,10 @@ def reference(
 
     if precision not in MODES:
         raise ValueError(f"precision is 'float64' or 'same', got {precision!r}")
+    if spec.recurrence is not None:
+        from attngen.reference.oracle_recurrence import recur
+
+        return recur(spec, inputs, same=precision == "same")
     call = bind(spec, inputs, same=precision == "same")
     out, lse = attend_packed(call) if spec.layout == "thd" else attend_dense(call)
     return (out, lse) if call.return_lse else out

@@ -64,10 +64,10 @@ def bind(spec: Spec, inputs: Mapping[str, Any], *, same: bool) -> Call:
     if spec.layout == "thd":
         sequences = _sequences(inputs, q.shape[0], k.shape[0])
         sizes["B"] = len(sequences)
-    params = {param.name: _param(param, inputs) for param in spec.params}
+    params = {p.name: param(p, inputs) for p in spec.params}
     sizes |= {name: value for name, value in params.items() if isinstance(value, int)}
     captured = {c.name: _captured(c, inputs, sizes) for c in spec.captured}
-    sinks = _tensor("sinks", inputs["sinks"], (sizes["Hq"],), "[Hq]") if spec.sinks else None
+    sinks = tensor("sinks", inputs["sinks"], (sizes["Hq"],), "[Hq]") if spec.sinks else None
     threshold, seed = _dropout(spec, inputs)
     wide = q.dtype if same else torch.float64
     scale = inputs.get("softmax_scale")
@@ -79,7 +79,7 @@ def bind(spec: Spec, inputs: Mapping[str, Any], *, same: bool) -> Call:
         sinks=sinks if sinks is None or same else sinks.to(wide),
         softmax_scale=spec.head_dim.qk**-0.5 if scale is None else float(scale),
         return_lse=bool(inputs.get("return_lse", False)),
-        params={name: _number(value, q.device) for name, value in params.items()},
+        params={name: number(value, q.device) for name, value in params.items()},
         captured={name: _widened(tensor, same) for name, tensor in captured.items()},
         floats=torch.promote_types(wide, torch.float32),
         softmax_dtype=torch.promote_types(wide, torch.float32),
@@ -89,7 +89,7 @@ def bind(spec: Spec, inputs: Mapping[str, Any], *, same: bool) -> Call:
     )
 
 
-def _number(value: int | float, device: torch.device) -> Tensor:
+def number(value: int | float, device: torch.device) -> Tensor:
     dtype = torch.int64 if isinstance(value, int) else torch.float64
     return torch.tensor(value, dtype=dtype, device=device)
 
@@ -107,7 +107,7 @@ def _check_names(spec: Spec, inputs: Mapping[str, Any]) -> None:
     if spec.cache is not None:
         required = paged(spec, spec.cache)
     required += ["sinks"] if spec.sinks else []
-    required += [param.name for param in spec.params if param.runtime]
+    required += [p.name for p in spec.params if p.runtime]
     required += [captured.name for captured in spec.captured]
     known = {*required, *_COMMON, *(["seqused_k"] if spec.layout == "thd" and spec.cache is None else [])}
     for name in required:
@@ -121,7 +121,7 @@ def _check_names(spec: Spec, inputs: Mapping[str, Any]) -> None:
             raise TensorError(f"unknown argument '{name}' for {spec.name}; {did_you_mean(name, known)}")
 
 
-def _tensor(name: str, value: Any, shape: Sequence[int | None], written: str) -> Tensor:
+def tensor(name: str, value: Any, shape: Sequence[int | None], written: str) -> Tensor:
     """`value` as a tensor of `shape`, where None is any size; `written` is the shape for people."""
     if not isinstance(value, Tensor):
         raise TensorError(f"{name} must be a tensor {written}, got {type(value).__name__}")
@@ -147,7 +147,7 @@ def _qkv(spec: Spec, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]
             shape[0] = like.shape[0]
         if name == "v" and like is not None:
             shape[:-1] = like.shape[:-1]
-        value = _tensor(name, inputs[name], shape, written)
+        value = tensor(name, inputs[name], shape, written)
         if not value.is_floating_point():
             raise TensorError(f"{name} must have a floating-point dtype, got {value.dtype}")
         if like is not None and value.dtype != like.dtype:
@@ -177,7 +177,7 @@ def _sizes(spec: Spec, q: Tensor, k: Tensor) -> dict[str, int]:
     return sizes if letter == "T" else sizes | {"B": q.shape[0]}
 
 
-def _param(param: Param, inputs: Mapping[str, Any]) -> int | float:
+def param(param: Param, inputs: Mapping[str, Any]) -> int | float:
     if param.value is not None:
         return param.value
     value = inputs[param.name]
@@ -216,7 +216,7 @@ def _broadcast(value: Any, shape: Sequence[int]) -> Any:
 def _captured(captured: Captured, inputs: Mapping[str, Any], sizes: Mapping[str, int]) -> Tensor:
     shape = [axis if isinstance(axis, int) else sizes[axis] for axis in captured.axes]
     written = f"[{', '.join(str(axis) for axis in captured.axes)}]"
-    value = _tensor(captured.name, _broadcast(inputs[captured.name], shape), shape, written)
+    value = tensor(captured.name, _broadcast(inputs[captured.name], shape), shape, written)
     kind = "float" if value.is_floating_point() else "bool" if value.dtype == torch.bool else "int"
     if kind != captured.type:
         raise TensorError(f"{captured.name} must be {captured.dtype}, got {value.dtype}")
@@ -235,7 +235,7 @@ def _sequences(
     lengths_k = [end - start for start, end in pairwise(k)]
     used = lengths_k
     if inputs.get("seqused_k") is not None:
-        value = _tensor("seqused_k", inputs["seqused_k"], (len(lengths_k),), "[B]")
+        value = tensor("seqused_k", inputs["seqused_k"], (len(lengths_k),), "[B]")
         used = [int(length) for length in value]
         for index, (want, have) in enumerate(zip(used, lengths_k, strict=True)):
             if not 0 <= want <= have:
@@ -250,7 +250,7 @@ def _sequences(
 
 
 def _cumulative(name: str, inputs: Mapping[str, Any], tokens: int) -> list[int]:
-    value = _tensor(name, inputs[name], (None,), "[B + 1]")
+    value = tensor(name, inputs[name], (None,), "[B + 1]")
     if value.dtype not in (torch.int32, torch.int64):
         raise TensorError(f"{name} must be int32, got {value.dtype}")
     starts = [int(start) for start in value]

@@ -21,7 +21,9 @@ from attngen.spec.model import (
     Layout,
     PageTable,
     Precision,
+    RecurrenceKind,
     Scales,
+    Transition,
 )
 
 MAX_HEADS: Final = 65_536
@@ -235,6 +237,38 @@ class SplitsForm(Form):
     )
 
 
+class RecurrenceForm(Form):
+    """A state per head that each token changes and reads (Mamba-2, linear attention and their relatives)."""
+
+    kind: RecurrenceKind = Field(
+        default="linear",
+        description="ssd is Mamba-2 (arguments x, dt, A, B, C); linear is the rest (q, k, v)",
+    )
+    chunk: Annotated[int, Field(ge=16, le=1024), AfterValidator(_power_of_two)] | None = Field(
+        default=None,
+        description="tokens computed together, a power of two; 64 unless given, 256 for ssd. Results do not depend on it",
+    )
+    state: Columns | None = Field(default=None, description="ssd: columns of B and C")
+    groups: HeadCount = Field(default=1, description="ssd: how many B and C there are; they divide the heads")
+    dt_softplus: bool = Field(default=False, description="ssd: dt is softplus of the argument")
+    decay: FormulaText | None = Field(
+        default=None,
+        description="logarithm of what the state decays by: scalar (argument g per token and head), vector (for each "
+        "column of k too), or a formula of the head h",
+        examples=["scalar", "log(1 - exp2(-5 - h))"],
+    )
+    transition: Transition = Field(
+        default="diagonal",
+        description="delta: k is erased before v is written, times the argument beta (DeltaNet)",
+    )
+    feature: FormulaText | None = Field(
+        default=None, description="formula of x that q and k go through", examples=["elu(x) + 1"]
+    )
+    normalise: bool = Field(
+        default=False, description="divide by what values of one would give; the state has a column more"
+    )
+
+
 class ScheduleForm(Form):
     """Tiles to choose from; each a number or a list. What is left out, the planner chooses."""
 
@@ -306,6 +340,11 @@ class Document(Form):
         description="share the keys of a row between programs (flash decoding); {keys: N} is batch-invariant",
         examples=["auto", 8, {"keys": 512}],
     )
+    recurrence: RecurrenceForm | None = Field(
+        default=None,
+        description="a recurrence in place of softmax attention",
+        examples=[{"kind": "ssd", "state": 128}, {"decay": "scalar"}],
+    )
     dropout: bool = Field(
         default=False, description="drop weights of the softmax at random (arguments dropout_p and seed)"
     )
@@ -325,6 +364,7 @@ FORMS: Final[dict[tuple[str, ...], type[Form]]] = {
     ("captured", "*"): CapturedForm,
     ("cache",): CacheForm,
     ("splits",): SplitsForm,
+    ("recurrence",): RecurrenceForm,
     ("schedule",): ScheduleForm,
 }
 """Place in a document ('*' is any name) to the form of the mapping there."""
@@ -332,7 +372,6 @@ FORMS: Final[dict[tuple[str, ...], type[Form]]] = {
 
 LATER: Final = {
     "memory": "compressive memory",
-    "recurrence": "recurrences",
     "ring": "ring attention",
 }
 """Keys of the spec language whose mechanism this version does not generate."""

@@ -6,7 +6,7 @@ The grammar, whole:
     operators  + - * / // %, ** with a literal exponent 0 to 8, unary + -
     logic      not, and, or, < <= > >= == != (chained too)
     choice     a if c else b, where(c, a, b)
-    calls      abs min max exp exp2 log log2 sqrt tanh sigmoid floor sin cos int float
+    calls      abs min max exp exp2 log log2 sqrt tanh sigmoid floor sin cos int float, and elu silu, which are written out
     index      captured[e, ...] with one integer per axis
 `//` and `%` mean floor, as in Python. `spec/formula_types.py` has the types of all this.
 """
@@ -14,6 +14,7 @@ The grammar, whole:
 from __future__ import annotations
 
 import ast
+import copy
 import re
 from dataclasses import dataclass, field
 from typing import Final, cast
@@ -22,6 +23,9 @@ from attngen.errors import SpecError
 from attngen.spec.formula_types import FUNCTIONS, Env, Type, infer
 
 __all__ = ["FUNCTIONS", "Env", "Formula", "Type", "infer", "parse_formula"]
+
+SHORT: Final = {"elu": "x if x > 0 else exp(min(x, 0.0)) - 1", "silu": "x * sigmoid(x)"}
+"""Functions of one number x by what they are short for; the exponential is that of no large number, which would be inf."""
 
 MAX_TEXT: Final = 2_000
 MAX_NODES: Final = 400
@@ -83,6 +87,8 @@ def parse_formula(text: str, env: Env, *, key: str, want: Type) -> Formula:
     """
     tree = _parse(text, key)
     _check_limits(tree, key)
+    tree = cast(ast.expr, _Written().visit(tree))
+    _check_limits(tree, key)
     try:
         actual = infer(tree, env)
     except SpecError as error:
@@ -124,6 +130,30 @@ def _parse(text: str, key: str) -> ast.expr:
         raise SpecError("the formula is nested too deeply", key=key) from None
     _shift(module.body, start)
     return module.body
+
+
+class _Written(ast.NodeTransformer):
+    """Functions that are short for a formula, written out."""
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        self.generic_visit(node)
+        if not (isinstance(node.func, ast.Name) and node.func.id in SHORT and len(node.args) == 1):
+            return node
+        written = _Argument(node.args[0]).visit(ast.parse(SHORT[node.func.id], mode="eval").body)
+        for part in ast.walk(written):
+            if isinstance(part, ast.expr):
+                part.col_offset = node.col_offset
+        return cast(ast.expr, written)
+
+
+class _Argument(ast.NodeTransformer):
+    """Put an argument in the place of x."""
+
+    def __init__(self, argument: ast.expr) -> None:
+        self.argument = argument
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return copy.deepcopy(self.argument) if node.id == "x" else node
 
 
 def _reason(error: SyntaxError) -> str:

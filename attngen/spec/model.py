@@ -19,11 +19,15 @@ CacheLayout = Literal["nhd", "hnd"]
 CacheDtype = Literal["float8_e4m3", "float8_e5m2", "int8"]
 Scales = Literal["per_tensor", "per_head", "per_token_head"]
 PageTable = Literal["dense", "csr"]
+RecurrenceKind = Literal["ssd", "linear"]
+Transition = Literal["diagonal", "delta"]
+FormulaKey = Literal["score", "mask", "decay", "feature"]
 Position = tuple[str, int, int]
 KeyPath = tuple[str | int, ...]
 
 INT_SYMBOLS: Final = ("b", "h", "hk", "row", "i", "j", "seqlen_q", "seqlen_k")
 SCORE_SYMBOL: Final = "s"
+FEATURE_SYMBOL: Final = "x"
 NAMED_AXES: Final = ("B", "Hq", "Hkv", "Sq", "Sk", "Tq", "Tk")
 """Axes of captured tensors: batch (sequences when packed), heads, dense lengths, packed tokens."""
 
@@ -126,6 +130,34 @@ class Splits:
 
 
 @dataclass(frozen=True)
+class Recurrence:
+    """A state per head that each token changes and reads: S = T S + k v, out = q S.
+
+    Attributes:
+        kind: `ssd` is Mamba-2, where dt and A make the decay and k, q and v are called B, C and x; `linear` is the rest.
+        chunk: tokens that are computed together; a power of two. Of no consequence to what is computed.
+        state: columns of B and C; None but for ssd, elsewhere they are those of q and k.
+        groups: how many B and C there are; each serves heads // groups neighbouring heads. 1 but for ssd.
+        dt_softplus: dt is softplus of what the caller gives.
+        decay: what the state decays by, as a logarithm: nothing (None), an argument per token and head (`scalar`), one for
+            each column of k too (`vector`), or a formula of the head h.
+        transition: `diagonal`, or `delta`: k is erased from the state before v is written to it, both times beta.
+        feature: formula of x that q and k go through, or None.
+        normalise: the result is divided by what values of one would give.
+    """
+
+    kind: RecurrenceKind
+    chunk: int
+    state: int | None = None
+    groups: int = 1
+    dt_softplus: bool = False
+    decay: Formula | Literal["scalar", "vector"] | None = None
+    transition: Transition = "diagonal"
+    feature: Formula | None = None
+    normalise: bool = False
+
+
+@dataclass(frozen=True)
 class Spec:
     """One attention variant. Equality and hash ignore where it was written (`positions`, `summary`).
 
@@ -149,6 +181,7 @@ class Spec:
     sinks: bool = False
     cache: Cache | None = None
     splits: Splits | None = None
+    recurrence: Recurrence | None = None
     dropout: bool = False
     precision: Precision = "ieee"
     grad: bool = False
@@ -160,7 +193,7 @@ class Spec:
         default_factory=dict[KeyPath, Position], compare=False, repr=False
     )
 
-    def env(self, key: Literal["score", "mask"]) -> Env:
+    def env(self, key: FormulaKey) -> Env:
         """What names mean in the formula under `key`."""
         return formula_env(key, self.params, self.captured)
 
@@ -195,6 +228,7 @@ class Spec:
             "sinks": self.sinks,
             "cache": _canonical_cache(self.cache),
             "splits": _canonical_splits(self.splits),
+            "recurrence": _canonical_recurrence(self.recurrence),
             "dropout": self.dropout,
             "precision": None if self.precision == "ieee" else self.precision,
             "grad": self.grad,
@@ -210,11 +244,15 @@ class Spec:
         return required | keep
 
 
-def formula_env(key: Literal["score", "mask"], params: Sequence[Param], captured: Sequence[Captured]) -> Env:
+def formula_env(key: FormulaKey, params: Sequence[Param], captured: Sequence[Captured]) -> Env:
     """What names mean in a formula: the symbols of `key`, the params and the captured tensors."""
     scalars: dict[str, Type] = dict.fromkeys(INT_SYMBOLS, "int")
     hidden = {}
-    if key == "score":
+    if key == "decay":
+        scalars = {"h": "int"}
+    elif key == "feature":
+        scalars = {FEATURE_SYMBOL: "float"}
+    elif key == "score":
         scalars[SCORE_SYMBOL] = "float"
     else:
         hidden = {SCORE_SYMBOL: "'s' is the score; a mask cannot depend on it"}
@@ -245,6 +283,17 @@ def _canonical_cache(cache: Cache | None) -> dict[str, Any]:
         for name in ("layout", "table", "dtype", "scales")
         if getattr(cache, name) != getattr(Cache, name)
     }
+
+
+def _canonical_recurrence(recurrence: Recurrence | None) -> dict[str, Any]:
+    if recurrence is None:
+        return {}
+    data: dict[str, Any] = {"kind": recurrence.kind, "chunk": recurrence.chunk}
+    for name in ("state", "groups", "dt_softplus", "decay", "transition", "feature", "normalise"):
+        value = getattr(recurrence, name)
+        if value != getattr(Recurrence, name):
+            data[name] = value.text if isinstance(value, Formula) else value
+    return data
 
 
 def _canonical_splits(splits: Splits | None) -> str | int | dict[str, int] | None:

@@ -9,8 +9,15 @@ from collections.abc import Callable, Mapping
 from typing import Final, Literal, cast
 
 from attngen.errors import SpecError, did_you_mean
-from attngen.spec.document import CacheForm, CapturedForm, Document, HeadDimForm, ScheduleForm, SplitsForm
-from attngen.spec.formula import Formula, parse_formula
+from attngen.spec.document import (
+    CacheForm,
+    CapturedForm,
+    Document,
+    HeadDimForm,
+    ScheduleForm,
+    SplitsForm,
+)
+from attngen.spec.formula import SHORT, Formula, parse_formula
 from attngen.spec.formula_types import FUNCTIONS
 from attngen.spec.model import (
     INT_SYMBOLS,
@@ -27,10 +34,9 @@ from attngen.spec.model import (
     Splits,
     formula_env,
 )
+from attngen.spec.resolve_recurrence import OF_KEY, Note, recurrence_formulas, resolved_recurrence
 
 MAX_NAME: Final = 64
-OF_KEY: Final = "[key]"
-"""Last part of a key path whose problem is the key itself, not its value (as pydantic has it)."""
 MODULES: Final = ("attngen", "math", "numpy", "os", "sys", "tl", "torch", "triton")
 ARGUMENTS: Final = (
     *(
@@ -81,6 +87,8 @@ def resolve(document: Document, report: Report) -> Spec | None:
     formulas: dict[str, Formula | None] = {}
     for key in ("score", "mask"):
         formulas[key] = _formula(document, key, params, captured, note)
+    if document.recurrence is not None:
+        formulas |= recurrence_formulas(document.recurrence, params, note)
     if not failed:
         _check_all_used(formulas, params, captured, note)
     if document.cache is not None:
@@ -88,6 +96,9 @@ def resolve(document: Document, report: Report) -> Spec | None:
         _check_splits(document, note)
     elif document.splits is not None:
         note(("splits",), "splits are for keys in pages; add a cache, or leave splits out")
+    recurrence = None
+    if document.recurrence is not None:
+        recurrence = resolved_recurrence(document, document.recurrence, formulas, note)
     if document.mask_table and document.mask is None:
         note(("mask_table",), "a mask table needs a mask; add one or leave mask_table out")
     if failed:
@@ -105,6 +116,7 @@ def resolve(document: Document, report: Report) -> Spec | None:
         sinks=document.sinks,
         cache=_cache(document.cache),
         splits=_splits(document.splits),
+        recurrence=recurrence,
         dropout=document.dropout,
         precision=document.precision,
         grad=document.grad,
@@ -169,9 +181,6 @@ def _splits(form: SplitsForm | None) -> Splits | None:
     return None if form is None else Splits(form.count, form.keys)
 
 
-Note = Callable[[KeyPath, SpecError | str], None]
-
-
 def _check_name(name: str, note: Note) -> None:
     """The name becomes a file and a module: nothing that is a path, a keyword or another module."""
     if not _SPEC_NAME.fullmatch(name) or len(name) > MAX_NAME:
@@ -214,7 +223,7 @@ def _check_word(path: KeyPath, note: Note) -> bool:
         reason = f"'{name}' is a Python keyword; choose another name"
     elif name in INT_SYMBOLS or name == SCORE_SYMBOL:
         reason = f"'{name}' is a symbol of formulas; choose another name"
-    elif name in FUNCTIONS:
+    elif name in FUNCTIONS or name in SHORT:
         reason = f"'{name}' is a function of formulas; choose another name"
     elif name in NAMED_AXES:
         reason = f"'{name}' is the name of an axis; choose another name"

@@ -22,7 +22,7 @@ dtype: float16
 """
 KEYS = (
     "attngen, cache, captured, deterministic, dropout, dtype, grad, head_dim, heads, layout, mask, mask_table, name, params, "
-    "precision, schedule, score, sinks, splits"
+    "precision, recurrence, schedule, score, sinks, splits"
 )
 
 
