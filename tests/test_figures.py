@@ -54,6 +54,7 @@ ROWS = {
     "pages of 16, causal, head dim 128": ("paged_decode_llama3", {}),
     "pages of 64, sliding window": ("paged_mixed_mistral_window", {}),
     "pages of 32, int8 per key and head": ("paged_int8", {}),
+    "pages of 32, int4 per key and head": ("paged_int4", {}),
     "causal with dropout, head dim 64": ("gpt2_dropout", {}),
     "causal with dropout, head dim 128": ("gpt2_dropout", {"head_dim": 128}),
 }
@@ -80,7 +81,11 @@ DECODE_LIMIT = 160  # instructions of a warp per 16 keys of 16 bits
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 @pytest.mark.parametrize(
-    "spec", ["paged_decode_llama3", "paged_mixed_mistral_window", "paged_gpt_oss", "paged_fp8", "paged_int8"]
+    "spec",
+    [
+        *("paged_decode_llama3", "paged_mixed_mistral_window", "paged_gpt_oss"),
+        *("paged_fp8", "paged_int8", "paged_int4"),
+    ],
 )
 def test_keys_in_pages_have_no_spills_and_few_instructions_in_decode(spec, target):
     if (spec, target) in UNKNOWN_FORMATS:
@@ -88,7 +93,7 @@ def test_keys_in_pages_have_no_spills_and_few_instructions_in_decode(spec, targe
     module = ROOT / "generated" / f"{spec}.py"
     reports = inspect_modules([(module, "bfloat16")], [target], kernels=[FORWARD])
     assert [(r.compiled.error, r.compiled.spill_bytes) for r in reports] == [("", 0)] * 2
-    for loop in () if "int8" in spec or "fp8" in spec else reports[1].loops:
+    for loop in () if module.stem in ("paged_fp8", "paged_int8", "paged_int4") else reports[1].loops:
         assert loop.count.instructions <= DECODE_LIMIT * reports[1].config["BLOCK_N"] / 16
 
 

@@ -18,10 +18,10 @@ GARBAGE: Final = (-1, 2**31 - 1, -7)
 
 
 def unused(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory that nobody may read: NaN, or as far from zero as integers go."""
+    """Memory that nobody may read: NaN, or as far from zero as integers go (bytes hold two of 4 bits)."""
     if dtype.is_floating_point:
         return torch.full(shape, float("nan")).to(dtype)
-    return torch.full(shape, -128, dtype=dtype)
+    return torch.full(shape, 0x88 if dtype == torch.uint8 else -128, dtype=dtype)
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
@@ -47,6 +47,16 @@ class Places:
         order = iter(torch.randperm(total, generator=torch.Generator().manual_seed(problem.seed)).tolist())
         return cls(cache, lengths, tuple(tuple(next(order) for _ in range(n)) for n in counts), total)
 
+    def slots(self) -> Tensor:
+        """Return where each key of all sequences lies, [keys] int64: page * page_size + place in the page."""
+        size = self.cache.page_size
+        found = [
+            torch.tensor(pages, dtype=torch.long)[torch.arange(keys) // size] * size
+            + torch.arange(keys) % size
+            for keys, pages in zip(self.lengths, self.pages, strict=True)
+        ]
+        return torch.cat(found) if found else torch.zeros(0, dtype=torch.long)
+
     def filled(self, rows: Tensor) -> Tensor:
         """Return the cache that holds the rows of all sequences, [keys, Hkv, D]; nothing else is a number."""
         size = self.cache.page_size
@@ -60,7 +70,7 @@ class Places:
         return slots if self.cache.layout == "nhd" else slots.transpose(1, 2).contiguous()
 
     def stored(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the cache and the scales of rows that are stored in 8 bits; scales of unused slots are NaN."""
+        """Return the cache and the scales of rows that are stored in 8 or 4 bits; scales of unused slots are NaN."""
         scales = scales_of(rows, self.cache)
         cache = self.filled(quantised(rows, scales, self.cache))
         if self.cache.scales == "per_token_head":

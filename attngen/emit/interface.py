@@ -281,6 +281,7 @@ class _Builder:
                 "page_size": 0,
                 "heads_first": False,
             }
+        dtype = self.inputs["k"].dtype
         extents = ", ".join(f"_extent({t})" for t in self.tensors if t != "q")
         heads = f"k.shape[{self._key_dim('k', 'h')}]"
         if self.group > SMALLEST_TILE:
@@ -303,8 +304,8 @@ class _Builder:
             "tile_lines": lines,
             "programs": f"{programs} * num_splits" if self.splits else programs,
             "is_csr": pages.table == "csr",
-            "stored": "q.dtype" if not self.scale_names else f"torch.{self.inputs['k'].dtype}",
-            "stored_doc": "same dtype" if not self.scale_names else self.inputs["k"].dtype,
+            "stored": "q.dtype" if not self.scale_names else f"torch.{UNPACKED.get(dtype, dtype)}",
+            "stored_doc": "same dtype" if not self.scale_names else UNPACKED.get(dtype, dtype),
             "scales": self.scale_names,
             "scale_shape": self._scale_shape(),
             "scale_doc": self._scale_doc(),
@@ -370,7 +371,7 @@ class _Builder:
             "token_head": "as the cache without its last axis",
             "": "",
         }
-        return docs[self.inputs["k"].scales]
+        return f"{', '.join(self.scale_names)}: {docs[self.inputs['k'].scales]}"
 
     def _host(self, tensor: str) -> str:
         """The caller's name of a tensor."""
@@ -384,7 +385,8 @@ class _Builder:
     def _key_doc(self, letters: str, dim: int) -> str:
         if self.pages is None:
             return self._doc(letters, "k", dim)
-        names = {"p": "num_pages", "s": str(self.pages.size), "h": "Hkv", "d": str(dim)}
+        columns = dim // 2 if self.inputs["k"].dtype == "int4" else dim
+        names = {"p": "num_pages", "s": str(self.pages.size), "h": "Hkv", "d": str(columns)}
         return f"[{', '.join(names[c] for c in self.inputs['k'].layout)}]"
 
     def _backward(self) -> BackwardFace:
@@ -819,8 +821,9 @@ class _Builder:
 TRITON = {
     "io": "io",
     "float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32", "int64": "i64", "bool": "i1",
-    "float8_e4m3fn": "fp8e4nv", "float8_e5m2": "fp8e5", "int8": "i8",
+    "float8_e4m3fn": "fp8e4nv", "float8_e5m2": "fp8e5", "int8": "i8", "int4": "u8",
 }  # fmt: skip
+UNPACKED = {"int4": "uint8"}  # torch's names of packed numbers
 
 
 def formulas(graph: Graph) -> list[Expr]:

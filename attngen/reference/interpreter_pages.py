@@ -43,11 +43,20 @@ def gathered(cached: Cached, node: Input, pages: Pages) -> Tensor:
     """The keys of a sequence as [1, H, keys, D]: key j from slot j % size of its page j // size."""
     j = torch.arange(cached.sequence.keys)
     page, slot = cached.sequence.pages[j // pages.size].long(), j % pages.size
-    by_slot = cached.stored.double().permute([node.layout.index(c) for c in "pshd"])
+    by_slot = _numbers(cached.stored, node).permute([node.layout.index(c) for c in "pshd"])
     rows = by_slot[page, slot]
     if cached.scale is not None:
         rows = rows * _scales(cached.scale.double(), node, page, slot)
     return rows.permute(1, 0, 2)[None]
+
+
+def _numbers(stored: Tensor, node: Input) -> Tensor:
+    """What a cache stores, a number per column; a byte of int4 holds columns 2 c and 2 c + 1."""
+    if node.dtype != "int4":
+        return stored.double()
+    column = torch.arange(2 * stored.shape[-1])
+    bits = stored.long()[..., column // 2] // 16 ** (column % 2) % 16
+    return ((bits + 8) % 16 - 8).double()
 
 
 def _scales(scale: Tensor, node: Input, page: Tensor, slot: Tensor) -> Tensor:
