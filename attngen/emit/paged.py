@@ -140,3 +140,8 @@ def stored_dtype(graph: Graph) -> str:
     k = graph.nodes["k"]
     assert isinstance(k, Input)
     return k.dtype
+
+
+def torch_name(stored: str) -> str:
+    """torch's dtype of a cache: 4-bit numbers are bytes there."""
+    return "uint8" if stored == "int4" else stored
