@@ -75,7 +75,9 @@ def test_instructions_per_tensor_clock(label, column, target):
     assert found == pytest.approx(stated, rel=0.01)
 
 
-DECODE_LIMIT = 160  # instructions of a warp per 16 keys of 16 bits; a tree's partial tiles read its mask per element
+DECODE_LIMIT = (
+    160  # instructions of a warp per 16 keys of 16 bits; a tree's partial tiles read its mask per element
+)
 PAGED = (
     *("paged_decode_llama3", "paged_mixed_mistral_window", "paged_gpt_oss", "paged_fp8", "paged_int8"),
     *("spec_decode_tree", "mla_decode"),
