@@ -1433,7 +1433,9 @@ def _backward_captured_rel_bias_diagonals(
     difference = rows_m[:, None] - rows_n[None, :] + BLOCK_M
     for place in tl.range(0, 2 * BLOCK_M):
         own = tl.where(difference == place, total, 0.0)
-        tl.store(drel_bias_diagonals + program * (2 * BLOCK_M) + place, tl.sum(tl.sum(own, 1), 0))
+        tl.store(
+            drel_bias_diagonals + program.to(tl.int64) * (2 * BLOCK_M) + place, tl.sum(tl.sum(own, 1), 0)
+        )
 
 
 @triton.jit(
@@ -1772,6 +1774,10 @@ def launch_backward(
                 )
         config = chosen["_backward_captured_rel_bias_diagonals"]
         drel_bias = torch.zeros(rel_bias.shape, dtype=torch.float32, device=q.device)
+        if config["BLOCK_M"] != config["BLOCK_N"]:
+            raise ValueError(
+                "t5_bias: _backward_captured_rel_bias_diagonals: BLOCK_M must be BLOCK_N, so that tiles of a diagonal hold the same i - j"
+            )
         first_diagonal = triton.cdiv(k.shape[1], config["BLOCK_N"])
         num_diagonals = (
             triton.cdiv(q.shape[1], config["BLOCK_M"]) + triton.cdiv(k.shape[1], config["BLOCK_N"]) + 1

@@ -553,6 +553,39 @@ def test_captured_gradients(read, formula):
     check(spec, inputs, (SMALL, OTHERS[0]))
 
 
+@pytest.mark.parametrize("mask", ["j < 0", "j < 0 and i > 3", "j > i + 100"])
+@pytest.mark.parametrize("read", ["", "h key", "h element", "h bucket"])
+def test_masks_that_allow_nothing(mask, read):
+    spec = make(heads={"q": 4, "kv": 2}, mask=mask)
+    if read:
+        spec = load_spec({**reading(*READS[read], "s * {x}").canonical(), "mask": mask})
+    check(
+        spec, inputs_of(spec, Problem(name="", lengths=((18, 21),) * 2, kv_heads=2), torch.float32), (SMALL,)
+    )
+
+
+def test_tiles_of_diagonals_are_square():
+    """Or positions of one diagonal would be stored as those of another."""
+    spec = reading(*READS["h bucket"], "s + {x}")
+    inputs = inputs_of(spec, Problem(name="", lengths=((18, 21),) * 2, kv_heads=2), torch.float32)
+    module = attngen.build(spec)
+    out, lse = module.attention(**inputs, return_lse=True)
+    config = {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}
+    with pytest.raises(
+        ValueError, match="gradients: _backward_captured_x_diagonals: BLOCK_M must be BLOCK_N"
+    ):
+        module.launch_backward(
+            torch.ones_like(out),
+            None,
+            out,
+            lse,
+            *(inputs[n] for n in "qkv"),
+            0.25,
+            inputs["x"],
+            configs={"_backward_captured_x_diagonals": config},
+        )
+
+
 PACKED_READS = {
     "h": ("x[h]", ["Hq"]),
     "row": ("x[row]", ["Tq"]),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
 from attngen.emit.addresses import Hull, chunks, columns, descriptors
+from attngen.emit.adjoint import ONE, Adjoint, S, find_adjoint
 from attngen.emit.loops import (
     conjuncts,
     hull_of,
@@ -27,153 +27,13 @@ from attngen.errors import InternalError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Apply, Const, Expr, Symbol
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Contract, Fold, Input, Load, Map, Merge, Pad, Store
+from attngen.ir.nodes import Fold, Input, Load
 from attngen.ir.proofs import at_most, tile_facts
-from attngen.ir.tile_ranges import Range, Ranges, ranges_along
+from attngen.ir.tile_ranges import SMALLEST_BLOCKS, Range, Ranges, ranges_along
 from attngen.ir.tiles import Interval
 
-S = Symbol("s", "float")
 J = Symbol("j")
 PADDING = 128  # of a sequence's rows in the buffers of statistics: no tile is larger
-LOG2E = Const(math.log2(math.e))
-ONE = Const(1.0)
-_SINK = Apply("mul", (ex.Element("sinks", (Symbol("h"),), "float"), LOG2E))
-SUNK = ex.apply("neg", ex.apply("mul", Apply("weight_exp2", (_SINK, Symbol("lse2", "float"))), S))
-DROPPED = ex.apply("mul", S, Symbol("dropout", "float"))
-DS = ex.apply("mul", Symbol("p", "float"), ex.apply("sub", S, Symbol("delta", "float")))
-
-
-@dataclass(frozen=True, slots=True)
-class Adjoint:
-    """The nodes of the backward: the weight's raw score, the slope of the score, the folds, sums per row."""
-
-    weight: Expr  # what exp2 is taken of, without lse2; of the raw score s
-    slope: Expr | None
-    dq: Fold
-    dk: Fold
-    dv: Fold
-    per_head: bool  # dk and dv are summed per query head, since formulas vary with it
-    sums: tuple[tuple[str, Expr], ...]  # per row: name, and the factor of ds that is added
-    added: tuple[tuple[str, Expr, ex.Element], ...]  # by atomics: name, factor, place
-    sinks: str
-
-
-def find_adjoint(graph: Graph) -> Adjoint:
-    """Walk from the stores of the backward kernels to what they add up; refuse what the templates cannot print."""
-    p, ds = graph.nodes["p"], graph.nodes["ds"]
-    heads = "_heads" if "dk_heads" in graph.nodes else ""
-    dq, (dk, dv) = _fold(graph, "dq"), _key_folds(graph, heads)
-    assert isinstance(p, Map)
-    assert isinstance(ds, Map)
-    slope = None
-    if dq.element != "ds":
-        scaled = graph.nodes[dq.element]
-        assert isinstance(scaled, Map)
-        slope = ex.substitute(_slope(scaled.expr), {"qk": S})
-    weight, lse = p.expr.args if isinstance(p.expr, Apply) and p.expr.op == "weight_exp2" else (S, S)
-    dp = graph.nodes["dp"]
-    dropped = "_dropout" if "p_dropout" in graph.nodes else ""
-    rules = {
-        "p is exp2 of a score less lse2": lse == Symbol("lse2", "float") and p.operand == "qk",
-        "ds is p times dp less delta": ds.expr == DS and ds.operand == f"dp{dropped}",
-        "dp is dout times v": isinstance(dp, Contract) and (dp.left, dp.right) == ("dout_tile", "v_tile"),
-        "dq and dk add the same ds": dq.element == dk.element and dv.element == f"p{dropped}",
-        "dropout multiplies p and dp": not dropped or all(_is_dropped(graph, name) for name in ("p", "dp")),
-        "dq adds k, dk q and dv dout": (dq.value, dk.value, dv.value) == ("k_tile", "q_tile", "dout_tile"),
-        "dq and dk have one factor": dq.factor == dk.factor and dv.factor is None,
-        "dk and dv are of the heads that programs own": dk.axes[1]
-        == dv.axes[1]
-        == ("Hq" if heads else "Hkv"),
-        "dk and dv visit the same rows": dk.tiles == dv.tiles,
-        "sums per row visit the keys that dq does": all(
-            _fold(graph, n).tiles == dq.tiles for n in _row_sums(graph)
-        ),
-        **_row_rules(graph),
-    }
-    broken = [rule for rule, holds in rules.items() if not holds]
-    if broken:
-        raise InternalError(f"{graph.provenance.name}: the backward templates need: {'; '.join(broken)}")
-    return Adjoint(weight, slope, dq, dk, dv, bool(heads), _sums(graph), _added(graph), _sinks(graph))
-
-
-def _key_folds(graph: Graph, heads: str) -> tuple[Fold, Fold]:
-    """The folds of ds and of p over rows. Where V lies inside K, dk merges both."""
-    match graph.nodes[f"dk{heads}"]:
-        case Merge(monoid="sum", left=left, right=right) if isinstance(pad := graph.nodes[left], Pad):
-            return _fold(graph, right), _fold(graph, pad.operand)
-        case _:
-            return _fold(graph, f"dk{heads}"), _fold(graph, f"dv{heads}")
-
-
-def _is_dropped(graph: Graph, name: str) -> bool:
-    node = graph.nodes[f"{name}_dropout"]
-    return isinstance(node, Map) and (node.operand, node.others, node.expr) == (name, ("dropout",), DROPPED)
-
-
-def _row_rules(graph: Graph) -> dict[str, bool]:
-    """What the kernel over rows computes, whatever the graph says."""
-    delta, lse2, total = (graph.nodes[n] for n in ("delta", "lse2", "out_dout"))
-    assert isinstance(delta, Map)
-    assert isinstance(lse2, Map)
-    assert isinstance(total, Contract)
-    sunk = graph.nodes[_sinks(graph)] if _sinks(graph) else None
-    return {
-        "delta is the sum of out times dout, less dlse": (total.left, total.right) == ("out", "dout")
-        and (delta.operand, delta.expr) == ("out_dout", ex.apply("sub", S, Symbol("dlse", "float"))),
-        "lse2 is lse in base two": (lse2.operand, lse2.expr) == ("lse", ex.apply("mul", S, LOG2E)),
-        "a sink's weight times delta is taken away": sunk is None
-        or (isinstance(sunk, Map) and (sunk.operand, sunk.expr) == ("delta", SUNK)),
-    }
-
-
-def _fold(graph: Graph, name: str) -> Fold:
-    fold = graph.nodes[name]
-    assert isinstance(fold, Fold)
-    return fold
-
-
-def _slope(expr: Expr) -> Expr:
-    match expr:
-        case Apply("mul", (Symbol("s"), slope)):
-            return slope
-        case _:
-            raise InternalError(f"a gradient of scores is ds times a slope, not {ex.text(expr)}")
-
-
-def _stored(graph: Graph, result: str) -> list[str]:
-    _, launch = launch_of(graph, result)
-    return [s.operand for n in launch.stores if isinstance(s := graph.nodes[n], Store)]
-
-
-def _row_sums(graph: Graph) -> list[str]:
-    """What the kernel of dq adds up per row beside it."""
-    return [name for name in _stored(graph, "dq")[1:] if not _fold(graph, name).into]
-
-
-def factor_of(graph: Graph, fold: Fold) -> Expr:
-    """What ds is multiplied by before a fold adds it."""
-    element = graph.nodes[fold.element]
-    assert isinstance(element, Map)
-    return Const(1.0) if fold.element == "ds" else ex.substitute(_slope(element.expr), {"qk": S})
-
-
-def _sums(graph: Graph) -> tuple[tuple[str, Expr], ...]:
-    return tuple((name, factor_of(graph, _fold(graph, name))) for name in _row_sums(graph))
-
-
-def _added(graph: Graph) -> tuple[tuple[str, Expr, ex.Element], ...]:
-    folds = [(name, _fold(graph, name)) for name in _stored(graph, "dq")[1:]]
-    return tuple(
-        (name, factor_of(graph, fold), ex.Element(name, fold.at, "float"))
-        for name, fold in folds
-        if fold.into
-    )
-
-
-def _sinks(graph: Graph) -> str:
-    """The node of the sinks' gradient per row; '' where there are none."""
-    more = _stored(graph, "lse2")[2:]
-    return more[0] if more else ""
 
 
 def backward(graph: Graph, parts: Parts, captured: Mapping[str, Captured], helpers: set[str]) -> Backward:
@@ -274,7 +134,7 @@ def _kernel(graph: Graph, result: str, adjoint: Adjoint, parts: Parts, printer: 
     """The statements of a kernel whose programs own rows (dq) or keys (dk and dv)."""
     fold = adjoint.dq if result == "dq" else adjoint.dk
     assert fold.tiles is not None
-    plan = ranges_along(fold.axis, fold.tiles, {"BLOCK_M": 16, "BLOCK_N": 16})
+    plan = ranges_along(fold.axis, fold.tiles, SMALLEST_BLOCKS)
     used = {n for _, e in plan.bindings for n in ex.symbols(e)}
     used |= {n for r in (*plan.full, *plan.partial) for n in ex.symbols(r.lo) | ex.symbols(r.hi)}
     tile_positions(printer, used)

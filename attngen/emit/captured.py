@@ -6,17 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from attngen.emit.addresses import chunks
+from attngen.emit.adjoint import Adjoint, factor_of, find_adjoint
 from attngen.emit.backward import (
-    Adjoint,
     bases,
-    factor_of,
-    find_adjoint,
     formula_lines,
     hidden_lines,
     is_plain,
     plain_factor,
 )
-from attngen.emit.interface import BackwardFace, KernelFace
+from attngen.emit.faces import BackwardFace, KernelFace
 from attngen.emit.loops import mask_body, named, words
 from attngen.emit.parts import Parts, launch_of
 from attngen.emit.printer import Body, Captured, Printer
@@ -26,7 +24,7 @@ from attngen.ir.expr import Apply, Const, Element, Expr, Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.linear import normal
 from attngen.ir.nodes import Fold, Launch
-from attngen.ir.tile_ranges import ranges_along
+from attngen.ir.tile_ranges import SMALLEST_BLOCKS, ranges_along
 
 
 def with_captured(
@@ -67,7 +65,7 @@ def _scores(
     printer = Printer(captured, helpers=helpers)
     if diagonal:
         del printer.least["row"]  # a tile may begin before the first row
-    plan = ranges_along(fold.axis, fold.tiles, {"BLOCK_M": 16, "BLOCK_N": 16})
+    plan = ranges_along(fold.axis, fold.tiles, SMALLEST_BLOCKS)
     for name, bound in plan.bindings:
         printer.assign(name, bound)
     within = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from attngen.emit.addresses import Hull, chunks
-from attngen.emit.interface import Interface
+from attngen.emit.faces import Interface
 from attngen.emit.paged import find_keys, find_values
 from attngen.emit.parts import Parts
 from attngen.emit.printer import Body, Printer

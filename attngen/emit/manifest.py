@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from attngen.emit.interface import TRITON, BackwardFace, Interface
+from attngen.emit.arguments import TRITON
+from attngen.emit.faces import BackwardFace, Interface
 from attngen.emit.paged import stored_dtype
 from attngen.emit.parts import Parts, launch_of
 from attngen.emit.records import Backward, Loop

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attngen.emit.interface import Interface, KernelFace
+from attngen.emit.faces import Interface, KernelFace
 
 
 @dataclass(frozen=True, slots=True)

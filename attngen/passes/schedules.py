@@ -6,13 +6,15 @@ memory, fewest instructions per useful product. `tests/test_compiled.py` holds t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import product
-from typing import Literal
+from typing import Literal, TypeVar
 
 from attngen.ir.nodes import Config
 
 Choices = tuple[tuple[str, tuple[Config, ...]], ...]
+_T = TypeVar("_T")
 Row = tuple[int, tuple[Config, ...]]  # up to so many columns of K and V together
 
 
@@ -77,6 +79,22 @@ _TARGETS: dict[str, tuple[Row, ...]] = {
 }
 
 
+# Whose schedules a target takes where a table has none of its own, nearest first.
+_NEAREST = {
+    "sm_86": ("sm_89", "sm_80"),  # 100 KiB of shared memory, as sm_120
+    "sm_89": ("sm_80",),
+    "sm_120": ("sm_89", "sm_80"),
+    "gfx950": ("gfx942",),
+}
+
+
+def _nearest(table: Mapping[str, _T], name: str, otherwise: _T) -> _T:
+    """What a table holds for ``target/bits``, or for the nearest target that it has."""
+    target, bits = name.split("/")
+    keys = (f"{near}/{bits}" for near in (target, *_NEAREST.get(target, ())))
+    return next((table[key] for key in keys if key in table), otherwise)
+
+
 # Random numbers need registers: with dropout these come before the others' choices.
 _DROPOUT_SMALL: tuple[Row, ...] = (
     (192, (_config(128, 64, 8, 2),)),
@@ -85,7 +103,7 @@ _DROPOUT_SMALL: tuple[Row, ...] = (
 )
 _DROPOUT: dict[str, tuple[Row, ...]] = {
     "sm_80/16": ((128, (_config(128, 128, 8, 2),)), *_DROPOUT_SMALL),
-    **dict.fromkeys(("sm_86/16", "sm_89/16", "sm_120/16"), _DROPOUT_SMALL),
+    "sm_89/16": _DROPOUT_SMALL,
 }
 
 
@@ -99,7 +117,7 @@ def configurations(
     columns = qk_dim + v_dim
     special = _DROPOUT if dropout else {}
     found = [
-        (name, _choices(special.get(name, ()), columns) or _choices(rows, columns))
+        (name, _choices(_nearest(special, name, ()), columns) or _choices(rows, columns))
         for name, rows in _TARGETS.items()
     ]
     listed = [(n, c[::-1] if reads_per_element else c) for n, c in found if c]
@@ -109,6 +127,7 @@ def configurations(
 # Keys in pages, found by pointers: three stages bring a page's number early. Decode is bound by memory, not by its tile.
 _PAGED: dict[str, tuple[Row, ...]] = {
     "sm_80/16": ((192, (_config(128, 64, 4, 2),)), *_AMPERE[1:]),
+    "sm_89/16": _SMALL_SHARED,
     "sm_90/16": (
         (192, (_config(128, 128, 8, 3),)),
         (320, (_config(128, 128, 8, 3),)),
@@ -135,7 +154,7 @@ _WIDE: tuple[Row, ...] = ((320, (_config(64, 64, 4, 2),)), (512, (_config(64, 32
 _WIDE_MLA = (1088, (_config(64, 16, 8, 2), _config(64, 32, 8, 2)))
 _DECODE_WIDE: dict[str, tuple[Row, ...]] = {
     "sm_80/16": (*_WIDE, (1088, (_config(64, 64, 8, 2),))),
-    **dict.fromkeys(("sm_86/16", "sm_89/16", "sm_120/16"), _WIDE[:1]),
+    "sm_89/16": _WIDE[:1],
     "sm_90/16": (*_WIDE, _WIDE_MLA),
     "sm_100/16": (_WIDE[0], (512, (_config(64, 64, 8, 2),)), _WIDE_MLA),
     "gfx942/16": (*_WIDE, (1088, (_config(64, 16, 4, 2),))),
@@ -143,7 +162,7 @@ _DECODE_WIDE: dict[str, tuple[Row, ...]] = {
 MANY_HEADS = 32  # of a group
 # Tensors read per element need registers: fewer rows, and on AMD less shared memory for decode
 _PAGED_PER_ELEMENT: dict[str, tuple[Row, ...]] = dict.fromkeys(
-    ("sm_80/16", "sm_86/16", "sm_89/16", "sm_90/16", "sm_100/16", "sm_120/16"),
+    ("sm_80/16", "sm_90/16", "sm_100/16"),
     ((320, (_config(64, 128, 8, 2),)),),
 )
 _DECODE_PER_ELEMENT: dict[str, tuple[Row, ...]] = {"gfx942/16": ((320, (_config(16, 64, 4, 2),)),)}
@@ -174,11 +193,12 @@ def paged_configurations(
     many: list[tuple[str, tuple[Config, ...]]] = []
     few: list[tuple[str, tuple[Config, ...]]] = []
     for name, rows in _TARGETS.items():
-        near = name.replace("gfx950", "gfx942")
-        decode_rows = _PAGED_DECODE_32 if name.endswith("/32") else smaller.get(near, _PAGED_DECODE)
-        usual = _choices(tables.get(near, rows), columns)
-        many.append((name, _without_descriptors(_choices(first.get(near, ()), columns) or usual)))
-        few.append((name, _choices(first_few.get(near, ()), columns) or _choices(decode_rows, columns)))
+        decode_rows = _PAGED_DECODE_32 if name.endswith("/32") else _nearest(smaller, name, _PAGED_DECODE)
+        usual = _choices(_nearest(tables, name, rows), columns)
+        special = _choices(_nearest(first, name, ()), columns)
+        many.append((name, _without_descriptors(special or usual)))
+        special = _choices(_nearest(first_few, name, ()), columns)
+        few.append((name, special or _choices(decode_rows, columns)))
     fallback = ("default", _choices(_ANY, columns))
     decode = ("default", (_config(16, 16, 4, 1),))
     return (
@@ -273,21 +293,19 @@ _BACKWARD: dict[str, dict[str, tuple[Row, ...]]] = {
 }
 # Values inside K: dk is one sum over 576 columns, in two launches where registers do not hold all of them.
 _VIEW = 1088
-_BACKWARD_OF_VIEWS: dict[str, dict[str, Config]] = {
+_BACKWARD_OF_VIEWS: dict[str, dict[str, tuple[Config, ...]]] = {
     "dq": {
-        "sm_80/16": _b(16, 32, 4, 2),
-        "sm_90/16": _b(64, 32, 8, 1, **_DM),
-        "sm_100/16": _b(64, 32, 4, 1, **_D),
-        "gfx942/16": _b(64, 16, 4, 1),
+        "sm_80/16": (_b(16, 32, 4, 2),),
+        "sm_90/16": (_b(64, 32, 8, 1, **_DM),),
+        "sm_100/16": (_b(64, 32, 4, 1, **_D),),
+        "gfx942/16": (_b(64, 16, 4, 1),),
     },
     "dkdv": {
-        "sm_80/16": _b(64, 16, 8, 2, merged=True),
-        "sm_86/16": _b(32, 16, 8, 2),
-        "sm_89/16": _b(32, 16, 8, 2),
-        "sm_120/16": _b(32, 16, 8, 2),
-        "sm_90/16": _b(32, 64, 4, 2, **_DM, apart=True),
-        "sm_100/16": _b(32, 64, 8, 1, **_D, apart=True),
-        "gfx942/16": _b(16, 64, 4, 1),
+        "sm_80/16": (_b(64, 16, 8, 2, merged=True),),
+        "sm_89/16": (_b(32, 16, 8, 2),),
+        "sm_90/16": (_b(32, 64, 4, 2, **_DM, apart=True),),
+        "sm_100/16": (_b(32, 64, 8, 1, **_D, apart=True),),
+        "gfx942/16": (_b(16, 64, 4, 1),),
     },
 }
 _BACKWARD_DROPOUT: dict[str, dict[str, tuple[Row, ...]]] = {
@@ -342,14 +360,11 @@ def backward_configurations(
     for name in _TARGETS:
         target, bits = name.split("/")
         family = "amd" if target.startswith("gfx") else "nvidia"
-        near = {"gfx950": "gfx942", "sm_86": "sm_89", "sm_120": "sm_89"}.get(target, target)
-        alike = {"sm_89": "sm_80"}.get(near, near)  # where 100 KiB of shared memory do
-        rows = tables[f"{family}/32"] if bits == "32" else tables[f"{near}/16"]
+        rows = tables[f"{family}/32"] if bits == "32" else _nearest(tables, name, ())
         choices = _choices(rows, qk_dim + v_dim) or (_SMALLEST,)
         if v_in_k and bits == "16" and 512 < qk_dim + v_dim <= _VIEW:
-            views = _BACKWARD_OF_VIEWS[kernel]
-            choices = (views[name] if name in views else views[f"{alike}/16"],)
-        special = _BACKWARD_DROPOUT[kernel].get(f"{alike}/{bits}", ()) if dropout else ()
+            choices = _nearest(_BACKWARD_OF_VIEWS[kernel], name, choices)
+        special = _nearest(_BACKWARD_DROPOUT[kernel], name, ()) if dropout else ()
         found.append((name, _choices(special, qk_dim + v_dim) or (choices[::-1] if heavy else choices)))
     small = (_b(32, 32, 4, 1),) if qk_dim + v_dim <= 256 else (_SMALLEST,)
     return (("default", small), ("cpu", _BACKWARD_CPU), *found)

@@ -16,6 +16,7 @@ from attngen.ir import expr as ex
 from attngen.ir.expr import Const
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Axis, Domain, Fold, Input, Launch, Map, Merge, Node, Pad, Store
+from attngen.ir.tile_ranges import SMALLEST_BLOCKS, ranges_along
 from attngen.passes.schedules import backward_configurations, captured_configurations
 from attngen.passes.tile_captured import Cut, cut_captured, merged_stores
 
@@ -105,7 +106,12 @@ def _merges(fold: Fold) -> bool:
     tiles = fold.tiles
     if fold.carrier == "atomic":
         return False
-    return tiles is None or (len(tiles.may) == 1 and len(tiles.must) <= 1 and tiles.residual == ex.TRUE)
+    if tiles is None:
+        return True
+    if len(tiles.may) != 1 or len(tiles.must) > 1 or tiles.residual != ex.TRUE:
+        return False
+    found = ranges_along(fold.axis, tiles, SMALLEST_BLOCKS)
+    return bool(found.full or found.partial)  # a mask that allows nothing leaves no loop
 
 
 def reads_per_element(graph: Graph) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2.nodes as jn
 import pytest
 
-from attngen.emit.interface import (
+from attngen.emit.faces import (
     BackwardFace,
     CapturedArgument,
     CapturedFace,

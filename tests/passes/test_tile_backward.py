@@ -99,6 +99,19 @@ def test_masks(mask, layout, head_dim):
 
 EDITED = make(heads={"q": 2, "kv": 1}, mask="j <= i", score="s + x[h] * (j - i) / 8", captured=X, sinks=True)
 PLAIN = make(heads={"q": 2, "kv": 1}, mask="j <= i")
+KEY, ELEMENT, DISTANCE = (
+    make(
+        heads={"q": 2, "kv": 1},
+        mask="j <= i",
+        score=f"s * {read}",
+        captured={"x": {"dtype": "float32", "axes": axes}},
+    )
+    for read, axes in (
+        ("x[h, j]", ["Hq", "Sk"]),
+        ("x[row, j]", ["Sq", "Sk"]),
+        ("x[h, i - j + 64]", ["Hq", 128]),
+    )
+)
 VIEW = make(heads={"q": 2, "kv": 1}, head_dim={"qk": 48, "v_from_k": 32}, mask="j <= i")
 Edit = Callable[[Graph], Graph]
 
@@ -134,12 +147,30 @@ def from_two(tiles: Any) -> Any:
     )
 
 
+def steeper(gradient: ex.Expr) -> ex.Expr:
+    """ds times twice its slope."""
+    assert isinstance(gradient, ex.Apply)
+    ds, slope = gradient.args
+    return ex.Apply("mul", (ds, doubled(slope)))
+
+
+def next_place(at: tuple[ex.Expr, ...]) -> tuple[ex.Expr, ...]:
+    return (*at[:-1], ex.apply("sub", at[-1], Const(1)))
+
+
 FOLLOWED: dict[str, tuple[Spec, Edit]] = {
     "factor": (PLAIN, changing("dq", "dk", factor=doubled)),
     "rows that keys meet": (PLAIN, changing("dk", "dv", tiles=from_two)),
     "keys that rows meet": (PLAIN, changing("dq", tiles=from_two)),
     "factor, values inside K": (VIEW, changing("dq", "dk_qk", factor=doubled)),
     "rows that keys meet, values inside K": (VIEW, changing("dk_qk", "dv", tiles=from_two)),
+    "slope of a key": (KEY, changing("ds_x", expr=steeper)),
+    "plan of a key's gradient": (KEY, changing("dx", tiles=from_two)),
+    "slope of an element": (ELEMENT, changing("ds_x", expr=steeper)),
+    "plan of an element's gradient": (ELEMENT, changing("dx", tiles=from_two)),
+    "slope of a distance": (DISTANCE, changing("ds_x", expr=steeper)),
+    "plan of a distance's gradient": (DISTANCE, changing("dx_diagonals", tiles=from_two)),
+    "places of distances": (DISTANCE, changing("dx", at=next_place)),
 }
 REFUSED: dict[str, tuple[Spec, Edit]] = {
     "factor of dq": (PLAIN, changing("dq", factor=doubled)),
@@ -157,6 +188,10 @@ REFUSED: dict[str, tuple[Spec, Edit]] = {
     "what dv adds": (PLAIN, changing("dv", value=lambda _: "q_tile")),
     "factor of dv inside dk": (VIEW, changing("dv", factor=lambda _: Const(2.0))),
     "plan of dv inside dk": (VIEW, changing("dv", tiles=from_two)),
+    "factor of a key's gradient": (KEY, changing("dx", factor=lambda _: Const(2.0))),
+    "factor of a gradient per row": (EDITED, changing("dx_rows", factor=lambda _: Const(2.0))),
+    "what a distance's gradient adds": (DISTANCE, changing("ds_x", operand=lambda _: "p")),
+    "places of diagonals": (DISTANCE, changing("dx_diagonals", at=next_place)),
     "what is filled up inside dk": (VIEW, changing("dk_v", operand=lambda _: "dk_qk")),
 }
 
@@ -169,7 +204,9 @@ def gradients_of_kernel(
 
     path.write_text(render(graph))
     module = load_module(path, interpret=True)
-    leaves = {n: inputs[n].float().requires_grad_() for n in "qkv" if n in inputs}
+    leaves = {
+        n: inputs[n].float().requires_grad_() for n in (*"qkv", "x") if f"d{n}" in graph.nodes and n in inputs
+    }
     out, lse = module.attention(**{**inputs, **leaves}, return_lse=True)
     found = torch.autograd.grad([out, lse], list(leaves.values()), [dout.float(), dlse.float()])
     return dict(zip(leaves, found, strict=True))
