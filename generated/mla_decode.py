@@ -129,7 +129,10 @@ MANIFEST = json.loads(r"""
             {"node": "qk", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 576, "padded": 576},
             {"node": "fold", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 512, "padded": 512}
           ],
-          "loads": [{"tensor": "k", "tile": ["BLOCK_N"], "columns": 576, "padded": 576}]
+          "loads": [
+            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 576, "padded": 576, "dtype": "io"},
+            {"tensor": "page_table", "tile": ["BLOCK_N"], "columns": 1, "dtype": "int32", "keys": 64}
+          ]
         },
         {
           "role": "partial",
@@ -138,7 +141,10 @@ MANIFEST = json.loads(r"""
             {"node": "qk", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 576, "padded": 576},
             {"node": "fold", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 512, "padded": 512}
           ],
-          "loads": [{"tensor": "k", "tile": ["BLOCK_N"], "columns": 576, "padded": 576}]
+          "loads": [
+            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 576, "padded": 576, "dtype": "io"},
+            {"tensor": "page_table", "tile": ["BLOCK_N"], "columns": 1, "dtype": "int32", "keys": 64}
+          ]
         }
       ]
     },

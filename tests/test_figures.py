@@ -102,6 +102,36 @@ def test_keys_in_pages_have_no_spills_and_few_instructions_in_decode(spec, targe
         assert loop.count.instructions <= DECODE_LIMIT * reports[1].config["BLOCK_N"] / 16
 
 
+MOST_BYTES = 1.1  # per key, of what must be read
+MORE_BYTES = {("paged_int8", "gfx942"): r"`paged_int8` on gfx942 reads ([\d.]+)\s+times"}
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("spec", PAGED)
+def test_decode_reads_little_more_than_keys_values_scales_and_pages(spec, target):
+    if (spec, target) in UNKNOWN_FORMATS:
+        pytest.skip("no such format")
+    _, decode = inspect_modules(
+        [(ROOT / "generated" / f"{spec}.py", "bfloat16")], [target], kernels=[FORWARD]
+    )
+    most = max(loop.key_bytes / loop.least_key_bytes for loop in decode.loops)
+    stated = re.findall(MORE_BYTES.get((spec, target), "$^"), README)
+    assert [f"{most:.2f}"] == stated if stated else 1 <= most <= MOST_BYTES
+
+
+LEAST = {"paged_decode_llama3": 512 + 4 / 16, "paged_gpt_oss": 256 + 4 / 16, "mla_decode": 1152 + 4 / 64}
+LEAST |= {"paged_fp8": 256 + 4 / 16, "paged_int8": 256 + 8 + 4 / 32}
+
+
+@pytest.mark.parametrize("spec", LEAST)
+def test_what_must_be_read_of_a_key(spec):
+    """Two bytes per column of K and V (one in 8 bits), fp32 scales per key and head, and the number of its page."""
+    _, decode = inspect_modules(
+        [(ROOT / "generated" / f"{spec}.py", "bfloat16")], ["sm_90"], kernels=[FORWARD]
+    )
+    assert {loop.least_key_bytes for loop in decode.loops} == {LEAST[spec]}
+
+
 @pytest.mark.parametrize(("place", "head_dim"), [(0, 72), (1, 80), (2, 96)])
 def test_head_dims_that_are_no_power_of_two_waste_little(place, head_dim):
     full = loops_of("phi2", "sm_90", head_dim=head_dim)["full"]

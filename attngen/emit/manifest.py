@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attngen.emit.arguments import TRITON
 from attngen.emit.faces import BackwardFace, Interface
-from attngen.emit.paged import stored_dtype
+from attngen.emit.paged import page_numbers, stored_dtype
 from attngen.emit.parts import Parts, launch_of
 from attngen.emit.records import Backward, Loop
 from attngen.ir import expr as ex
@@ -71,7 +71,7 @@ def _backward(graph: Graph, parts: Parts, face: BackwardFace, reverse: Backward)
         ],
     }
     loads = {
-        "dq": _loads(parts),
+        "dq": _loads(graph, parts),
         "dk": [
             {"tensor": n, "tile": ["BLOCK_M"], **_columns(x)} for n, x in (("q", parts.k), ("dout", parts.v))
         ],
@@ -148,7 +148,7 @@ def _kernels(
         "_attention_forward": {
             "arguments": dict(face.kernel_types),
             "constants": list(face.kernel_constants),
-            "loops": [_loop(graph, loop, _products(graph, parts), _loads(parts)) for loop in loops],
+            "loops": [_loop(graph, loop, _products(graph, parts), _loads(graph, parts)) for loop in loops],
         }
     }
     if parts.pages is not None:
@@ -189,10 +189,26 @@ def _products(graph: Graph, parts: Parts) -> list[object]:
     ]
 
 
-def _loads(parts: Parts) -> list[object]:
-    """Tiles of keys and values that one turn of the loop brings in."""
+def _loads(graph: Graph, parts: Parts) -> list[object]:
+    """Tiles of keys and values that one turn of the loop brings in; with pages, all that it must read of its keys.
+
+    An entry with ``keys`` is read once for so many.
+    """
     loaded = [parts.k] if parts.v_in_k else [parts.k, parts.v]
-    return [{"tensor": load.operand, "tile": ["BLOCK_N"], **_columns(load)} for load in loaded]
+    tiles: list[dict[str, object]] = [
+        {"tensor": load.operand, "tile": ["BLOCK_N"], **_columns(load)} for load in loaded
+    ]
+    if parts.pages is None:
+        return list(tiles)
+    stored = {"dtype": stored_dtype(graph)}
+    one = {"tile": ["BLOCK_N"], "columns": 1}
+    scales = [
+        {"tensor": f"{load.operand}_scale", **one, "dtype": "float32"}
+        for load in loaded
+        if parts.scales == "token_head"
+    ]
+    table = {"tensor": page_numbers(parts.pages), **one, "dtype": "int32", "keys": parts.pages.size}
+    return [*({**tile, **stored} for tile in tiles), *scales, table]
 
 
 def _columns(load: Load) -> dict[str, object]:

@@ -122,6 +122,11 @@ def table_tensors(pages: Pages) -> tuple[str, ...]:
     return TABLES[pages.table]
 
 
+def page_numbers(pages: Pages) -> str:
+    """The table of pages' numbers."""
+    return {"dense": "page_table", "csr": "page_indices"}[pages.table]
+
+
 def tile_lines(group: int, heads_in_rows: bool) -> tuple[str, ...]:
     """Statements of the launcher that bound the tiles of all sequences, from shapes alone."""
     block_q = (
