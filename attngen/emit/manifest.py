@@ -8,6 +8,7 @@ from attngen.emit.paged import page_numbers, stored_dtype
 from attngen.emit.parts import Parts, launch_of
 from attngen.emit.records import Backward, Loop
 from attngen.ir import expr as ex
+from attngen.ir.expr import Const
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Config, Contract, Fold, Input, Load, Pages
 
@@ -18,12 +19,17 @@ def description(graph: Graph, parts: Parts) -> str:
     tiles = parts.fold.tiles
     assert tiles is not None
     lines = [
-        f"Softmax attention over keys j with: {ex.text(parts.fold.domain.mask)}.",
+        f"Softmax attention over keys j with: {mask_text(parts)}.",
         "A tile of queries at positions i_lo..i_hi meets keys in "
         + " and ".join(str(i) for i in tiles.may)
         + (f"; all are allowed in {' and '.join(str(i) for i in tiles.must)}." if tiles.must else "."),
     ]
     return "\n".join(lines)
+
+
+def mask_text(parts: Parts) -> str:
+    """The mask in the positions of a sequence."""
+    return ex.text(ex.substitute(parts.fold.domain.mask, {"prefix_start": Const(0)}))
 
 
 def manifest(
@@ -224,8 +230,10 @@ def _compiled_in(graph: Graph, parts: Parts) -> dict[str, object]:
         "layout": q.layout,
         "group": graph.axis("Hkv").group,
         "head_dim": {"qk": parts.k.columns, "v": parts.v.columns},
-        "mask": ex.text(parts.fold.domain.mask),
-        "score": "s" if parts.score is None else ex.text(parts.score.expr),
+        "mask": mask_text(parts),
+        "score": "s"
+        if parts.score is None
+        else ex.text(ex.substitute(parts.score.expr, {"prefix_start": Const(0)})),
         "sinks": parts.sink is not None,
         **({"cache": _cache(graph, parts.pages)} if parts.pages else {}),
         **({"splits": str(parts.splits)} if parts.splits else {}),
@@ -241,6 +249,7 @@ def _cache(graph: Graph, pages: Pages) -> dict[str, object]:
         "page_size": pages.size,
         "layout": {"pshd": "nhd", "phsd": "hnd"}[k.layout],
         "table": pages.table,
+        **({"prefix": "shared"} if pages.prefix else {}),
     }
     return form | ({"dtype": k.dtype, "scales": f"per_{k.scales}"} if k.scales else {})
 

@@ -214,6 +214,8 @@ class Context:
     per_key_scales: bool
     scale_of_all: str
     has_splits: bool
+    has_prefix: bool  # groups of sequences share their first keys
+    part: str  # which of a row's partial results a program stores
     combine_columns: tuple[str, ...]
     combine_rows: str
     partial_chunks: tuple[Chunk, ...]
