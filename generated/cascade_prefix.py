@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest c1c36f5461aef09f8f3b5c0c75651b1189988e0e9a2a5bad7ee1e03c027fb28a. Needs torch and triton, nothing else.
+Digest 92f69364016197e630bb99a48c9eff33366ad8ab38b2d46ba0cd65971117b767. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "splits": "auto"
 }
 """)
-DIGEST = "c1c36f5461aef09f8f3b5c0c75651b1189988e0e9a2a5bad7ee1e03c027fb28a"
+DIGEST = "92f69364016197e630bb99a48c9eff33366ad8ab38b2d46ba0cd65971117b767"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -56,27 +56,15 @@ MANIFEST = json.loads(r"""
   "configs": {
     "default": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
     "cpu": [{"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
-    "sm_80/16": [
-      {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2},
-      {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}
-    ],
-    "sm_86/16": [
-      {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2},
-      {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}
-    ],
-    "sm_89/16": [
-      {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2},
-      {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}
-    ],
+    "sm_80/16": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_86/16": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_89/16": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
     "sm_90/16": [{"BLOCK_M": 128, "BLOCK_N": 128, "num_warps": 8, "num_stages": 3}],
     "sm_100/16": [
       {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2},
       {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
     ],
-    "sm_120/16": [
-      {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2},
-      {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}
-    ],
+    "sm_120/16": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
     "gfx942/16": [
       {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
       {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
@@ -327,10 +315,6 @@ def _attention_forward(
     row_valid = (row < seqlen_q) & (rows_m < BLOCK_Q * BLOCK_H)
     seqlen_k = tl.load(cache_seqlens + b)
     table_row = page_table + tl.cast(b, tl.int64) * stride_table
-    if PREFIX:
-        prefix_start = 0
-    else:
-        prefix_start = tl.load(prefix_starts + b)
 
     # positions: row counts queries, i is the row's place on the key axis (ends aligned), j counts keys
     rows_n = tl.arange(0, BLOCK_N)
@@ -743,7 +727,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::cascade_prefix_c1c36f5461ae", mutates_args=())
+@torch.library.custom_op("attngen::cascade_prefix_92f693640161", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1065,7 +1049,7 @@ def _append(
     tl.store(stored, value.to(cache.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("attngen::cascade_prefix_c1c36f5461ae_append", mutates_args=("cache", "scale"))
+@torch.library.custom_op("attngen::cascade_prefix_92f693640161_append", mutates_args=("cache", "scale"))
 def _append_rows(
     x: torch.Tensor,
     cache: torch.Tensor,

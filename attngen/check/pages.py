@@ -87,12 +87,13 @@ class Places:
                 "page_indices": torch.tensor([*ids, *GARBAGE], dtype=torch.int32),
                 "last_page_len": torch.tensor(last, dtype=torch.int32),
             }
-        tables = dict(zip(("page_table", "cache_seqlens"), self._dense(slice(0, self.num_seqs)), strict=True))
-        if self.cache.prefix:
-            shared = self._dense(slice(self.num_seqs, None))
-            tables |= dict(zip(("prefix_table", "prefix_seqlens"), shared, strict=True))
-            tables["cu_groups"] = torch.tensor(self.cu_groups, dtype=torch.int32)
-        return tables
+        table, lengths = self._dense(slice(0, self.num_seqs))
+        tables = {"page_table": table, "cache_seqlens": lengths}
+        if not self.cache.prefix:
+            return tables
+        table, lengths = self._dense(slice(self.num_seqs, None))
+        groups = torch.tensor(self.cu_groups, dtype=torch.int32)
+        return tables | {"prefix_table": table, "prefix_seqlens": lengths, "cu_groups": groups}
 
     def _dense(self, which: slice) -> tuple[Tensor, Tensor]:
         """A row of pages, and a number of keys, for each of some runs."""

@@ -27,14 +27,16 @@ _FOR_PREFIXES = {
 }
 
 
-def start_lines() -> tuple[str, ...]:
-    """Statements that leave `prefix_start`, where the keys of this launch begin in the sequence."""
-    return ("if PREFIX:", "    prefix_start = 0", "else:", "    prefix_start = tl.load(prefix_starts + b)")
+_STARTS = ("if PREFIX:", "    prefix_start = 0", "else:", "    prefix_start = tl.load(prefix_starts + b)")
 
 
-def position_lines(rows: str) -> tuple[str, ...]:
-    """Statements that leave the positions of rows among a launch's keys, and those of its first and last row."""
+def position_lines(rows: str, *, with_start: bool) -> tuple[str, ...]:
+    """Statements that leave the positions of rows among a launch's keys, and those of its first and last row.
+
+    ``with_start``: also `prefix_start`, where those keys begin in the sequence.
+    """
     return (
+        *(_STARTS if with_start else ()),
         "if PREFIX:  # rows of several sequences, whose last positions are their queries'",
         "    i = tl.load(places + q_start + row, mask=row_valid, other=0)",
         "    i_lo = tl.min(tl.where(row_valid, i, 2147483647), 0)",

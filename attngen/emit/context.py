@@ -10,7 +10,7 @@ from attngen.emit.captured import with_captured
 from attngen.emit.cascade import position_lines
 from attngen.emit.format import json_text
 from attngen.emit.interface import interface
-from attngen.emit.loops import range_loops, table_kernel, table_loops, with_positions
+from attngen.emit.loops import range_loops, table_kernel, table_loops, with_positions, words
 from attngen.emit.manifest import description, manifest, mask_text
 from attngen.emit.paged import LARGEST, scale_lines, sequence_lines, stored_dtype, value_scale
 from attngen.emit.parts import SMALLEST_TILE, Parts, find_parts
@@ -72,9 +72,7 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
         combine_rows="row_offsets * stride_os + head_offsets * stride_oh",
         partial_chunks=chunks(parts.v, "e", "", owner="filled"),
         lse_rows="row + h * stride_lh" if parts.heads_in_rows else "row",
-        prologue=(*position_lines(printer.row_block), *printer.prologue)
-        if parts.shares_prefix
-        else with_positions(printer.prologue, [line for loop in loops for line in loop.scores]),
+        prologue=_prologue(parts, printer, [line for loop in loops for line in loop.scores]),
         columns=columns(parts),
         bases=bases(parts)[:-2],
         out_bases=bases(parts)[-2:],
@@ -98,6 +96,14 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
         has_backward=reverse is not None,
         backward=reverse,
     )
+
+
+def _prologue(parts: Parts, printer: Printer, statements: list[str]) -> tuple[str, ...]:
+    """What a program names before its loops, positions first."""
+    if not parts.shares_prefix:
+        return with_positions(printer.prologue, statements)
+    used = words([*printer.prologue, *statements])
+    return (*position_lines(printer.row_block, with_start="prefix_start" in used), *printer.prologue)
 
 
 def _dtypes(graph: Graph, parts: Parts) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attngen.emit.cascade import start_lines
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Input, Pages
 
@@ -108,7 +107,6 @@ def sequence_lines(pages: Pages) -> tuple[str, ...]:
         return (
             "seqlen_k = tl.load(cache_seqlens + b)",
             "table_row = page_table + tl.cast(b, tl.int64) * stride_table",
-            *(start_lines() if pages.prefix else ()),
         )
     return (
         "first_page = tl.load(page_indptr + b)",

@@ -48,6 +48,7 @@ class Page:
             group=1 if by_head else graph.axis("Hkv").group,
             stored=stored,
             reads_per_element=reads_per_element(graph),
+            prefix=any(fold.domain.prefix is not None for _, fold in graph.all(Fold)),
         )
         return replace(
             launch,

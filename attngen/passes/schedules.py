@@ -167,6 +167,9 @@ _PAGED_PER_ELEMENT: dict[str, tuple[Row, ...]] = dict.fromkeys(
 )
 _DECODE_PER_ELEMENT: dict[str, tuple[Row, ...]] = {"gfx942/16": ((320, (_config(16, 64, 4, 2),)),)}
 
+# So do positions of rows, where these are loaded
+_PAGED_PREFIX: dict[str, tuple[Row, ...]] = {"sm_80/16": ((320, (_config(128, 32, 8, 2),)),)}
+
 # 8-bit numbers are made 16-bit ones in registers
 _PAGED_8BIT: dict[str, tuple[Row, ...]] = {
     "sm_90/16": ((320, (_config(128, 64, 8, 2),)), (512, (_config(64, 64, 4, 2),)), *_HOPPER[3:]),
@@ -178,18 +181,26 @@ _DECODE_8BIT: dict[str, tuple[Row, ...]] = {
 
 
 def paged_configurations(
-    qk_dim: int, v_dim: int, *, group: int = 1, stored: bool = False, reads_per_element: bool = False
+    qk_dim: int,
+    v_dim: int,
+    *,
+    group: int = 1,
+    stored: bool = False,
+    reads_per_element: bool = False,
+    prefix: bool = False,
 ) -> tuple[Choices, Choices]:
     """Return schedules of a kernel with keys in pages: for any batch, and for few queries per sequence.
 
     ``group`` query heads read each kv head. ``stored``: caches hold 8-bit numbers; ``reads_per_element``: formulas read
-    tensors per element. Both need registers of their own.
+    tensors per element; ``prefix``: rows may be those of several sequences. All of these need registers of their own.
     """
     columns = qk_dim + v_dim
     nothing: dict[str, tuple[Row, ...]] = {}
     tables, smaller = (_PAGED_8BIT, _DECODE_8BIT) if stored else (_PAGED, nothing)
     wide = _DECODE_WIDE if group >= MANY_HEADS and not stored else nothing
-    first, first_few = (_PAGED_PER_ELEMENT, _DECODE_PER_ELEMENT) if reads_per_element else (nothing, wide)
+    first, first_few = (_PAGED_PREFIX if prefix else nothing), wide
+    if reads_per_element:
+        first, first_few = _PAGED_PER_ELEMENT, _DECODE_PER_ELEMENT
     many: list[tuple[str, tuple[Config, ...]]] = []
     few: list[tuple[str, tuple[Config, ...]]] = []
     for name, rows in _TARGETS.items():

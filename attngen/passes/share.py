@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from attngen.ir import expr as ex
 from attngen.ir.graph import Graph
+from attngen.ir.linear import normal
 from attngen.ir.nodes import Fold, Map, Node, symbol
 
 START = symbol("prefix_start")
@@ -35,5 +36,5 @@ class Share:
 
 
 def moved(formula: ex.Expr) -> ex.Expr:
-    """A formula of positions in a sequence as one of positions in a piece."""
-    return ex.substitute(formula, {at: ex.apply("add", symbol(at), START) for at in ("i", "j")})
+    """A formula of positions in a sequence as one of positions in a piece; distances are the same in both."""
+    return normal(ex.substitute(formula, {at: ex.apply("add", symbol(at), START) for at in ("i", "j")}))

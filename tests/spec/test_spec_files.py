@@ -30,7 +30,7 @@ REQUIRED = {
         "qwen2_gqa7",
     ),
     *("paged_decode_llama3", "paged_mixed_mistral_window", "paged_gpt_oss", "paged_fp8", "paged_int8"),
-    *("spec_decode_tree", "mla_decode"),
+    *("spec_decode_tree", "mla_decode", "cascade_prefix"),
 }
 
 
