@@ -743,8 +743,8 @@ def _check_lengths(
         )
 
 
-def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, head_dim: int) -> None:
-    """A cache: right dtype, q's device, right page size and head dim, last dimension contiguous."""
+def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, columns: int) -> None:
+    """A cache: right dtype, q's device, right page size and columns, last dimension contiguous."""
     if not isinstance(cache, torch.Tensor):
         raise TypeError(f"paged_fp8: {name}: expected a tensor, got {type(cache).__name__}")
     _expect(
@@ -756,7 +756,8 @@ def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, head_dim: i
     )
     _expect(cache.device == like.device, f"{name}: is on {cache.device}, q is on {like.device}")
     _expect(
-        cache.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(cache.shape)}"
+        cache.shape[-1] == columns,
+        f"{name}: expected {columns} in its last dimension, got shape {tuple(cache.shape)}",
     )
     size = cache.shape[1]
     _expect(size == 16, f"{name}: pages hold {size} keys, the kernel was generated for page_size 16")
@@ -823,23 +824,23 @@ def attention(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """paged_fp8: Llama 3 8B over a cache of 8-bit floats (E4M3), one scale per kv head
 
-        Args:
-            q: [Tq, Hq, 128], dtype one of bfloat16: the queries of all sequences in a row, prompts and decoding mixed.
-            k_cache: [num_pages, 16, Hkv, 128], float8_e4m3fn; num_q_heads is 4 * num_kv_heads. Unused slots may hold anything.
-            v_cache: [num_pages, 16, Hkv, 128], float8_e4m3fn.
-            page_table: [B, max_pages] int32, the pages of each sequence; what follows its last page may be anything.
-            cache_seqlens: [B] int32, keys of each sequence, those of the queries included.
-            cu_seqlens_q: [B + 1] int32, where each sequence's queries begin; they are its last positions.
-    k_scale, v_scale, [Hkv]: float32; what a cache stores is multiplied by it.
-            max_seqlen_q: a bound on the queries of a sequence.
-            softmax_scale: positive; default 0.08838834764831845 (1 / sqrt of q's head dim).
-            return_lse: also return lse, [Hq, Tq] fp32: natural log of the sum of exponentials, -inf for a row without keys.
+    Args:
+        q: [Tq, Hq, 128], dtype one of bfloat16: the queries of all sequences in a row, prompts and decoding mixed.
+        k_cache: [num_pages, 16, Hkv, 128], float8_e4m3fn; num_q_heads is 4 * num_kv_heads. Unused slots may hold anything.
+        v_cache: [num_pages, 16, Hkv, 128], float8_e4m3fn.
+        page_table: [B, max_pages] int32, the pages of each sequence; what follows its last page may be anything.
+        cache_seqlens: [B] int32, keys of each sequence, those of the queries included.
+        cu_seqlens_q: [B + 1] int32, where each sequence's queries begin; they are its last positions.
+        k_scale, v_scale: [Hkv], float32; what a cache stores is multiplied by it.
+        max_seqlen_q: a bound on the queries of a sequence.
+        softmax_scale: positive; default 0.08838834764831845 (1 / sqrt of q's head dim).
+        return_lse: also return lse, [Hq, Tq] fp32: natural log of the sum of exponentials, -inf for a row without keys.
 
-        Returns:
-            out, of q's shape with head dim 128 and q's dtype; or (out, lse).
+    Returns:
+        out, of q's shape with head dim 128 and q's dtype; or (out, lse).
 
-        Raises:
-            ValueError, TypeError: an argument that does not fit, named in the message.
+    Raises:
+        ValueError, TypeError: an argument that does not fit, named in the message.
     """
     _check_tensor("q", q, q, 128)
     _check_cache("k_cache", k_cache, q, 128)
@@ -943,8 +944,8 @@ def _append(
         value = value * cosine + tl.where(first, -other, other) * sine
     amount = tl.load(scale + h)
     value = tl.minimum(tl.maximum(value / amount, -448.0), 448.0)
-    stored = cache + page * stride_cp + place * stride_cs + h.to(tl.int64) * stride_ch + d
-    tl.store(stored, value.to(cache.dtype.element_ty), mask=inside)
+    stored = cache + page * stride_cp + place * stride_cs + h.to(tl.int64) * stride_ch
+    tl.store(stored + d, value.to(cache.dtype.element_ty), mask=inside)
 
 
 @torch.library.custom_op("attngen::paged_fp8_c6fb091a4837_append", mutates_args=("cache", "scale"))
@@ -992,14 +993,13 @@ def _(x, cache, scale, slot_mapping, cos, sin, positions, interleaved):
 
 
 def _check_rows(name: str, rows: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
-    """New rows: [T, Hkv, columns of the cache], of a dtype of the spec."""
+    """New rows: [T, Hkv, head dim], of a dtype of the spec."""
     if not isinstance(rows, torch.Tensor):
         raise TypeError(f"paged_fp8: {name}: expected a tensor, got {type(rows).__name__}")
     _expect(str(rows.dtype)[6:] in SPEC["dtype"], f"{name}: dtype {rows.dtype} is not one of {SPEC['dtype']}")
     heads = cache.shape[2]
-    fits = rows.dim() == 3 and tuple(rows.shape) == (slot_mapping.shape[0], heads, cache.shape[-1])
     expected = (slot_mapping.shape[0], heads, cache.shape[-1])
-    _expect(fits, f"{name}: expected shape {expected}, got {tuple(rows.shape)}")
+    _expect(tuple(rows.shape) == expected, f"{name}: expected shape {expected}, got {tuple(rows.shape)}")
     _expect(rows.stride(-1) == 1 or rows.shape[-1] == 1, f"{name}: the last dimension must be contiguous")
 
 
@@ -1019,17 +1019,17 @@ def append_kv(
 ) -> None:
     """Write new keys and values into their slots of the caches, in place.
 
-        Args:
-            k: [T, Hkv, 128], the new keys, dtype one of bfloat16.
-            v: [T, Hkv, 128], the new values.
-            k_cache, v_cache: [num_pages, 16, Hkv, 128], float8_e4m3fn.
-            slot_mapping: [T] int32 or int64, page * 16 + place of each token; a negative one is left out.
-    k_scale, v_scale, [Hkv]: float32, what is stored is divided by it and saturates.
-            cos, sin: [positions, R / 2], rotate the first R columns of the keys; positions: [T], each token's place in them.
-            interleaved: columns turn in pairs (2 d, 2 d + 1), as in GPT-J; else (d, d + R / 2), as in GPT-NeoX and Llama.
+    Args:
+        k: [T, Hkv, 128], the new keys, dtype one of bfloat16.
+        v: [T, Hkv, 128], the new values.
+        k_cache, v_cache: [num_pages, 16, Hkv, 128], float8_e4m3fn.
+        slot_mapping: [T] int32 or int64, page * 16 + place of each token; a negative one is left out.
+        k_scale, v_scale: [Hkv], float32, what is stored is divided by it and saturates.
+        cos, sin: [positions, R / 2], rotate the first R columns of the keys; positions: [T], each token's place in them.
+        interleaved: columns turn in pairs (2 d, 2 d + 1), as in GPT-J; else (d, d + R / 2), as in GPT-NeoX and Llama.
 
-        Raises:
-            ValueError, TypeError: an argument that does not fit, named in the message.
+    Raises:
+        ValueError, TypeError: an argument that does not fit, named in the message.
     """
     if not isinstance(slot_mapping, torch.Tensor):
         raise TypeError(f"paged_fp8: slot_mapping: expected a tensor, got {type(slot_mapping).__name__}")

@@ -622,8 +622,8 @@ def _check_lengths(
         )
 
 
-def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, head_dim: int) -> None:
-    """A cache: right dtype, q's device, right page size and head dim, last dimension contiguous."""
+def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, columns: int) -> None:
+    """A cache: right dtype, q's device, right page size and columns, last dimension contiguous."""
     if not isinstance(cache, torch.Tensor):
         raise TypeError(f"paged_mixed_mistral_window: {name}: expected a tensor, got {type(cache).__name__}")
     _expect(
@@ -633,7 +633,8 @@ def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, head_dim: i
     _expect(cache.dtype == like.dtype, f"{name}: dtype {cache.dtype} differs from q's {like.dtype}")
     _expect(cache.device == like.device, f"{name}: is on {cache.device}, q is on {like.device}")
     _expect(
-        cache.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(cache.shape)}"
+        cache.shape[-1] == columns,
+        f"{name}: expected {columns} in its last dimension, got shape {tuple(cache.shape)}",
     )
     size = cache.shape[1]
     _expect(size == 64, f"{name}: pages hold {size} keys, the kernel was generated for page_size 64")
@@ -792,8 +793,8 @@ def _append(
         cosine = tl.load(cos + at, mask=turns, other=1.0).to(tl.float32)
         sine = tl.load(sin + at, mask=turns, other=0.0).to(tl.float32)
         value = value * cosine + tl.where(first, -other, other) * sine
-    stored = cache + page * stride_cp + place * stride_cs + h.to(tl.int64) * stride_ch + d
-    tl.store(stored, value.to(cache.dtype.element_ty), mask=inside)
+    stored = cache + page * stride_cp + place * stride_cs + h.to(tl.int64) * stride_ch
+    tl.store(stored + d, value.to(cache.dtype.element_ty), mask=inside)
 
 
 @torch.library.custom_op(
@@ -841,14 +842,13 @@ def _(x, cache, scale, slot_mapping, cos, sin, positions, interleaved):
 
 
 def _check_rows(name: str, rows: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
-    """New rows: [T, Hkv, columns of the cache], of a dtype of the spec."""
+    """New rows: [T, Hkv, head dim], of a dtype of the spec."""
     if not isinstance(rows, torch.Tensor):
         raise TypeError(f"paged_mixed_mistral_window: {name}: expected a tensor, got {type(rows).__name__}")
     _expect(str(rows.dtype)[6:] in SPEC["dtype"], f"{name}: dtype {rows.dtype} is not one of {SPEC['dtype']}")
     heads = cache.shape[2]
-    fits = rows.dim() == 3 and tuple(rows.shape) == (slot_mapping.shape[0], heads, cache.shape[-1])
     expected = (slot_mapping.shape[0], heads, cache.shape[-1])
-    _expect(fits, f"{name}: expected shape {expected}, got {tuple(rows.shape)}")
+    _expect(tuple(rows.shape) == expected, f"{name}: expected shape {expected}, got {tuple(rows.shape)}")
     _expect(rows.stride(-1) == 1 or rows.shape[-1] == 1, f"{name}: the last dimension must be contiguous")
 
 

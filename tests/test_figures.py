@@ -54,6 +54,7 @@ ROWS = {
     "pages of 16, causal, head dim 128": ("paged_decode_llama3", {}),
     "pages of 64, sliding window": ("paged_mixed_mistral_window", {}),
     "pages of 32, int8 per key and head": ("paged_int8", {}),
+    "pages of 32, int4 per key and head": ("paged_int4", {}),
     "causal with dropout, head dim 64": ("gpt2_dropout", {}),
     "causal with dropout, head dim 128": ("gpt2_dropout", {"head_dim": 128}),
 }
@@ -79,10 +80,11 @@ DECODE_LIMIT = (
     160  # instructions of a warp per 16 keys of 16 bits; a tree's partial tiles read its mask per element
 )
 PAGED = (
-    *("paged_decode_llama3", "paged_mixed_mistral_window", "paged_gpt_oss", "paged_fp8", "paged_int8"),
+    *("paged_decode_llama3", "paged_mixed_mistral_window", "paged_gpt_oss"),
+    *("paged_fp8", "paged_int8", "paged_int4"),
     *("spec_decode_tree", "mla_decode", "cascade_prefix"),
 )
-UNLIMITED = ("paged_fp8", "paged_int8", "mla_decode")
+UNLIMITED = ("paged_fp8", "paged_int8", "paged_int4", "mla_decode")
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
@@ -103,7 +105,9 @@ def test_keys_in_pages_have_no_spills_and_few_instructions_in_decode(spec, targe
 
 
 MOST_BYTES = 1.1  # per key, of what must be read
-MORE_BYTES = {("paged_int8", "gfx942"): r"`paged_int8` on gfx942 reads ([\d.]+)\s+times"}
+MORE_BYTES = {
+    (spec, "gfx942"): rf"`{spec}` on gfx942 reads ([\d.]+)\s+times" for spec in ("paged_int8", "paged_int4")
+}
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
@@ -120,7 +124,7 @@ def test_decode_reads_little_more_than_keys_values_scales_and_pages(spec, target
 
 
 LEAST = {"paged_decode_llama3": 512 + 4 / 16, "paged_gpt_oss": 256 + 4 / 16, "mla_decode": 1152 + 4 / 64}
-LEAST |= {"paged_fp8": 256 + 4 / 16, "paged_int8": 256 + 8 + 4 / 32}
+LEAST |= {"paged_fp8": 256 + 4 / 16, "paged_int8": 256 + 8 + 4 / 32, "paged_int4": 128 + 8 + 4 / 32}
 
 
 @pytest.mark.parametrize("spec", LEAST)

@@ -17,13 +17,16 @@ STORED = [
     {"dtype": "float8_e4m3", "scales": "per_head"},
     {"dtype": "float8_e5m2", "scales": "per_token_head", "layout": "hnd"},
     {"dtype": "int8"},
+    {"dtype": "int4"},
 ]
 TORCH = {
     None: torch.float32,
     "float8_e4m3": torch.float8_e4m3fn,
     "float8_e5m2": torch.float8_e5m2,
     "int8": torch.int8,
+    "int4": torch.uint8,
 }
+UNUSED = {torch.int8: -128, torch.uint8: 0x88}  # as far from zero as numbers go
 
 
 @pytest.mark.parametrize("cache", STORED)
@@ -46,13 +49,13 @@ def test_stored_numbers_mean_themselves_times_their_scales(cache: Any, keys: Any
 
 
 def empty(cache: Any, pages: int, heads: int, columns: int) -> tuple[Tensor, Tensor | None]:
-    """A cache of pages of 4 and its scales, all NaN (or -128)."""
+    """A cache of pages of 4 and its scales, all NaN (or what is as far from zero)."""
     shape = (pages, 4, heads) if cache.get("layout", "nhd") == "nhd" else (pages, heads, 4)
     dtype = TORCH[cache.get("dtype")]
-    filling = -128 if dtype == torch.int8 else float("nan")
-    whole = torch.full((*shape, columns), filling, dtype=torch.float32).to(dtype)
+    columns = columns // 2 if cache.get("dtype") == "int4" else columns
+    whole = torch.full((*shape, columns), UNUSED.get(dtype, float("nan")), dtype=torch.float32).to(dtype)
     scales = {"per_tensor": (), "per_head": (heads,), "per_token_head": shape, None: None}
-    kind = "per_token_head" if cache.get("dtype") == "int8" else cache.get("scales")
+    kind = "per_token_head" if cache.get("dtype") in ("int8", "int4") else cache.get("scales")
     size = scales[kind]
     return whole, None if size is None else torch.full(
         size, 0.01 if kind != "per_token_head" else float("nan")
@@ -60,7 +63,14 @@ def empty(cache: Any, pages: int, heads: int, columns: int) -> tuple[Tensor, Ten
 
 
 def by_slot(cache: Any, x: Tensor) -> Tensor:
+    x = numbers(x) if x.dtype == torch.uint8 else x
     return (x if cache.get("layout", "nhd") == "nhd" else x.transpose(1, 2)).double()
+
+
+def numbers(packed: Tensor) -> Tensor:
+    """4-bit numbers of bytes, by looking them up: the low half of a byte first, 8 to 15 stand for -8 to -1."""
+    table = torch.tensor([*range(8), *range(-8, 0)])
+    return torch.stack([table[packed.int() % 16], table[packed.int() // 16]], -1).flatten(-2)
 
 
 @pytest.mark.parametrize("cache", [{}, {"layout": "hnd"}, *STORED])
@@ -90,14 +100,15 @@ def test_rows_come_back_from_their_slots(cache: Any) -> None:
         touched = torch.zeros(4, 4, dtype=torch.bool)
         touched[slots[kept] // 4, slots[kept] % 4] = True
         rest = stored[~touched]
-        assert (rest == -128).all() if whole.dtype == torch.int8 else rest.isnan().all()
+        least = {"int8": -128.0, "int4": -8.0}.get(cache.get("dtype"), float("nan"))
+        assert torch.equal(rest.nan_to_num(nan=99.0), torch.full_like(rest, least).nan_to_num(nan=99.0))
 
 
 def bound(dtype: str | None, size: Tensor, scale: Tensor) -> Tensor:
     """Half a step between stored numbers, and what fp32 adds to it."""
     if dtype is None:
         return torch.zeros_like(size)
-    if dtype == "int8":
+    if dtype in ("int8", "int4"):
         return (0.5 + 1e-4) * scale
     relative, least = {"float8_e4m3": (2.0**-4, 2.0**-10), "float8_e5m2": (2.0**-3, 2.0**-17)}[dtype]
     return torch.maximum(size * relative, scale * least) * (1 + 1e-5)

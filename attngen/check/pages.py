@@ -18,10 +18,10 @@ GARBAGE: Final = (-1, 2**31 - 1, -7)
 
 
 def unused(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory that nobody may read: NaN, or as far from zero as integers go."""
+    """Memory that nobody may read: NaN, or as far from zero as integers go (bytes hold two of 4 bits)."""
     if dtype.is_floating_point:
         return torch.full(shape, float("nan")).to(dtype)
-    return torch.full(shape, -128, dtype=dtype)
+    return torch.full(shape, 0x88 if dtype == torch.uint8 else -128, dtype=dtype)
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
@@ -41,6 +41,7 @@ class Places:
     num_pages: int
     num_seqs: int  # whose own keys are the first runs; prefixes of groups follow
     cu_groups: tuple[int, ...]
+    num_keys: int  # of all sequences, shared ones once for each
 
     @classmethod
     def of(cls, cache: Cache, problem: Problem) -> Places:
@@ -55,7 +56,17 @@ class Places:
         total = sum(counts) + SPARE
         order = iter(torch.randperm(total, generator=torch.Generator().manual_seed(problem.seed)).tolist())
         pages = tuple(tuple(next(order) for _ in range(n)) for n in counts)
-        return cls(cache, runs, pages, total, len(own), (0, *(end for _, end, _ in groups)))
+        return cls(cache, runs, pages, total, len(own), (0, *(end for _, end, _ in groups)), starts[-1])
+
+    def slots(self) -> Tensor:
+        """Return where each key of all sequences lies, [keys] int64: page * page_size + place in the page; -1 for keys that
+        another sequence of the group brings."""
+        size = self.cache.page_size
+        found = torch.full((self.num_keys,), -1)
+        for (first, keys), pages in zip(self.runs, self.pages, strict=True):
+            j = torch.arange(keys)
+            found[first : first + keys] = torch.tensor(pages, dtype=torch.long)[j // size] * size + j % size
+        return found
 
     def filled(self, rows: Tensor) -> Tensor:
         """Return the cache that holds the rows of all sequences, [keys, Hkv, D]; nothing else is a number."""
@@ -68,7 +79,7 @@ class Places:
         return slots if self.cache.layout == "nhd" else slots.transpose(1, 2).contiguous()
 
     def stored(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the cache and the scales of rows that are stored in 8 bits; scales of unused slots are NaN."""
+        """Return the cache and the scales of rows that are stored in 8 or 4 bits; scales of unused slots are NaN."""
         scales = scales_of(rows, self.cache)
         cache = self.filled(quantised(rows, scales, self.cache))
         if self.cache.scales == "per_token_head":

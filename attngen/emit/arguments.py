@@ -13,7 +13,7 @@ from attngen.ir.nodes import Fold, Input, Map
 TRITON = {
     "io": "io",
     "float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32", "int64": "i64", "bool": "i1",
-    "float8_e4m3fn": "fp8e4nv", "float8_e5m2": "fp8e5", "int8": "i8",
+    "float8_e4m3fn": "fp8e4nv", "float8_e5m2": "fp8e5", "int8": "i8", "int4": "u8",
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from attngen.emit.arguments import Arguments, index_type, number
 from attngen.emit.cascade import prefix_config, prefix_lines, prefix_values
 from attngen.emit.faces import CapturedArgument, Interface, ScalarArgument, unspecialized
 from attngen.emit.interface_backward import backward_face
-from attngen.emit.paged import queries_per_tile, tile_lines
+from attngen.emit.paged import queries_per_tile, tile_lines, torch_name
 from attngen.emit.parts import SMALLEST_TILE
 from attngen.emit.split import num_splits_lines
 from attngen.ir import expr as ex
@@ -114,6 +114,7 @@ class _Forward(Arguments):
                 "prefix_lines": (),
                 "prefix_values": (),
             }
+        stored = torch_name(self.inputs["k"].dtype)
         extents = ", ".join(f"_extent({t})" for t in self.tensors if t != "q")
         programs = f"num_tiles_m * {self._head_programs('config')}"
         lines = tile_lines(self.group, self.in_rows)
@@ -133,8 +134,8 @@ class _Forward(Arguments):
             "tile_lines": lines,
             "programs": f"{programs} * num_splits" if self.splits else programs,
             "is_csr": pages.table == "csr",
-            "stored": "q.dtype" if not self.scale_names else f"torch.{self.inputs['k'].dtype}",
-            "stored_doc": "same dtype" if not self.scale_names else self.inputs["k"].dtype,
+            "stored": "q.dtype" if not self.scale_names else f"torch.{stored}",
+            "stored_doc": "same dtype" if not self.scale_names else stored,
             "scales": self.scale_names,
             "scale_shape": self._scale_shape(),
             "scale_doc": self._scale_doc(),
@@ -193,7 +194,8 @@ class _Forward(Arguments):
     def _key_doc(self, letters: str, dim: int) -> str:
         if self.pages is None:
             return self._doc(letters, "k", dim)
-        names = {"p": "num_pages", "s": str(self.pages.size), "h": "Hkv", "d": str(dim)}
+        columns = dim // 2 if self.inputs["k"].dtype == "int4" else dim
+        names = {"p": "num_pages", "s": str(self.pages.size), "h": "Hkv", "d": str(columns)}
         return f"[{', '.join(names[c] for c in self.inputs['k'].layout)}]"
 
     def _lse_empty(self) -> str:
@@ -267,7 +269,7 @@ class _Forward(Arguments):
             "token_head": "as the cache without its last axis",
             "": "",
         }
-        return docs[self.inputs["k"].scales]
+        return f"{', '.join(self.scale_names)}: {docs[self.inputs['k'].scales]}"
 
 
 def _size(axis: Axis) -> str:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from attngen.emit.addresses import Hull
     from attngen.emit.parts import Parts
 
-LARGEST = {"float8_e4m3fn": "448.0", "float8_e5m2": "57344.0", "int8": "127.0"}
+LARGEST = {"float8_e4m3fn": "448.0", "float8_e5m2": "57344.0", "int8": "127.0", "int4": "7.0"}
 TABLES = {"dense": ("page_table", "cache_seqlens"), "csr": ("page_indptr", "page_indices", "last_page_len")}
 
 
@@ -148,3 +148,8 @@ def stored_dtype(graph: Graph) -> str:
     k = graph.nodes["k"]
     assert isinstance(k, Input)
     return k.dtype
+
+
+def torch_name(stored: str) -> str:
+    """torch's dtype of a cache: 4-bit numbers are bytes there."""
+    return "uint8" if stored == "int4" else stored

@@ -168,6 +168,10 @@ def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
         "q and k are contracted over all their columns, in the same chunks": (
             parts.contract.over == parts.q.axes[-1] == parts.k.axes[-1] and parts.q.chunks == parts.k.chunks
         ),
+        "columns come in halves where a cache stores two to a byte": (
+            {parts.q.halves, parts.k.halves, parts.v.halves}
+            == {any(x.dtype == "int4" for x in tensors.values())}
+        ),
         "exponentials are in base 2": parts.fold.base == "2",
         "q, k and v share layout and dtypes": len(layouts) == len({x.dtypes for x in tensors.values()}) == 1,
         "dropout compares random numbers with a threshold": _drops(graph, parts.fold),

@@ -23,6 +23,9 @@ class Chunk:
     value: str  # name of the V tile
     want: str  # the flag of a launch that adds up this part of dk, where V lies inside K
     cast: str  # what follows a load of stored numbers
+    half: str  # low or high: which four bits of its bytes hold it, '' where there is no other half
+    brings_bytes: bool
+    bytes_of: int  # the chunk that brings those bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +213,9 @@ class Context:
     value_scale: str  # of all values, '' is 1
     largest: str  # number that a cache stores
     rounds: bool
+    packs: bool  # two numbers to a byte
+    cache_qk_dim: int  # what the last axis of a cache counts
+    cache_v_dim: int
     needs_sm_89: bool
     per_key_scales: bool
     scale_of_all: str

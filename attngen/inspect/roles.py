@@ -17,6 +17,7 @@ from attngen.inspect.assembly import Source
 from attngen.target.requests import manifest
 
 BYTES = {
+    "int4": 0.5,
     "int8": 1,
     "float8_e4m3fn": 1,
     "float8_e5m2": 1,

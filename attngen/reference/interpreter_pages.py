@@ -57,11 +57,20 @@ def gathered(cached: Cached, node: Input, pages: Pages) -> Tensor:
         j = torch.arange(sequence.prefix_keys)
         page = torch.cat([sequence.prefix[j // pages.size].long(), page])
         slot = torch.cat([j % pages.size, slot])
-    by_slot = cached.stored.double().permute([node.layout.index(c) for c in "pshd"])
+    by_slot = _numbers(cached.stored, node).permute([node.layout.index(c) for c in "pshd"])
     rows = by_slot[page, slot]
     if cached.scale is not None:
         rows = rows * _scales(cached.scale.double(), node, page, slot)
     return rows.permute(1, 0, 2)[None]
+
+
+def _numbers(stored: Tensor, node: Input) -> Tensor:
+    """What a cache stores, a number per column; a byte of int4 holds columns 2 c and 2 c + 1."""
+    if node.dtype != "int4":
+        return stored.double()
+    column = torch.arange(2 * stored.shape[-1])
+    bits = stored.long()[..., column // 2] // 16 ** (column % 2) % 16
+    return ((bits + 8) % 16 - 8).double()
 
 
 def _scales(scale: Tensor, node: Input, page: Tensor, slot: Tensor) -> Tensor:

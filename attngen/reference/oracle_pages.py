@@ -123,10 +123,20 @@ def _rows(name: str, whole: Any, cache: Cache, places: Places) -> Tensor:
         raise TensorError(
             f"{name} has pages of {slots.shape[1]} keys, the spec says page_size {cache.page_size}"
         )
-    if cache.dtype:  # torch gathers no 8-bit floats
+    if cache.dtype == "int4":
+        slots = _unpacked(name, slots)
+    elif cache.dtype:  # torch gathers no 8-bit floats
         slots = slots.double()
     found = [slots[pages].flatten(0, 1)[:keys] for pages, keys in places if pages]
     return torch.cat(found) if found else slots[:0, 0]
+
+
+def _unpacked(name: str, slots: Tensor) -> Tensor:
+    """Two numbers of each byte, the low four bits before the high ones; from 8 on they stand for 16 less."""
+    if slots.dtype != torch.uint8:
+        raise TensorError(f"{name} must be uint8, two 4-bit numbers in a byte, got {slots.dtype}")
+    nibbles = torch.stack([slots & 15, slots >> 4], -1).flatten(-2).double()
+    return torch.where(nibbles > 7, nibbles - 16, nibbles)
 
 
 def _scaled(name: str, rows: Tensor, scale: Any, cache: Cache, places: Places) -> Tensor:

@@ -68,16 +68,14 @@ class PageAllocator:
         copy it (`copy_pages`) before writing. Raises OutOfPages, and changes nothing then.
         """
         own = self._get(sequence)
-        if tokens < 0:
-            raise UserError(f"append: {tokens} tokens: cannot be negative")
-        first, end = own.length, own.length + tokens
-        partly = first % self.page_size != 0 and tokens > 0
-        shared = partly and self._owners[own.pages[-1]] > 1
-        new = self._pages(end) - len(own.pages)
-        if new + shared > len(self._free):
+        needed = self.pages_needed(sequence, tokens)
+        if needed > len(self._free):
             raise OutOfPages(
-                f"append: sequence {sequence} needs {new + shared} pages for {tokens} tokens, {len(self._free)} are free"
+                f"append: sequence {sequence} needs {needed} pages for {tokens} tokens, {len(self._free)} are free"
             )
+        first, end = own.length, own.length + tokens
+        new = self._pages(end) - len(own.pages)
+        shared = needed > new
         copies: list[tuple[int, int]] = []
         if shared:
             copies.append((own.pages[-1], self._take()))
@@ -90,6 +88,15 @@ class PageAllocator:
             for place in range(first, end)
         ]
         return Appended(torch.tensor(slots, dtype=torch.int64), tuple(copies))
+
+    def pages_needed(self, sequence: int, tokens: int) -> int:
+        """How many free pages `append` would take, the copy of a shared one included."""
+        own = self._get(sequence)
+        if tokens < 0:
+            raise UserError(f"append: {tokens} tokens: cannot be negative")
+        partly = own.length % self.page_size != 0 and tokens > 0
+        shared = partly and self._owners[own.pages[-1]] > 1
+        return self._pages(own.length + tokens) - len(own.pages) + shared
 
     def fork(self, sequence: int) -> int:
         """Return a new sequence with the same tokens; they share all pages until one of them is written."""

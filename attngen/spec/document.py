@@ -217,7 +217,8 @@ class CacheForm(Form):
         description="dense: page_table [sequences, pages]; csr: page_indptr, page_indices, last_page_len",
     )
     dtype: CacheDtype | None = Field(
-        default=None, description="stored numbers, which scales multiply; q's dtype unless given"
+        default=None,
+        description="stored numbers, which scales multiply (int4: two columns a byte); q's dtype unless given",
     )
     scales: Scales | None = Field(
         default=None, description="one scale per tensor, per kv head, or per key and kv head"

@@ -16,7 +16,7 @@ CapturedDtype = Literal["float16", "bfloat16", "float32", "int32", "int64", "boo
 Layout = Literal["bshd", "bhsd", "thd"]
 Precision = Literal["ieee", "tf32x3", "tf32"]
 CacheLayout = Literal["nhd", "hnd"]
-CacheDtype = Literal["float8_e4m3", "float8_e5m2", "int8"]
+CacheDtype = Literal["float8_e4m3", "float8_e5m2", "int8", "int4"]
 Scales = Literal["per_tensor", "per_head", "per_token_head"]
 PageTable = Literal["dense", "csr"]
 Prefix = Literal["shared"]
@@ -107,7 +107,7 @@ class Cache:
         page_size: keys per page.
         layout: axes of a page: `nhd` (keys before heads) or `hnd`.
         table: how a call gives the pages of its sequences: `dense` (a row each) or `csr`.
-        dtype: what is stored: numbers of q's dtype (None), or numbers that a scale multiplies.
+        dtype: what is stored: numbers of q's dtype (None), or numbers that a scale multiplies; int4 lies two to a byte.
         scales: one scale per tensor, per kv head, or per key and kv head; None without a dtype.
         prefix: `shared`: groups of sequences begin with the same keys, which are kept and folded once per group.
     """

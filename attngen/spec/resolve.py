@@ -29,6 +29,7 @@ from attngen.spec.model import (
 )
 
 MAX_NAME: Final = 64
+INTEGERS: Final = ("int8", "int4")
 OF_KEY: Final = "[key]"
 """Last part of a key path whose problem is the key itself, not its value (as pydantic has it)."""
 MODULES: Final = ("attngen", "math", "numpy", "os", "sys", "tl", "torch", "triton")
@@ -128,11 +129,18 @@ def _check_cache(document: Document, note: Note) -> None:
             ("cache", "scales"),
             "scales multiply numbers of a dtype of their own; add dtype, or leave scales out",
         )
-    if cache is not None and cache.dtype == "int8" and cache.scales not in (None, "per_token_head"):
+    if cache is not None and cache.dtype in INTEGERS and cache.scales not in (None, "per_token_head"):
         note(
             ("cache", "scales"),
-            "int8 has one scale per key and head; write per_token_head, or leave scales out",
+            f"{cache.dtype} has one scale per key and head; write per_token_head, or leave scales out",
         )
+    if cache is not None and cache.dtype == "int4":
+        for name, columns in document.head_dim:
+            if columns is not None and columns % 2:
+                note(
+                    ("head_dim", name),
+                    f"int4 keeps two columns in a byte: an even number is needed, got {columns}",
+                )
     if document.mask_table:
         note(("mask_table",), "a paged cache has no block table; leave mask_table out")
     if document.dropout:
@@ -190,8 +198,8 @@ def _check_prefix(
 def _cache(form: CacheForm | None) -> Cache | None:
     if form is None:
         return None
-    scales = form.scales or ("per_tensor" if form.dtype and form.dtype != "int8" else None)
-    scales = "per_token_head" if form.dtype == "int8" else scales
+    scales = form.scales or ("per_tensor" if form.dtype else None)
+    scales = "per_token_head" if form.dtype in INTEGERS else scales
     return Cache(form.page_size, form.layout, form.table, form.dtype, scales, form.prefix)
 
 

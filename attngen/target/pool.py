@@ -159,8 +159,9 @@ class Pool:
             self._drop(worker)
             return
         with self._lock:
-            self._busy.discard(worker)
-            self._idle.append(worker)
+            if worker in self._busy:  # else it was ended meanwhile, by `close`
+                self._busy.remove(worker)
+                self._idle.append(worker)
 
     def _drop(self, worker: Worker) -> None:
         with self._lock:

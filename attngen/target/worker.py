@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.machinery
@@ -164,6 +165,7 @@ def compile_kernel(kernel: Any, request: dict[str, Any]) -> dict[str, Any]:
     triton: Any = importlib.import_module("triton")
     target_of: Any = importlib.import_module("triton.backends.compiler").GPUTarget
     triton.knobs.nvidia.dump_ptxas_log = True
+    triton.knobs.cache.manager_class = kept_files()
     names = list(kernel.arg_names)
     check_arguments(names, request)
     constexprs = {n: constexpr(triton, value) for n, value in request["constexprs"].items()}
@@ -187,6 +189,22 @@ def compile_kernel(kernel: Any, request: dict[str, Any]) -> dict[str, Any]:
         "num_warps": compiled.metadata.num_warps,
         "files": write_files(compiled.asm, Path(request["out"])),
     }
+
+
+@functools.cache
+def kept_files() -> Any:
+    """Triton's cache without its care for other processes, which this folder has none of, and without the text of stages
+    that nobody reads."""
+    base: Any = importlib.import_module("triton.runtime.cache").FileCacheManager
+
+    class Files(base):
+        def put(self, data: Any, filename: str, binary: bool = True) -> str:
+            path = Path(self.cache_dir, filename)
+            wanted = path.suffix[1:] in (*ARTIFACTS, "json")
+            path.write_bytes(data if isinstance(data, bytes) else (str(data) if wanted else "").encode())
+            return str(path)
+
+    return Files
 
 
 def constexpr(triton: Any, value: Any) -> Any:

@@ -35,11 +35,14 @@ class Serving(RuleBasedStateMachine):
     @rule(sequence=alive, tokens=st.integers(0, 11))
     def append(self, sequence, tokens):
         before = (self.pool.num_free_pages, [self.pool.pages(s) for s in self.pool.sequences])
+        needed = self.pool.pages_needed(sequence, tokens)
         try:
             found = self.pool.append(sequence, tokens)
         except OutOfPages:
             assert (self.pool.num_free_pages, [self.pool.pages(s) for s in self.pool.sequences]) == before
+            assert needed > before[0]
             return
+        assert self.pool.num_free_pages == before[0] - needed
         copy_pages(found.copies, self.cache)
         new = list(range(self.written, self.written + tokens))
         self.written += tokens

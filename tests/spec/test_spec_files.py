@@ -29,7 +29,14 @@ REQUIRED = {
         "phi2",
         "qwen2_gqa7",
     ),
-    *("paged_decode_llama3", "paged_mixed_mistral_window", "paged_gpt_oss", "paged_fp8", "paged_int8"),
+    *(
+        "paged_decode_llama3",
+        "paged_mixed_mistral_window",
+        "paged_gpt_oss",
+        "paged_fp8",
+        "paged_int8",
+        "paged_int4",
+    ),
     *("spec_decode_tree", "mla_decode", "cascade_prefix"),
 }
 

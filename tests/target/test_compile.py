@@ -14,6 +14,7 @@ from attngen.errors import UserError
 from attngen.target import compile as service
 from attngen.target.compile import CompileReport, CompileRequest, compile_kernel, compile_many
 from attngen.target.facts import target
+from attngen.target.pool import Pool
 from attngen.target.sass import sass
 
 pytest.importorskip("triton")
@@ -431,6 +432,15 @@ def test_many_keeps_the_order_and_compiles_equal_requests_once(own_cache):
     assert [r.ok for r in reports] == [True, True, True, False]
     assert reports[0] == reports[2]
     assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_a_worker_that_was_ended_meanwhile_is_not_used_again():
+    pool = Pool(1)
+    with pool.worker() as ended:
+        pool.close()
+    with pool.worker() as worker:
+        assert worker is not ended
+    pool.close()
 
 
 def test_an_interrupted_batch_ends_its_workers_and_the_next_batch_works(own_cache):
