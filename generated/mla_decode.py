@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 97478b06939f6ea8911158548f75be429a54ce6d963387c59963fe3ad6806270. Needs torch and triton, nothing else.
+Digest 828295095650ee3c8fc68bc233cb12c282336a6357458766247dedd24ee640ab. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "splits": "auto"
 }
 """)
-DIGEST = "97478b06939f6ea8911158548f75be429a54ce6d963387c59963fe3ad6806270"
+DIGEST = "828295095650ee3c8fc68bc233cb12c282336a6357458766247dedd24ee640ab"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -195,7 +195,7 @@ MANIFEST = json.loads(r"""
       },
       "constants": ["BLOCK_M"],
       "loops": [{"role": "combine", "node": "fold", "products": [], "loads": []}],
-      "configs": {"default": [{"BLOCK_M": 16, "num_warps": 4, "num_stages": 2}]}
+      "configs": {"default": [{"BLOCK_M": 16, "num_warps": 8, "num_stages": 2}]}
     }
   }
 }
@@ -596,12 +596,12 @@ def launch(
                 num_splits=num_splits,
                 total_rows=rows,
                 BLOCK_M=16,
-                num_warps=4,
+                num_warps=8,
             )
     return out, lse
 
 
-@torch.library.custom_op("attngen::mla_decode_97478b06939f", mutates_args=())
+@torch.library.custom_op("attngen::mla_decode_828295095650", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -860,7 +860,7 @@ def _append(
     tl.store(stored + d, value.to(cache.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("attngen::mla_decode_97478b06939f_append", mutates_args=("cache", "scale"))
+@torch.library.custom_op("attngen::mla_decode_828295095650_append", mutates_args=("cache", "scale"))
 def _append_rows(
     x: torch.Tensor,
     cache: torch.Tensor,

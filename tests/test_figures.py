@@ -104,6 +104,17 @@ def test_keys_in_pages_have_no_spills_and_few_instructions_in_decode(spec, targe
         assert loop.count.instructions <= DECODE_LIMIT * reports[1].config["BLOCK_N"] / 16
 
 
+@pytest.mark.parametrize("spec", ["paged_decode_llama3", "mla_decode", "cascade_prefix"])
+def test_merging_splits_needs_no_spills(spec):
+    """Rows of 512 columns too, by twice as many warps."""
+    reports = inspect_modules(
+        [(ROOT / "generated" / f"{spec}.py", "bfloat16")],
+        ["sm_80", "sm_90", "sm_100", "gfx942"],
+        kernels=["_combine"],
+    )
+    assert [(r.compiled.error, r.compiled.spill_bytes) for r in reports] == [("", 0)] * 4
+
+
 MOST_BYTES = 1.1  # per key, of what must be read
 MORE_BYTES = {
     (spec, "gfx942"): rf"`{spec}` on gfx942 reads ([\d.]+)\s+times" for spec in ("paged_int8", "paged_int4")

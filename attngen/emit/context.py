@@ -72,6 +72,7 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
         has_prefix=parts.shares_prefix,
         part="(first_part + split)" if parts.shares_prefix else "split",
         combine_columns=tuple(line for line in columns(parts) if line.startswith("e_")),
+        combine_warps=parts.combine.configs[0][1][0].num_warps if parts.combine else 0,
         combine_rows="row_offsets * stride_os + head_offsets * stride_oh",
         partial_chunks=chunks(parts.v, "e", "", owner="filled"),
         lse_rows="row + h * stride_lh" if parts.heads_in_rows else "row",

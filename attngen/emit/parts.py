@@ -195,8 +195,8 @@ def _merges(graph: Graph, parts: Parts, combine: Launch) -> bool:
     partial = [(s.name, s.dtype, graph.nodes[s.operand]) for s in stores]
     wanted = [(name, "float32", parts.fold) for name in ("partial_out", "partial_lse")]
     [(_, [config, *_]), *others] = combine.configs
-    place = (combine.rows, combine.tile_axis, combine.program_axes, config.block_m, config.num_warps)
-    return partial == wanted and not others and place == ("grid", "Sq", ("Hq",), 16, 4)
+    place = (combine.rows, combine.tile_axis, combine.program_axes, config.block_m)
+    return partial == wanted and not others and place == ("grid", "Sq", ("Hq",), 16)
 
 
 def _drops(graph: Graph, fold: Fold) -> bool:

@@ -224,6 +224,7 @@ class Context:
     part: str  # which of a row's partial results a program stores
     combine_columns: tuple[str, ...]
     combine_rows: str
+    combine_warps: int
     partial_chunks: tuple[Chunk, ...]
     prologue: tuple[str, ...]
     columns: tuple[str, ...]
