@@ -2,7 +2,7 @@
 
 A gradient may be twice as far from the oracle's as autograd through the same formula in the same dtype is. A kernel's
 backward starts from the forward's out, rounded to its dtype, which eager autograd does not: what that changes is
-computed too, in float64, and added. Nothing else is: a few ulps of the gradient's own size.
+computed too, in float64, and added where it may matter. Nothing else is: half an ulp of the gradient's own size.
 """
 
 from __future__ import annotations
@@ -233,7 +233,8 @@ class Truth:
         moved = _autograd(
             wide, lse, leaves, dout * weights.permute(back)[..., None], dlse - changed.permute(axes)
         )
-        exempt = {"k"} if self.inputs["q"].dtype != torch.float32 else {*self.gradients}
+        # in 16 bits eager autograd rounds weights, which is more than what delta's error does to all but these
+        exempt = {"k", "sinks"} if self.inputs["q"].dtype != torch.float32 else {*self.gradients}
         return {
             n: 2 * self.eager[n]
             + 2 * largest(moved[n]) * (n in exempt)
