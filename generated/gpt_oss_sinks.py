@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < 128.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - 127, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - 127, 0), min(i_lo + 1, seqlen_k)).
 
-Digest a711d638a0e4d6d9d025aeb32cfcf44d362bcb3acc55c220b38affe9323f11e1. Needs torch and triton, nothing else.
+Digest 051779233145803f8b68addc1248151dc877f04dea55d32de77961f9f930b5e0. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "sinks": true
 }
 """)
-DIGEST = "a711d638a0e4d6d9d025aeb32cfcf44d362bcb3acc55c220b38affe9323f11e1"
+DIGEST = "051779233145803f8b68addc1248151dc877f04dea55d32de77961f9f930b5e0"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1642,7 +1642,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gpt_oss_sinks_a711d638a0e4", mutates_args=())
+@torch.library.custom_op("attngen::gpt_oss_sinks_051779233145", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1839,7 +1839,7 @@ def launch_backward(
     return dq, dk, dv, _reduced(ds_sinks, [0, 2], [0], sinks)
 
 
-@torch.library.custom_op("attngen::gpt_oss_sinks_a711d638a0e4_backward", mutates_args=())
+@torch.library.custom_op("attngen::gpt_oss_sinks_051779233145_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

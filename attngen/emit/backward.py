@@ -8,7 +8,7 @@ from functools import reduce
 from typing import Any
 
 from attngen.emit.addresses import Hull, chunks, columns, descriptors
-from attngen.emit.adjoint import ONE, Adjoint, S, find_adjoint
+from attngen.emit.adjoint import ONE, Adjoint, S
 from attngen.emit.loops import (
     conjuncts,
     hull_of,
@@ -36,9 +36,10 @@ J = Symbol("j")
 PADDING = 128  # of a sequence's rows in the buffers of statistics: no tile is larger
 
 
-def backward(graph: Graph, parts: Parts, captured: Mapping[str, Captured], helpers: set[str]) -> Backward:
+def backward(
+    graph: Graph, adjoint: Adjoint, parts: Parts, captured: Mapping[str, Captured], helpers: set[str]
+) -> Backward:
     """Return everything that the backward part of a module prints."""
-    adjoint = find_adjoint(graph)
     by_rows = Printer(captured, helpers=helpers)
     by_keys = Printer(captured, helpers=helpers, walks="rows")
     per_head = adjoint.per_head
@@ -63,6 +64,10 @@ def backward(graph: Graph, parts: Parts, captured: Mapping[str, Captured], helpe
         slope_later=adjoint.slope is not None and bool(adjoint.sums or adjoint.added),
         captured=(),
         places=(),
+        dp_precision=adjoint.dp.precision,
+        dq_precision=adjoint.dq.precision,
+        dk_precision=adjoint.dk.precision,
+        dv_precision=adjoint.dv.precision,
         has_dropout=parts.has_dropout,
         dv_weight="weight" if parts.has_dropout else "p",
         sums=tuple(RowSum(name, factor and f" * {factor}") for name, factor in _sum_factors(adjoint)),

@@ -53,7 +53,7 @@ class Cut:
 def cut_captured(graph: Graph, name: str, fold: Fold, *, deterministic: bool) -> Cut:
     """Cut the fold of one captured gradient; raise `PlanError` for a place that has no fixed order, unless atomics may do."""
     if getattr(graph.nodes[fold.element], "axes", ()) == ROWS:
-        whole = replace(fold, level="split", order="sequential", carrier="buffer")
+        whole = replace(fold, tiles=None, level="split", order="sequential", carrier="buffer")
         return Cut({name: whole}, {"rows": (fold.element,)})
     match _kind(graph, fold, deterministic):
         case "rows":
