@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -200,21 +200,19 @@ class _Rules:
         if element != "ds":
             yield element, self._slope(element)
         read = {t for index in total.at for t in ex.tensors(index)} | set(self.parts.fold.captured)
-        place = {"axes": axes, "into": tensor, "captured": tuple(sorted(read))}
+        place: dict[str, Any] = {"axes": axes, "into": tensor, "captured": tuple(sorted(read))}
         if name in self.added:
-            yield (
-                name,
-                self._sum("at", element=element, tiles=self.dq.tiles, **{**place, "carrier": "atomic"}),
-            )
+            place |= {"at": self._at(tensor, lambda _: True), "carrier": "atomic"}
+            yield name, self._sum("", element=element, tiles=self.dq.tiles, **place)
         elif f"{name}_rows" in self.row_sums:
             yield f"{name}_rows", self._sum("", element=element, axes=ROWS, tiles=self.dq.tiles)
-            at = tuple(index for index in total.at if isinstance(index, Symbol))
+            at = self._at(tensor, lambda x: isinstance(x, Symbol))
             yield name, self._after("Sq", element=f"{name}_rows", axes=axes, at=at, into=tensor)
         elif f"{name}_diagonals" in self.graph.nodes:
             yield from self._diagonals(name, element)
         else:
             along_rows = any(ex.symbols(index) & {"i", "row"} for index in total.at)
-            at = tuple(index for index in total.at if isinstance(index, Symbol | Const))
+            at = self._at(tensor, lambda x: isinstance(x, Symbol | Const))
             yield name, self._sum("tiles", element=element, at=at, order="sequential", **place)
             tiles = ("Sq", "Sk") if along_rows else ("Sk", "")
             yield from self._kernel(name, (name,), tiles[0], self._kept(tensor), across=tiles[1])
@@ -227,10 +225,17 @@ class _Rules:
             part,
             self._sum("tiles", element=element, axes=(*kept, "Sd"), at=at, order="sequential"),
         )
-        places = tuple(x for x in self.totals[tensor].at if isinstance(x, Symbol) or not _varies(x))
+        places = self._at(tensor, lambda x: isinstance(x, Symbol) or not ex.symbols(x) & {"b", "h"})
         yield name, self._after("Sd", element=part, axes=axes, at=places, into=tensor)
         yield from self._kernel(part, (part,), "Sd", kept)
         yield from self._kernel(name, (name,), axes[-1], axes[:-1])
+
+    def _at(self, tensor: str, is_printed: Callable[[Expr], bool]) -> tuple[Expr, ...]:
+        """Where a gradient is added: an index per axis, each of a form that its kernel can print."""
+        at = self.totals[tensor].at
+        if len(at) != len(self.captured[tensor].axes) or not all(map(is_printed, at)):
+            raise _refused(self.graph, f"d{tensor}.at is an index per axis that its kernel can print")
+        return at
 
     def _kept(self, tensor: str) -> tuple[str, ...]:
         """Of which axes programs own one place each: those of what names places; a packed token says its sequence."""
@@ -256,11 +261,6 @@ class _Rules:
         stores = tuple(f"store_{n}" for n in stored)
         more = {"tile_axis": tile_axis, "across": across, "program_axes": programs}
         yield f"kernel_{name}", rule(Launch, followed, stores=stores, **more)
-
-
-def _varies(index: Expr) -> bool:
-    """Whether a place depends on the batch entry or the head by a formula."""
-    return bool(ex.symbols(index) & {"b", "h"})
 
 
 def _refused(graph: Graph, what: str) -> InternalError:

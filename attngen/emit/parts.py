@@ -93,7 +93,7 @@ def find_parts(graph: Graph) -> Parts:
         q,
         k,
         v,
-        isinstance(graph.nodes[v.operand], Slice),
+        isinstance(graph.nodes.get(v.operand), Slice),
         sink,
         graph.axis("Hkv").group,
         graph.packed,
