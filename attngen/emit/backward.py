@@ -29,11 +29,10 @@ from attngen.ir.expr import Apply, Const, Expr, Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Fold, Input, Load
 from attngen.ir.proofs import at_most, tile_facts
-from attngen.ir.tile_ranges import SMALLEST_BLOCKS, Range, Ranges, ranges_along
+from attngen.ir.tile_ranges import LARGEST_BLOCK, SMALLEST_BLOCKS, Range, Ranges, ranges_along
 from attngen.ir.tiles import Interval
 
 J = Symbol("j")
-PADDING = 128  # of a sequence's rows in the buffers of statistics: no tile is larger
 
 
 def backward(
@@ -68,6 +67,7 @@ def backward(
         dq_precision=adjoint.dq.precision,
         dk_precision=adjoint.dk.precision,
         dv_precision=adjoint.dv.precision,
+        padding=LARGEST_BLOCK,
         has_dropout=parts.has_dropout,
         dv_weight="weight" if parts.has_dropout else "p",
         sums=tuple(RowSum(name, factor and f" * {factor}") for name, factor in _sum_factors(adjoint)),
@@ -453,7 +453,7 @@ def bases(
         )
         lines.append(f"{name}_base = {name} + {first} + tl.cast({head}, tl.int64) * stride_{short}h")
     where = "q_start" if packed else "tl.cast(b, tl.int64) * stride_lb"
-    padded = f"{PADDING} * b + q_start" if packed else "tl.cast(b, tl.int64) * stride_rb"
+    padded = f"{LARGEST_BLOCK} * b + q_start" if packed else "tl.cast(b, tl.int64) * stride_rb"
     statistics = f"{padded} + tl.cast(h, tl.int64) * stride_rh"
     if "dk" in tensors:
         return (*lines, *(f"{n}_base = {n} + {statistics}" for n in ("lse2", "delta")))

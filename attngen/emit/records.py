@@ -173,6 +173,7 @@ class Backward:
     dq_precision: str
     dk_precision: str
     dv_precision: str
+    padding: int  # statistics have a multiple of so many rows
     has_dropout: bool
     dv_weight: str  # what multiplies dout in dv
     sums: tuple[RowSum, ...]

@@ -75,7 +75,8 @@ def edits(graph: Graph, node: Node, field: Field[Any]) -> Iterator[Any]:
     elif field.name in ("configs", "decode"):
         yield (("default", (Config(block_m=16, block_n=16, num_warps=1, num_stages=1),)),)
     elif isinstance(value, tuple):
-        yield from (value[::-1], value[1:], (*value, "Dv"), (*value, (64, 16)), (*value, Const(0)))
+        more = {"at": Const(0), "chunks": (64, 16)}.get(field.name, "Dv")
+        yield from (value[::-1], value[1:], (*value, more))
         if field.name == "at" and value:
             yield (*value[:-1], ex.apply("sub", value[-1], Const(1)))
     else:
