@@ -150,8 +150,9 @@ MANIFEST = json.loads(r"""
             {"node": "fold", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 64, "padded": 64}
           ],
           "loads": [
-            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 64, "padded": 64},
-            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 64, "padded": 64}
+            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 64, "padded": 64, "dtype": "io"},
+            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 64, "padded": 64, "dtype": "io"},
+            {"tensor": "page_indices", "tile": ["BLOCK_N"], "columns": 1, "dtype": "int32", "keys": 16}
           ]
         },
         {
@@ -162,8 +163,9 @@ MANIFEST = json.loads(r"""
             {"node": "fold", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 64, "padded": 64}
           ],
           "loads": [
-            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 64, "padded": 64},
-            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 64, "padded": 64}
+            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 64, "padded": 64, "dtype": "io"},
+            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 64, "padded": 64, "dtype": "io"},
+            {"tensor": "page_indices", "tile": ["BLOCK_N"], "columns": 1, "dtype": "int32", "keys": 16}
           ]
         }
       ]

@@ -158,8 +158,11 @@ MANIFEST = json.loads(r"""
             {"node": "fold", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128}
           ],
           "loads": [
-            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 128, "padded": 128},
-            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 128, "padded": 128}
+            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 128, "padded": 128, "dtype": "int8"},
+            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 128, "padded": 128, "dtype": "int8"},
+            {"tensor": "k_scale", "tile": ["BLOCK_N"], "columns": 1, "dtype": "float32"},
+            {"tensor": "v_scale", "tile": ["BLOCK_N"], "columns": 1, "dtype": "float32"},
+            {"tensor": "page_table", "tile": ["BLOCK_N"], "columns": 1, "dtype": "int32", "keys": 32}
           ]
         },
         {
@@ -170,8 +173,11 @@ MANIFEST = json.loads(r"""
             {"node": "fold", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128}
           ],
           "loads": [
-            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 128, "padded": 128},
-            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 128, "padded": 128}
+            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 128, "padded": 128, "dtype": "int8"},
+            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 128, "padded": 128, "dtype": "int8"},
+            {"tensor": "k_scale", "tile": ["BLOCK_N"], "columns": 1, "dtype": "float32"},
+            {"tensor": "v_scale", "tile": ["BLOCK_N"], "columns": 1, "dtype": "float32"},
+            {"tensor": "page_table", "tile": ["BLOCK_N"], "columns": 1, "dtype": "int32", "keys": 32}
           ]
         }
       ]

@@ -22,6 +22,8 @@ _SINK = Apply("mul", (ex.Element("sinks", (Symbol("h"),), "float"), LOG2E))
 SUNK = ex.apply("neg", ex.apply("mul", Apply("weight_exp2", (_SINK, Symbol("lse2", "float"))), S))
 DROPPED = ex.apply("mul", S, Symbol("dropout", "float"))
 DS = ex.apply("mul", Symbol("p", "float"), ex.apply("sub", S, Symbol("delta", "float")))
+P_DP = ex.apply("mul", S, Symbol("p", "float"))
+DELTA_ERROR = ex.apply("sub", ex.apply("add", S, Symbol("dlse", "float")), Symbol("p_dp_rows", "float"))
 # the number of a diagonal of scores: they begin with that of the first row and the last key
 DIAGONAL = ex.apply(
     "sub", ex.apply("add", ex.apply("sub", Symbol("i"), Symbol("j")), Symbol("seqlen_q")), Const(1)
@@ -58,7 +60,8 @@ def find_adjoint(graph: Graph, parts: Parts) -> Adjoint:
         case _:
             raise _refused(graph, f"p is exp2 of a score less lse2, not {ex.text(p.expr)}")
     dp = node_of(graph, "dp", Contract)
-    sums = tuple((n, factor_of(graph, node_of(graph, n, Fold))) for n in rules.row_sums)
+    about = [(name, name.replace("_rows", "_about")) for name in rules.row_sums]
+    sums = tuple((name, factor_of(graph, node_of(graph, fold, Fold))) for name, fold in about)
     added = [(name, node_of(graph, name, Fold)) for name in rules.added]
     places = tuple((n, factor_of(graph, fold), ex.Element(n, fold.at, "float")) for n, fold in added)
     sinks = "ds_sinks" if "ds_sinks" in graph.nodes else ""
@@ -94,6 +97,8 @@ class _Rules:
         yield from self._statistics()
         yield from self._scores()
         yield from self._tensors()
+        if self.row_sums:
+            yield from self._delta_error()
         for tensor in self.captured:
             yield from self._sink() if tensor == "sinks" else self._captured(tensor)
 
@@ -205,7 +210,7 @@ class _Rules:
             place |= {"at": self._at(tensor, lambda _: True), "carrier": "atomic"}
             yield name, self._sum("", element=element, tiles=self.dq.tiles, **place)
         elif f"{name}_rows" in self.row_sums:
-            yield f"{name}_rows", self._sum("", element=element, axes=ROWS, tiles=self.dq.tiles)
+            yield from self._row_sum(name, element)
             at = self._at(tensor, lambda x: isinstance(x, Symbol))
             yield name, self._after("Sq", element=f"{name}_rows", axes=axes, at=at, into=tensor)
         elif f"{name}_diagonals" in self.graph.nodes:
@@ -216,6 +221,30 @@ class _Rules:
             yield name, self._sum("tiles", element=element, at=at, order="sequential", **place)
             tiles = ("Sq", "Sk") if along_rows else ("Sk", "")
             yield from self._kernel(name, (name,), tiles[0], self._kept(tensor), across=tiles[1])
+
+    def _per_row(self, element: str) -> Rule:
+        return self._sum("", element=element, axes=ROWS, tiles=self.dq.tiles)
+
+    def _delta_error(self) -> Iterator[tuple[str, Rule]]:
+        """What rounding did to delta: the sum of p dp over a row is what it should be, less dlse."""
+        yield "p_dp", rule(Map, operand=f"dp{self.dropped}", others=("p",), expr=P_DP, axes=SCORES)
+        yield "p_dp_rows", self._per_row("p_dp")
+        read = ("dlse", "p_dp_rows")
+        yield "delta_error", rule(Map, operand="delta", others=read, expr=DELTA_ERROR, axes=ROWS)
+
+    def _row_sum(self, name: str, element: str) -> Iterator[tuple[str, Rule]]:
+        """A sum of ds per row without the error of delta, which has the weights of p."""
+        weight, about, weights = "p", f"{name}_about", f"{name}_weights"
+        if element != "ds":
+            weight = f"p_{name.removeprefix('d')}"
+            slope = self._slope(element)
+            same: dict[str, Any] = {"operand": "p", "expr": node_of(self.graph, element, Map).expr}
+            yield weight, rule(Map, **{**slope.values, **same})
+        yield about, self._per_row(element)
+        yield weights, self._per_row(weight)
+        moved = ex.apply("mul", Symbol("delta_error", "float"), Symbol(weights, "float"))
+        more: dict[str, Any] = {"others": ("delta_error", weights), "expr": ex.apply("add", S, moved)}
+        yield f"{name}_rows", rule(Map, operand=about, axes=ROWS, **more)
 
     def _diagonals(self, name: str, element: str) -> Iterator[tuple[str, Rule]]:
         tensor, part = name.removeprefix("d"), f"{name}_diagonals"

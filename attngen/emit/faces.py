@@ -147,6 +147,9 @@ class Interface:
     v_scale_given: str
     page_size: int
     heads_first: bool
+    prefix_config: str  # the schedule of the launch that folds shared prefixes
+    prefix_lines: tuple[str, ...]
+    prefix_values: tuple[str, ...]
     grid_length: str
     launch_length: str
     launch_keys: str

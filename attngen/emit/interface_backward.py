@@ -20,7 +20,8 @@ def backward_face(graph: Graph) -> BackwardFace:
 class _Backward(Arguments):
     def build(self) -> BackwardFace:
         stored = {name: self._stored(name) for name in ("lse2", "dq")}
-        added = [n for n in stored["dq"][1:] if self._fold(n).into]
+        added = [n for n in stored["dq"][1:] if isinstance(self.graph.nodes[n], Fold)]
+        per_row = [n for n in stored["dq"][1:] if n not in added]
         sums = [n for n in (*stored["lse2"][2:], *stored["dq"][1:]) if n not in added]
         graded = [n for n, i in self.inputs.items() if i.grad]
         forward = [n for n, _ in self.op_arguments()]
@@ -45,9 +46,9 @@ class _Backward(Arguments):
             dq=self._face(
                 "_backward_dq",
                 [*self.tensors, "dout", "dq"],
-                ["lse2", "delta", *(n for n in sums if n in stored["dq"])],
+                ["lse2", "delta", *(["dlse"] if per_row else []), *per_row],
                 None,
-                [],
+                ["HAS_DLSE"] if per_row else [],
                 more=[row for n in added for row in self._places(n)],
                 indices=added,
             ),
@@ -177,7 +178,9 @@ class _Backward(Arguments):
         heads = f"q.shape[{self.heads}]"
         if self.packed:
             return f"{heads}, q.shape[0] + {LARGEST_BLOCK} * (cu_seqlens_q.shape[0] - 1)"
-        return f"q.shape[0], {heads}, triton.cdiv(q.shape[{self.dim('s')}], {LARGEST_BLOCK}) * {LARGEST_BLOCK}"
+        return (
+            f"q.shape[0], {heads}, triton.cdiv(q.shape[{self.dim('s')}], {LARGEST_BLOCK}) * {LARGEST_BLOCK}"
+        )
 
     def _stored(self, result: str) -> list[str]:
         _, launch = launch_of(self.graph, result)

@@ -55,6 +55,7 @@ class Parts:
     splits: Splits | None
     combine: Launch | None
     has_dropout: bool
+    shares_prefix: bool
 
 
 def launch_of(graph: Graph, result: str) -> tuple[str, Launch]:
@@ -103,6 +104,7 @@ def find_parts(graph: Graph) -> Parts:
         node.domain.splits,
         last if node.level == "split" else None,
         bool(node.dropout),
+        node.domain.prefix is not None,
     )
     _refuse_unsupported(graph, parts)
     return parts
@@ -192,6 +194,11 @@ def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
             (parts.splits is None) == (parts.combine is None)
             and (parts.splits is None or (parts.pages is not None and _fit(parts, parts.splits)))
         ),
+        "a prefix is that of the pages, and what it gives is merged as splits are": (
+            parts.shares_prefix == bool(parts.pages and parts.pages.prefix)
+            and not (parts.shares_prefix and parts.combine is None)
+            and parts.fold.domain.prefix in (None, Symbol("prefix_len"))
+        ),
         "splits leave partial results in fp32, merged in rows of 16": (
             parts.combine is None or _merges(parts.combine)
         ),
@@ -223,4 +230,4 @@ def _fit(parts: Parts, splits: Splits) -> bool:
 
 def _merges(combine: Launch) -> bool:
     [(_, [config, *_]), *others] = combine.configs
-    return not others and (config.block_m, config.num_warps) == (16, 4)
+    return not others and config.block_m == 16
