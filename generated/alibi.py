@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 1a39d79d43f682ff076b2fcad6f742a1e5dc032186ebe1a4d6724646c2c8c47d. Needs torch and triton, nothing else.
+Digest 2a1667b4d6a8f9aacf048a812bd1bc5e11353359bf64547301e708e56d1123e8. Needs torch and triton, nothing else.
 """
 
 import json
@@ -29,7 +29,7 @@ SPEC = json.loads(r"""
   "score": "s + slopes[h] * (j - i)"
 }
 """)
-DIGEST = "1a39d79d43f682ff076b2fcad6f742a1e5dc032186ebe1a4d6724646c2c8c47d"
+DIGEST = "2a1667b4d6a8f9aacf048a812bd1bc5e11353359bf64547301e708e56d1123e8"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -772,7 +772,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -792,7 +792,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -1646,7 +1646,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::alibi_1a39d79d43f6", mutates_args=())
+@torch.library.custom_op("attngen::alibi_2a1667b4d6a8", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1851,7 +1851,7 @@ def launch_backward(
     return dq, dk, dv, _reduced(dslopes_rows, [0, 2], [0], slopes)
 
 
-@torch.library.custom_op("attngen::alibi_1a39d79d43f6_backward", mutates_args=())
+@torch.library.custom_op("attngen::alibi_2a1667b4d6a8_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1927,6 +1927,13 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
+    )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

@@ -222,6 +222,12 @@ def assert_products_are_as_planned(target: str, dtypes: int | None = None) -> No
 
 # Of the README: `spec` on GPU does N times ...
 REPEATED = set(re.findall(r"`(\w+)` on (\w+) does ([\d.]+)\s+times", README))
+[(_targets, _times, _specs)] = re.findall(
+    r"on (gfx942 and gfx950) ([\d.]+) times of all products, for\n(.*)\.\n", README
+)
+REPEATED |= {
+    (spec, target, _times) for spec in re.findall(r"`(\w+)`", _specs) for target in _targets.split(" and ")
+}
 ROLES = {
     FORWARD: {("full", "partial"), ("partial",)},
     "_backward_dq": {("dq full", "dq partial"), ("dq partial",), ("dq merged",)},

@@ -315,3 +315,23 @@ def test_tiles_of_rows_fit_the_padding_of_statistics(kernel, size, limit):
     chosen = {**module.MANIFEST["kernels"][kernel]["configs"]["cpu"][0], "BLOCK_M": size}
     with pytest.raises(ValueError, match=f"citizen: {kernel}: BLOCK_M {limit}"):
         module.launch_backward(out, None, out, lse, q, k, v, 0.25, configs={kernel: chosen})
+
+
+def test_a_tensor_that_only_the_mask_reads_has_no_gradient_to_ask_for():
+    captured = {"bound": {"dtype": "float32", "axes": ["Hq"]}}
+    module = build(mask="j <= i and bound[h] > 0.0", captured=captured)
+    given = arguments("dense") | {"bound": torch.ones(4).requires_grad_()}
+    out = module.attention(**given)
+    with refused("citizen: bound: only the mask reads it, so that it has no gradient: detach it"):
+        out.sum().backward()
+
+
+def test_forward_mode_gradients_are_refused_and_not_zero():
+    given = {name: tensor.detach() for name, tensor in arguments("dense").items()}
+    module = build()
+
+    def of_queries(q: Tensor) -> Tensor:
+        return module.attention(**{**given, "q": q})
+
+    with pytest.raises(ValueError, match="q: forward-mode gradients are not generated"):
+        torch.func.jvp(of_queries, (given["q"],), (given["q"],))

@@ -67,7 +67,9 @@ class BackwardFace:
     kept: str  # and plain values
     named: str  # the gradients of the backward op
     results: str  # a gradient, or None, per argument of the forward op
-    without: tuple[tuple[int, str], ...]  # captured tensors of floats that get none, by their place
+    without: tuple[
+        tuple[int, str, str], ...
+    ]  # captured tensors of floats that get none: place, name, what to do
     fake: str
     grads: str  # of q, k and v
     gradient_arguments: tuple[str, ...]

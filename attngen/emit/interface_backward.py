@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from attngen.emit.arguments import TRITON, Arguments, formulas, index_type, uses_tanh
 from attngen.emit.faces import BackwardFace, CapturedFace, KernelFace
 from attngen.emit.parts import launch_of
+from attngen.ir import expr as ex
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Config, Fold, Store
+from attngen.ir.nodes import Config, Fold, Map, Store
 from attngen.ir.tile_ranges import LARGEST_BLOCK
 
 
@@ -71,7 +72,7 @@ class _Backward(Arguments):
             gradient_arguments=tuple(f"{t}: torch.Tensor" for t in self.tensors),
             gradient_call=", ".join(self.tensors),
             results=", ".join(f"d{n}" if n in graded else "None" for n in forward),
-            without=tuple((p, n) for p, n in enumerate(forward) if self._is_ungraded(n)),
+            without=tuple((p, n, self._cure(n)) for p, n in enumerate(forward) if self._is_ungraded(n)),
             index_types=tuple(index_type(n) for n in self.captured if n != "sinks"),
             padded=self._padded(),
             keys_length=self._lengths_of_keys(),
@@ -173,6 +174,13 @@ class _Backward(Arguments):
     def _is_ungraded(self, name: str) -> bool:
         node = self.inputs.get(name)
         return node is not None and node.role == "captured" and not node.grad and "float" in node.dtype
+
+    def _cure(self, name: str) -> str:
+        """What to do where a tensor without a gradient asks for one."""
+        in_score = any(name in ex.tensors(node.expr) for _, node in self.graph.all(Map))
+        if not in_score:
+            return "only the mask reads it, so that it has no gradient: detach it"
+        return f"the spec asks for no gradient of it: add `grad: true` to captured.{name}, or detach it"
 
     def _padded(self) -> str:
         heads = f"q.shape[{self.heads}]"

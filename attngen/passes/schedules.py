@@ -297,7 +297,7 @@ _BACKWARD: dict[str, dict[str, tuple[Row, ...]]] = {
             (512, (_b(16, 16, 4, 2, apart=True),)),
         ),
         "amd/32": (
-            (256, (_b(16, 128, 4, 1), _b(16, 64, 4, 1))),
+            (256, (_b(16, 128, 4, 1), _b(16, 64, 2, 1))),
             (320, (_b(16, 64, 4, 1),)),
             (512, (_b(16, 64, 4, 1, apart=True),)),
         ),
@@ -393,6 +393,10 @@ _DIAGONALS: dict[str, tuple[Row, ...]] = {  # square tiles: those of a diagonal 
     "sm_8": ((128, (_config(64, 64, 8, 1),)), _SMALL_SQUARE),
 }
 _CAPTURED_FP32: tuple[Row, ...] = ((320, (_config(32, 32, 4, 1),)), (1 << 30, (_config(16, 16, 4, 1),)))
+_CAPTURED_AMD_FP32: tuple[Row, ...] = (
+    (256, (_config(64, 64, 4, 1),)),
+    (1 << 30, (_config(16, 16, 1, 1),)),
+)
 _PLACES = (_config(1, 1024, 4, 1),)  # a place, and how many diagonals it looks at together
 
 
@@ -405,7 +409,8 @@ def captured_configurations(columns: int, tiles: Literal["scores", "diagonals", 
     found: list[tuple[str, tuple[Config, ...]]] = []
     for name in _TARGETS:
         family = next(stem for stem in ("gfx", "sm_8", "sm") if name.startswith(stem))
-        rows = _CAPTURED_FP32 if name.endswith("/32") else tables[family]
+        fp32 = _CAPTURED_AMD_FP32 if family == "gfx" else _CAPTURED_FP32
+        rows = fp32 if name.endswith("/32") else tables[family]
         found.append((name, _choices(rows, columns)))
     return (("default", _choices(_CAPTURED_FP32, columns)), ("cpu", (_config(32, 32, 4, 1),)), *found)
 

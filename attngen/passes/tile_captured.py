@@ -76,7 +76,7 @@ def _kind(graph: Graph, fold: Fold, deterministic: bool) -> Kind:
     positions = set(used & {"i", "row", "j"})
     packed = any(a.origin for a in map(graph.axis, fold.axes)) or _layout(graph) == "thd"
     plain = all(isinstance(index, Symbol | Const) for index in fold.at)
-    reason = "it needs a place of its own for each b, h, row or j, or a function of i - j alone"
+    reason = "it needs a place of its own for each b, h, row or j (not hk), or a function of i - j alone"
     if plain and used <= {"b", "h", "row", "j", "i"}:
         if positions <= {"row"} and len(used) == len(fold.at) > 0:
             if not ({"b", "row"} <= used and any(a.origin for a in map(graph.axis, fold.axes))):
