@@ -1727,10 +1727,11 @@ def launch_backward(
     slopes_index = tl.int64 if _extent(slopes) >= 2**31 else tl.int32
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
-        if config["BLOCK_M"] % 128:
-            raise ValueError(
-                "alibi: _backward_rows: BLOCK_M must be a multiple of 128, it fills the padding of statistics"
-            )
+        if config["BLOCK_M"] != 128:
+            raise ValueError("alibi: _backward_rows: BLOCK_M must be 128, it fills the padding of statistics")
+        for name in ("_backward_dq", "_backward_dkdv"):
+            if chosen[name]["BLOCK_M"] > 128:
+                raise ValueError(f"alibi: {name}: BLOCK_M must be at most 128, the padding of statistics")
         programs = triton.cdiv(q.shape[1], config["BLOCK_M"]) * q.shape[2] * q.shape[0]
         if programs:
             _backward_rows[(programs,)](

@@ -1661,10 +1661,15 @@ def launch_backward(
     large = max(0, q.stride(0), k.stride(0), v.stride(0), dout.stride(0)) * 128 >= 2**31
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
-        if config["BLOCK_M"] % 128:
+        if config["BLOCK_M"] != 128:
             raise ValueError(
-                "document_packed: _backward_rows: BLOCK_M must be a multiple of 128, it fills the padding of statistics"
+                "document_packed: _backward_rows: BLOCK_M must be 128, it fills the padding of statistics"
             )
+        for name in ("_backward_dq", "_backward_dkdv"):
+            if chosen[name]["BLOCK_M"] > 128:
+                raise ValueError(
+                    f"document_packed: {name}: BLOCK_M must be at most 128, the padding of statistics"
+                )
         programs = triton.cdiv(max_seqlen_q, config["BLOCK_M"]) * q.shape[1] * (cu_seqlens_q.shape[0] - 1)
         if programs:
             _backward_rows[(programs,)](

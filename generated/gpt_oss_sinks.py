@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < 128.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - 127, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - 127, 0), min(i_lo + 1, seqlen_k)).
 
-Digest 0e107eefc02945a99e69654b9d64989af0069311ad27f75116c20bd4d6a0f397. Needs torch and triton, nothing else.
+Digest 118ecae179f47cce6af2c3d7e1acc9898b6bea8c49cc9aeaf94ced1b9db9d17c. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "sinks": true
 }
 """)
-DIGEST = "0e107eefc02945a99e69654b9d64989af0069311ad27f75116c20bd4d6a0f397"
+DIGEST = "118ecae179f47cce6af2c3d7e1acc9898b6bea8c49cc9aeaf94ced1b9db9d17c"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1642,7 +1642,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gpt_oss_sinks_0e107eefc029", mutates_args=())
+@torch.library.custom_op("attngen::gpt_oss_sinks_118ecae179f4", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1722,10 +1722,15 @@ def launch_backward(
     large = max(0, q.stride(1), k.stride(1), v.stride(1), dout.stride(1)) * 128 >= 2**31
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
-        if config["BLOCK_M"] % 128:
+        if config["BLOCK_M"] != 128:
             raise ValueError(
-                "gpt_oss_sinks: _backward_rows: BLOCK_M must be a multiple of 128, it fills the padding of statistics"
+                "gpt_oss_sinks: _backward_rows: BLOCK_M must be 128, it fills the padding of statistics"
             )
+        for name in ("_backward_dq", "_backward_dkdv"):
+            if chosen[name]["BLOCK_M"] > 128:
+                raise ValueError(
+                    f"gpt_oss_sinks: {name}: BLOCK_M must be at most 128, the padding of statistics"
+                )
         programs = triton.cdiv(q.shape[1], config["BLOCK_M"]) * q.shape[2] * q.shape[0]
         if programs:
             _backward_rows[(programs,)](
@@ -1839,7 +1844,7 @@ def launch_backward(
     return dq, dk, dv, _reduced(ds_sinks, [0, 2], [0], sinks)
 
 
-@torch.library.custom_op("attngen::gpt_oss_sinks_0e107eefc029_backward", mutates_args=())
+@torch.library.custom_op("attngen::gpt_oss_sinks_118ecae179f4_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

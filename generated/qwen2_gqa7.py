@@ -1617,10 +1617,15 @@ def launch_backward(
     large = max(0, q.stride(2), k.stride(2), v.stride(2), dout.stride(2)) * 128 >= 2**31
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
-        if config["BLOCK_M"] % 128:
+        if config["BLOCK_M"] != 128:
             raise ValueError(
-                "qwen2_gqa7: _backward_rows: BLOCK_M must be a multiple of 128, it fills the padding of statistics"
+                "qwen2_gqa7: _backward_rows: BLOCK_M must be 128, it fills the padding of statistics"
             )
+        for name in ("_backward_dq", "_backward_dkdv"):
+            if chosen[name]["BLOCK_M"] > 128:
+                raise ValueError(
+                    f"qwen2_gqa7: {name}: BLOCK_M must be at most 128, the padding of statistics"
+                )
         programs = triton.cdiv(q.shape[2], config["BLOCK_M"]) * q.shape[1] * q.shape[0]
         if programs:
             _backward_rows[(programs,)](

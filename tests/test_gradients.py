@@ -6,6 +6,7 @@ twice fail; memory that nobody has written holds NaN.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -267,7 +268,7 @@ def test_empty_packed_sequences(starts):
 # ---- slots that are not used hold NaN
 
 
-def dirty(inputs: dict[str, Any], places: Any, names: str = "kv") -> dict[str, Any]:
+def dirty(inputs: dict[str, Any], places: Any, names: Iterable[str] = "kv") -> dict[str, Any]:
     found = {n: inputs[n].clone() for n in names}
     for tensor in found.values():
         tensor[places] = NAN
@@ -295,12 +296,18 @@ def test_nan_in_keys_that_no_query_may_see(name, score):
 
 
 @pytest.mark.parametrize("mask", ["keep[b, j]", "j <= i and keep[b, j]", "j < length[b] and j <= i"])
-@pytest.mark.parametrize("score", ["sqrt(abs(s) + x[b, h, j])", *slow("plain", "softcap")])
+@pytest.mark.parametrize(
+    "score", ["sqrt(abs(s) + x[b, h, j])", *slow("s + x[b, h, row, j]"), "bucket", *slow("plain", "softcap")]
+)
 def test_nan_in_padded_keys(mask, score):
     """Key padding: the slots of masked keys may hold anything."""
     captured = {"keep": {"dtype": "bool", "axes": ["B", "Sk"]}} if "keep" in mask else {}
     captured |= {"length": {"dtype": "int32", "axes": ["B"]}} if "length" in mask else {}
-    captured |= {"x": {"dtype": "float32", "axes": ["B", "Hq", "Sk"]}} if "x[" in score else {}
+    axes = {"bucket": ["Hq", 17], "s + x[b, h, row, j]": ["B", "Hq", "Sq", "Sk"]}.get(
+        score, ["B", "Hq", "Sk"]
+    )
+    score = "s + x[h, max(-8, min(i - j, 8)) + 8]" if score == "bucket" else score
+    captured |= {"x": {"dtype": "float32", "axes": axes, "grad": True}} if "x[" in score else {}
     spec = make(captured=captured, heads={"q": 2, "kv": 1}, **formulas(mask, score))
     inputs = inputs_of(spec, Problem(name="", lengths=((19, 45),) * 3), torch.float32)
     keep = torch.rand(3, 45, generator=torch.Generator().manual_seed(3)) < 0.6
@@ -377,16 +384,18 @@ def test_nan_in_rows_without_keys(name, layout, head_dim):
 
 
 @pytest.mark.parametrize("score", ["plain", *slow("softcap", "square")])
-def test_nan_in_keys_of_documents_without_queries(score):
+@pytest.mark.parametrize("head_dim", [16, {"qk": 48, "v_from_k": 32}], ids=["", "values inside K"])
+def test_nan_in_keys_of_documents_without_queries(head_dim, score):
     """No test of a key tells whether a query sees it; in full tiles all are seen, in partial ones the elements are tested."""
     captured = {"doc": {"dtype": "int32", "axes": ["B", "Sk"], "sorted": True}}
-    spec = make(**formulas("j <= i and doc[b, i] == doc[b, j]", score), captured=captured)
+    spec = make(**formulas("j <= i and doc[b, i] == doc[b, j]", score), captured=captured, head_dim=head_dim)
     doc = (torch.arange(80, dtype=torch.int32)[None] >= torch.tensor([[37], [45]])).to(torch.int32)
     inputs = inputs_of(spec, Problem(name="", lengths=((30, 80),) * 2), torch.float32, doc=doc)
     unused = doc == 0
-    found = check(spec, dirty(inputs, unused), (SMALL, OTHERS[0], OTHERS[3]), exact=inputs)
-    assert not found["k"][unused].any()
-    assert not found["v"][unused].any()
+    names = [n for n in "kv" if n in inputs]
+    found = check(spec, dirty(inputs, unused, names), (SMALL, OTHERS[0], OTHERS[3]), exact=inputs)
+    for name in names:
+        assert not found[name][unused].any()
 
 
 # ---- values inside K
@@ -521,6 +530,7 @@ READS = {
     "b": ("x[b]", ["B"]),
     "key": ("x[j]", ["Sk"]),
     "h key": ("x[h, j]", ["Hq", "Sk"]),
+    "diagonal of keys": ("x[j, j]", ["Sk", "Sk"]),
     "key b": ("x[j, b]", ["Sk", "B"]),
     "b h key": ("x[b, h, j]", ["B", "Hq", "Sk"]),
     "element": ("x[row, j]", ["Sq", "Sk"]),
@@ -998,6 +1008,19 @@ def test_same_bits_again_and_backwards(name, dtype):
             out, _, leaves = attend(module, inputs, list(want))
             found = torch.autograd.grad(out, list(leaves.values()), dout)
             assert all(torch.equal(got, x) for got, x in zip(found, want.values(), strict=True))
+
+
+def test_twenty_repetitions_give_the_same_bits():
+    captured = {"x": {"dtype": "float32", "axes": ["Sk"], "grad": True}}
+    spec = make(heads={"q": 2, "kv": 1}, mask="j <= i", score="s * x[j]", captured=captured)
+    module = attngen.build(spec)
+    inputs = inputs_of(spec, Problem(name="", lengths=((17, 18),)), torch.bfloat16)
+    out, lse = module.launch(*(inputs[n] for n in "qkv"), 0.25, inputs["x"])
+    arguments = (*incoming(out, lse), out, lse, *(inputs[n] for n in "qkv"), 0.25, inputs["x"])
+    first = module.launch_backward(*arguments, configs=SMALL.configs(module))
+    for _ in range(20):
+        again = module.launch_backward(*arguments, configs=SMALL.configs(module))
+        assert all(torch.equal(got, want) for got, want in zip(again, first, strict=True))
 
 
 def test_same_bits_alone_and_in_a_batch():

@@ -201,6 +201,17 @@ def test_inputs_out_and_lse_are_saved_and_nothing_else(name):
     want = [*(given[n] for n in KEPT[name]), out, lse]
     assert sorted(x.data_ptr() for x in saved) == sorted(x.data_ptr() for x in want)
     assert sum(x.numel() for x in saved) == sum(x.numel() for x in want)
+    assert vars(out.grad_fn)["kept"]
+    assert not [n for n, x in vars(out.grad_fn).items() if holds_a_tensor(x)]
+
+
+def holds_a_tensor(value: object) -> bool:
+    """Whether a tensor is a value or lies somewhere inside it."""
+    if isinstance(value, dict):
+        return any(holds_a_tensor(x) for x in value.values())
+    if isinstance(value, (tuple, list, set)):
+        return any(map(holds_a_tensor, value))
+    return isinstance(value, Tensor)
 
 
 def test_nothing_is_saved_without_gradients():
@@ -288,13 +299,22 @@ def test_a_captured_tensor_without_grad_gets_none():
         out.sum().backward()
 
 
-def test_statistics_need_tiles_that_fill_their_padding():
+@pytest.mark.parametrize(
+    ("kernel", "size", "limit"),
+    [
+        ("_backward_rows", 64, "must be 128, it fills the padding of statistics"),
+        ("_backward_rows", 256, "must be 128, it fills the padding of statistics"),
+        ("_backward_dq", 256, "must be at most 128, the padding of statistics"),
+        ("_backward_dkdv", 256, "must be at most 128, the padding of statistics"),
+    ],
+)
+def test_tiles_of_rows_fit_the_padding_of_statistics(kernel, size, limit):
     module = build()
     q, k, v = (t.detach() for t in arguments("dense").values())
     out, lse = module.launch(q, k, v, 0.25)
-    small = {"_backward_rows": {"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}}
-    with pytest.raises(ValueError, match="BLOCK_M must be a multiple of 128"):
-        module.launch_backward(out, None, out, lse, q, k, v, 0.25, configs=small)
+    chosen = {**module.MANIFEST["kernels"][kernel]["configs"]["cpu"][0], "BLOCK_M": size}
+    with pytest.raises(ValueError, match=f"citizen: {kernel}: BLOCK_M {limit}"):
+        module.launch_backward(out, None, out, lse, q, k, v, 0.25, configs={kernel: chosen})
 
 
 def test_a_tensor_that_only_the_mask_reads_has_no_gradient_to_ask_for():

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from attngen.emit.addresses import chunks
-from attngen.emit.adjoint import Adjoint, factor_of, find_adjoint
+from attngen.emit.adjoint import Adjoint, factor_of
 from attngen.emit.backward import (
     bases,
     formula_lines,
@@ -30,13 +30,13 @@ from attngen.ir.tile_ranges import SMALLEST_BLOCKS, ranges_along
 def with_captured(
     reverse: Backward,
     graph: Graph,
+    adjoint: Adjoint,
     parts: Parts,
     face: BackwardFace,
     captured: Mapping[str, Captured],
     helpers: set[str],
 ) -> Backward:
     """Add the kernels of captured gradients to the backward part of a module."""
-    adjoint = find_adjoint(graph)
     folds = [(n, f) for n, f in graph.all(Fold) if f.level == "tile" and f.order == "sequential"]
     places = [n for n, f in graph.all(Fold) if f.axis == "Sd"]
     faces = {x.stores: x.kernel for x in face.captured}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from attngen.emit.addresses import bases, chunks, columns, descriptors, offsets, row_places
+from attngen.emit.adjoint import find_adjoint
 from attngen.emit.backward import backward
 from attngen.emit.captured import with_captured
 from attngen.emit.cascade import position_lines
@@ -23,6 +24,7 @@ from attngen.ir.nodes import Input
 def context(graph: Graph, *, version: str, regenerate: str) -> Context:
     """Return the finished context of a scheduled graph."""
     parts = find_parts(graph)
+    adjoint = find_adjoint(graph, parts) if "dq" in graph.nodes else None
     face = interface(graph)
     printer = Printer(_captured(graph))
     if parts.heads_in_rows:
@@ -33,9 +35,11 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
     table = table_kernel(parts, face, printer) if listed else Table((), (), (), "", "", "")
     loops, hull = table_loops(parts, printer) if listed else range_loops(parts, printer)
     provenance = graph.provenance
-    reverse = backward(graph, parts, printer.captured, printer.helpers) if face.backward else None
-    if reverse and face.backward:
-        reverse = with_captured(reverse, graph, parts, face.backward, printer.captured, printer.helpers)
+    reverse = None
+    if adjoint and face.backward:
+        found = printer.captured, printer.helpers
+        reverse = backward(graph, adjoint, parts, *found)
+        reverse = with_captured(reverse, graph, adjoint, parts, face.backward, *found)
     return Context(
         name=provenance.name,
         version=version,

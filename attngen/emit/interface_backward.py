@@ -10,6 +10,7 @@ from attngen.emit.parts import launch_of
 from attngen.ir import expr as ex
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Config, Fold, Map, Store
+from attngen.ir.tile_ranges import LARGEST_BLOCK
 
 
 def backward_face(graph: Graph) -> BackwardFace:
@@ -184,8 +185,10 @@ class _Backward(Arguments):
     def _padded(self) -> str:
         heads = f"q.shape[{self.heads}]"
         if self.packed:
-            return f"{heads}, q.shape[0] + 128 * (cu_seqlens_q.shape[0] - 1)"
-        return f"q.shape[0], {heads}, triton.cdiv(q.shape[{self.dim('s')}], 128) * 128"
+            return f"{heads}, q.shape[0] + {LARGEST_BLOCK} * (cu_seqlens_q.shape[0] - 1)"
+        return (
+            f"q.shape[0], {heads}, triton.cdiv(q.shape[{self.dim('s')}], {LARGEST_BLOCK}) * {LARGEST_BLOCK}"
+        )
 
     def _stored(self, result: str) -> list[str]:
         _, launch = launch_of(self.graph, result)

@@ -169,6 +169,11 @@ class Backward:
     has_slope: bool
     keeps_ds: bool  # sums per row need ds before the slope of the score is in it
     slope_later: bool
+    dp_precision: str
+    dq_precision: str
+    dk_precision: str
+    dv_precision: str
+    padding: int  # statistics have a multiple of so many rows
     has_dropout: bool
     dv_weight: str  # what multiplies dout in dv
     sums: tuple[RowSum, ...]

@@ -12,6 +12,7 @@ from itertools import product
 from typing import Literal, TypeVar
 
 from attngen.ir.nodes import Config
+from attngen.ir.tile_ranges import LARGEST_BLOCK
 
 Choices = tuple[tuple[str, tuple[Config, ...]], ...]
 _T = TypeVar("_T")
@@ -227,7 +228,7 @@ def _without_descriptors(choices: tuple[Config, ...]) -> tuple[Config, ...]:
     return tuple(replace(config, use_descriptors=False) for config in choices)
 
 
-_ROWS_KERNEL = (_config(128, 16, 4, 2),)  # 128 rows: it fills the padding
+_ROWS_KERNEL = (_config(LARGEST_BLOCK, 16, 4, 2),)  # it fills the padding
 
 
 def _b(m: int, n: int, warps: int, stages: int, **more: bool) -> Config:

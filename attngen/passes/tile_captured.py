@@ -55,7 +55,7 @@ class Cut:
 def cut_captured(graph: Graph, name: str, fold: Fold, *, deterministic: bool) -> Cut:
     """Cut the fold of one captured gradient; raise `PlanError` for a place that has no fixed order, unless atomics may do."""
     if getattr(graph.nodes[fold.element], "axes", ()) == ROWS:
-        whole = replace(fold, level="split", order="sequential", carrier="buffer")
+        whole = replace(fold, tiles=None, level="split", order="sequential", carrier="buffer")
         return Cut({name: whole}, {"rows": (fold.element,)})
     match _kind(graph, fold, deterministic):
         case "rows":
@@ -76,9 +76,8 @@ def _kind(graph: Graph, fold: Fold, deterministic: bool) -> Kind:
     positions = set(used & {"i", "row", "j"})
     packed = any(a.origin for a in map(graph.axis, fold.axes)) or _layout(graph) == "thd"
     plain = all(isinstance(index, Symbol | Const) for index in fold.at)
-    once = len([x for x in fold.at if isinstance(x, Symbol)]) == len(used)
     reason = "it needs a place of its own for each b, h, row or j (not hk), or a function of i - j alone"
-    if plain and once and used <= {"b", "h", "row", "j", "i"}:
+    if plain and used <= {"b", "h", "row", "j", "i"}:
         if positions <= {"row"} and len(used) == len(fold.at) > 0:
             if not ({"b", "row"} <= used and any(a.origin for a in map(graph.axis, fold.axes))):
                 return "rows"

@@ -305,6 +305,23 @@ def test_what_has_no_fixed_order_needs_leave(element, layout):
     agree(load_spec(data), problem, BLOCKS[:2])
 
 
+def test_distances_of_packed_sequences_with_dropout_need_leave():
+    data = make(
+        layout="thd",
+        mask="j <= i",
+        dropout=True,
+        score="s * x[i - j + 64]",
+        captured={"x": {"dtype": "float32", "axes": [128]}},
+    ).canonical()
+    with pytest.raises(
+        PlanError, match="diagonals of packed sequences begin anywhere, and dropout draws for 16 rows"
+    ):
+        schedule(load_spec(data))
+    allowed = load_spec({**data, "deterministic": False})
+    assert [fold.carrier for _, fold in schedule(allowed).all(Fold) if fold.into] == ["atomic"]
+    agree(allowed, UNUSED, BLOCKS[:2])
+
+
 def test_packed_tokens_are_not_read_by_sequence_too():
     spec = make(
         layout="thd", score="s * x[b, row]", captured={"x": {"dtype": "float32", "axes": ["B", "Tq"]}}
