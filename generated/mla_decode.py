@@ -936,14 +936,16 @@ def append_kv(
         k: [T, Hkv, 576], the new keys, dtype one of bfloat16.
         k_cache: [num_pages, 64, Hkv, 576], same dtype.
         slot_mapping: [T] int32 or int64, page * 64 + place of each token; a negative one is left out.
+            No slot twice: which token it then holds is not determined.
         cos, sin: [positions, R / 2], rotate the first R columns of the keys; positions: [T], each token's place in them.
         interleaved: columns turn in pairs (2 d, 2 d + 1), as in GPT-J; else (d, d + R / 2), as in GPT-NeoX and Llama.
 
     Raises:
         ValueError, TypeError: an argument that does not fit, named in the message.
     """
-    if not isinstance(slot_mapping, torch.Tensor):
-        raise TypeError(f"mla_decode: slot_mapping: expected a tensor, got {type(slot_mapping).__name__}")
+    for name, given in (("k", k), ("k_cache", k_cache), ("slot_mapping", slot_mapping)):
+        if not isinstance(given, torch.Tensor):
+            raise TypeError(f"mla_decode: {name}: expected a tensor, got {type(given).__name__}")
     whole = (
         slot_mapping.dtype in (torch.int32, torch.int64)
         and slot_mapping.dim() == 1
@@ -962,6 +964,9 @@ def append_kv(
     given = [x is not None for x in (cos, sin, positions)]
     _expect(all(given) or not any(given), "cos, sin, positions: rotary needs all three, or none")
     if cos is not None:
+        for name, given in (("cos", cos), ("sin", sin), ("positions", positions)):
+            if not isinstance(given, torch.Tensor):
+                raise TypeError(f"mla_decode: {name}: expected a tensor, got {type(given).__name__}")
         paired = (
             cos.dim() == 2 and cos.shape == sin.shape and cos.stride() == sin.stride() and cos.stride(-1) == 1
         )
@@ -970,9 +975,23 @@ def append_kv(
             f"cos, sin: expected two contiguous [positions, R / 2], got {tuple(cos.shape)} and {tuple(sin.shape)}",
         )
         _expect(2 * cos.shape[1] <= 576, f"cos: {2 * cos.shape[1]} columns to rotate, keys have 576")
+        real = cos.is_floating_point() and sin.dtype == cos.dtype
+        _expect(real, f"cos, sin: expected one floating-point dtype, got {cos.dtype} and {sin.dtype}")
         placed = positions.dtype in (torch.int32, torch.int64) and positions.shape == slot_mapping.shape
         _expect(
             placed,
             f"positions: expected int32 or int64 {tuple(slot_mapping.shape)}, got {positions.dtype} {tuple(positions.shape)}",
+        )
+        _expect(positions.is_contiguous(), f"positions: must be contiguous, strides are {positions.stride()}")
+        if _readable(positions):
+            known = bool(((positions >= 0) & (positions < cos.shape[0]))[slot_mapping >= 0].all())
+            _expect(
+                known,
+                f"positions: must lie within the {cos.shape[0]} rows of cos and sin, got {positions.tolist()}",
+            )
+    for name, given in (("slot_mapping", slot_mapping), ("cos", cos), ("sin", sin), ("positions", positions)):
+        _expect(
+            given is None or given.device == k.device,
+            f"{name}: is on {getattr(given, 'device', None)}, k is on {k.device}",
         )
     _append_rows(k, k_cache, None, slot_mapping, cos, sin, positions, interleaved)

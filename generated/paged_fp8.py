@@ -311,7 +311,7 @@ def _attention_forward(
     row_valid = (row < seqlen_q) & (rows_m < BLOCK_Q * BLOCK_H)
     seqlen_k = tl.load(cache_seqlens + b)
     table_row = page_table + tl.cast(b, tl.int64) * stride_table
-    softmax_scale = softmax_scale * tl.load(k_scale + hk)
+    softmax_scale = softmax_scale * tl.maximum(tl.load(k_scale + hk), 1e-30)
 
     # positions: row counts queries, i is the row's place on the key axis (ends aligned), j counts keys
     rows_n = tl.arange(0, BLOCK_N)
@@ -790,6 +790,11 @@ def _check_scale(name: str, scale: torch.Tensor, shape: tuple, like: torch.Tenso
     _expect(scale.device == like.device, f"{name}: is on {scale.device}, q is on {like.device}")
     spread = scale.dim() == 3 or scale.is_contiguous()
     _expect(spread, f"{name}: must be contiguous, strides are {scale.stride()}")
+    if scale.dim() < 3 and _readable(scale):
+        _expect(
+            bool(((scale > 0) & scale.isfinite()).all()),
+            f"{name}: must be positive and finite, got {scale.tolist()}",
+        )
 
 
 def _check_table(name: str, table: torch.Tensor, shape: tuple, like: torch.Tensor) -> None:
@@ -1031,6 +1036,7 @@ def append_kv(
         v: [T, Hkv, 128], the new values.
         k_cache, v_cache: [num_pages, 16, Hkv, 128], float8_e4m3fn.
         slot_mapping: [T] int32 or int64, page * 16 + place of each token; a negative one is left out.
+            No slot twice: which token it then holds is not determined.
         k_scale, v_scale: [Hkv], float32, what is stored is divided by it and saturates.
         cos, sin: [positions, R / 2], rotate the first R columns of the keys; positions: [T], each token's place in them.
         interleaved: columns turn in pairs (2 d, 2 d + 1), as in GPT-J; else (d, d + R / 2), as in GPT-NeoX and Llama.
@@ -1038,8 +1044,9 @@ def append_kv(
     Raises:
         ValueError, TypeError: an argument that does not fit, named in the message.
     """
-    if not isinstance(slot_mapping, torch.Tensor):
-        raise TypeError(f"paged_fp8: slot_mapping: expected a tensor, got {type(slot_mapping).__name__}")
+    for name, given in (("k", k), ("k_cache", k_cache), ("slot_mapping", slot_mapping)):
+        if not isinstance(given, torch.Tensor):
+            raise TypeError(f"paged_fp8: {name}: expected a tensor, got {type(given).__name__}")
     whole = (
         slot_mapping.dtype in (torch.int32, torch.int64)
         and slot_mapping.dim() == 1
@@ -1065,6 +1072,9 @@ def append_kv(
     given = [x is not None for x in (cos, sin, positions)]
     _expect(all(given) or not any(given), "cos, sin, positions: rotary needs all three, or none")
     if cos is not None:
+        for name, given in (("cos", cos), ("sin", sin), ("positions", positions)):
+            if not isinstance(given, torch.Tensor):
+                raise TypeError(f"paged_fp8: {name}: expected a tensor, got {type(given).__name__}")
         paired = (
             cos.dim() == 2 and cos.shape == sin.shape and cos.stride() == sin.stride() and cos.stride(-1) == 1
         )
@@ -1073,10 +1083,24 @@ def append_kv(
             f"cos, sin: expected two contiguous [positions, R / 2], got {tuple(cos.shape)} and {tuple(sin.shape)}",
         )
         _expect(2 * cos.shape[1] <= 128, f"cos: {2 * cos.shape[1]} columns to rotate, keys have 128")
+        real = cos.is_floating_point() and sin.dtype == cos.dtype
+        _expect(real, f"cos, sin: expected one floating-point dtype, got {cos.dtype} and {sin.dtype}")
         placed = positions.dtype in (torch.int32, torch.int64) and positions.shape == slot_mapping.shape
         _expect(
             placed,
             f"positions: expected int32 or int64 {tuple(slot_mapping.shape)}, got {positions.dtype} {tuple(positions.shape)}",
+        )
+        _expect(positions.is_contiguous(), f"positions: must be contiguous, strides are {positions.stride()}")
+        if _readable(positions):
+            known = bool(((positions >= 0) & (positions < cos.shape[0]))[slot_mapping >= 0].all())
+            _expect(
+                known,
+                f"positions: must lie within the {cos.shape[0]} rows of cos and sin, got {positions.tolist()}",
+            )
+    for name, given in (("slot_mapping", slot_mapping), ("cos", cos), ("sin", sin), ("positions", positions)):
+        _expect(
+            given is None or given.device == k.device,
+            f"{name}: is on {getattr(given, 'device', None)}, k is on {k.device}",
         )
     _append_rows(k, k_cache, k_scale, slot_mapping, cos, sin, positions, interleaved)
     _append_rows(v, v_cache, v_scale, slot_mapping, None, None, None, interleaved)

@@ -603,7 +603,7 @@ def launch(
         _check_cpu(q.dtype)
     if config is None:
         config = _schedule(CONFIGS if max_seqlen_q > 4 else DECODE_CONFIGS, q.device, q.element_size() * 8)
-    large = max(0, _extent(k), _extent(v)) >= 2**31
+    large = max(0, _extent(k), _extent(v), _extent(k_scale), _extent(v_scale)) >= 2**31
     block_q = config["BLOCK_M"] // min(4, config["BLOCK_M"])
     num_seqs = cu_seqlens_q.shape[0] - 1
     one_tile = max_seqlen_q <= block_q
@@ -825,6 +825,11 @@ def _check_scale(name: str, scale: torch.Tensor, shape: tuple, like: torch.Tenso
     _expect(scale.device == like.device, f"{name}: is on {scale.device}, q is on {like.device}")
     spread = scale.dim() == 3 or scale.is_contiguous()
     _expect(spread, f"{name}: must be contiguous, strides are {scale.stride()}")
+    if scale.dim() < 3 and _readable(scale):
+        _expect(
+            bool(((scale > 0) & scale.isfinite()).all()),
+            f"{name}: must be positive and finite, got {scale.tolist()}",
+        )
 
 
 def _check_table(name: str, table: torch.Tensor, shape: tuple, like: torch.Tensor) -> None:
@@ -1073,6 +1078,7 @@ def append_kv(
         v: [T, Hkv, 128], the new values.
         k_cache, v_cache: [num_pages, 32, Hkv, 128], int8.
         slot_mapping: [T] int32 or int64, page * 32 + place of each token; a negative one is left out.
+            No slot twice: which token it then holds is not determined.
         k_scale, v_scale: as the cache without its last axis, float32, written as the tokens need them.
         cos, sin: [positions, R / 2], rotate the first R columns of the keys; positions: [T], each token's place in them.
         interleaved: columns turn in pairs (2 d, 2 d + 1), as in GPT-J; else (d, d + R / 2), as in GPT-NeoX and Llama.
@@ -1080,8 +1086,9 @@ def append_kv(
     Raises:
         ValueError, TypeError: an argument that does not fit, named in the message.
     """
-    if not isinstance(slot_mapping, torch.Tensor):
-        raise TypeError(f"paged_int8: slot_mapping: expected a tensor, got {type(slot_mapping).__name__}")
+    for name, given in (("k", k), ("k_cache", k_cache), ("slot_mapping", slot_mapping)):
+        if not isinstance(given, torch.Tensor):
+            raise TypeError(f"paged_int8: {name}: expected a tensor, got {type(given).__name__}")
     whole = (
         slot_mapping.dtype in (torch.int32, torch.int64)
         and slot_mapping.dim() == 1
@@ -1107,6 +1114,9 @@ def append_kv(
     given = [x is not None for x in (cos, sin, positions)]
     _expect(all(given) or not any(given), "cos, sin, positions: rotary needs all three, or none")
     if cos is not None:
+        for name, given in (("cos", cos), ("sin", sin), ("positions", positions)):
+            if not isinstance(given, torch.Tensor):
+                raise TypeError(f"paged_int8: {name}: expected a tensor, got {type(given).__name__}")
         paired = (
             cos.dim() == 2 and cos.shape == sin.shape and cos.stride() == sin.stride() and cos.stride(-1) == 1
         )
@@ -1115,10 +1125,24 @@ def append_kv(
             f"cos, sin: expected two contiguous [positions, R / 2], got {tuple(cos.shape)} and {tuple(sin.shape)}",
         )
         _expect(2 * cos.shape[1] <= 128, f"cos: {2 * cos.shape[1]} columns to rotate, keys have 128")
+        real = cos.is_floating_point() and sin.dtype == cos.dtype
+        _expect(real, f"cos, sin: expected one floating-point dtype, got {cos.dtype} and {sin.dtype}")
         placed = positions.dtype in (torch.int32, torch.int64) and positions.shape == slot_mapping.shape
         _expect(
             placed,
             f"positions: expected int32 or int64 {tuple(slot_mapping.shape)}, got {positions.dtype} {tuple(positions.shape)}",
+        )
+        _expect(positions.is_contiguous(), f"positions: must be contiguous, strides are {positions.stride()}")
+        if _readable(positions):
+            known = bool(((positions >= 0) & (positions < cos.shape[0]))[slot_mapping >= 0].all())
+            _expect(
+                known,
+                f"positions: must lie within the {cos.shape[0]} rows of cos and sin, got {positions.tolist()}",
+            )
+    for name, given in (("slot_mapping", slot_mapping), ("cos", cos), ("sin", sin), ("positions", positions)):
+        _expect(
+            given is None or given.device == k.device,
+            f"{name}: is on {getattr(given, 'device', None)}, k is on {k.device}",
         )
     _append_rows(k, k_cache, k_scale, slot_mapping, cos, sin, positions, interleaved)
     _append_rows(v, v_cache, v_scale, slot_mapping, None, None, None, interleaved)

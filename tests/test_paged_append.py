@@ -215,6 +215,50 @@ def test_wrong_arguments_of_append(name: str) -> None:
         build(spec_of(4)).append_kv(**{**given, name.strip(): value})
 
 
+ROTARY: dict[str, tuple[dict[str, Any], str]] = {
+    "spread": ({"positions": torch.arange(4)[::2]}, "positions: must be contiguous"),
+    "beyond": ({"positions": torch.tensor([0, 9])}, "positions: must lie within the 4 rows of cos and sin"),
+    "negative": ({"positions": torch.tensor([-1, 0])}, "positions: must lie within the 4 rows"),
+    "few": ({"positions": torch.tensor([0])}, "positions: expected int32 or int64"),
+    "integers": (
+        {"sin": torch.zeros(4, 8, dtype=torch.int32)},
+        "cos, sin: expected one floating-point dtype",
+    ),
+    "wide": ({"cos": torch.zeros(4, 9), "sin": torch.zeros(4, 9)}, "cos: 18 columns to rotate, keys have 16"),
+    "pair": ({"sin": torch.zeros(4, 6)}, "cos, sin: expected two contiguous"),
+    "elsewhere": (
+        {"positions": torch.zeros(2, dtype=torch.int64, device="meta")},
+        "positions: is on meta, k is on cpu",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_wrong_rotary(name: str) -> None:
+    change, message = ROTARY[name]
+    rows, cache = torch.zeros(2, 2, 16), torch.zeros(1, 4, 2, 16)
+    given = {"cos": torch.zeros(4, 8), "sin": torch.zeros(4, 8), "positions": torch.arange(2)} | change
+    with pytest.raises(ValueError, match=message):
+        build(spec_of(4)).append_kv(rows, rows, cache, cache.clone(), torch.tensor([0, 1]), **given)
+
+
+def test_positions_of_rows_that_are_left_out_may_be_anything() -> None:
+    rows, cache = torch.ones(2, 2, 16), torch.zeros(1, 4, 2, 16)
+    given: Any = {"cos": torch.ones(4, 8), "sin": torch.zeros(4, 8), "positions": torch.tensor([99, 0])}
+    build(spec_of(4)).append_kv(rows, rows, cache, cache.clone(), torch.tensor([-1, 1]), **given)
+    assert cache[0, 1].eq(1).all()
+    assert cache[0, 0].eq(0).all()
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_scales_of_all_keys_are_positive(scale: float) -> None:
+    """A scale of 0 would make scores of -inf times 0."""
+    spec = spec_of(16, cache={"dtype": "float8_e4m3", "scales": "per_head"})
+    inputs = draw(spec)
+    with pytest.raises(ValueError, match="k_scale: must be positive and finite"):
+        build(spec).attention(**{**inputs, "k_scale": torch.full_like(inputs["k_scale"], scale)})
+
+
 def test_wrong_scales() -> None:
     spec = spec_of(16, cache={"dtype": "int8"})
     inputs = draw(spec)

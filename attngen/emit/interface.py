@@ -53,7 +53,9 @@ class _Forward(Arguments):
             public_arguments=self.public_arguments(),
             scalars=tuple(self._scalar_argument(n) for n in self.params),
             captured=tuple(self._captured_argument(n) for n in self.captured),
-            reads_values=self.packed or any(self.inputs[n].sorted for n in self.captured),
+            reads_values=self.packed
+            or bool(self.scale_names)
+            or any(self.inputs[n].sorted for n in self.captured),
             has_sinks="sinks" in self.inputs,
             has_extents=bool(self.captured) or self.pages is not None,
             default_scale=self.inputs["softmax_scale"].default,
@@ -115,7 +117,9 @@ class _Forward(Arguments):
                 "prefix_values": (),
             }
         stored = torch_name(self.inputs["k"].dtype)
-        extents = ", ".join(f"_extent({t})" for t in self.tensors if t != "q")
+        spread = [t for t in self.tensors if t != "q"]
+        spread += self.scale_names if self.inputs["k"].scales == "token_head" else ()
+        extents = ", ".join(f"_extent({t})" for t in spread)
         programs = f"num_tiles_m * {self._head_programs('config')}"
         lines = tile_lines(self.group, self.in_rows)
         if self.splits:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from attngen.emit.parts import Parts
 
 LARGEST = {"float8_e4m3fn": "448.0", "float8_e5m2": "57344.0", "int8": "127.0", "int4": "7.0"}
+LEAST_SCALE = 1e-30
 TABLES = {"dense": ("page_table", "cache_seqlens"), "csr": ("page_indptr", "page_indices", "last_page_len")}
 
 
@@ -87,7 +88,10 @@ def scale_lines(parts: Parts) -> tuple[str, ...]:
         return tuple(
             f"{t}_scale_base = {t}_scale + tl.cast(hk, tl.int64) * stride_{t}_scale_h" for t in tensors
         )
-    return (f"softmax_scale = softmax_scale * tl.load({_of_all(parts, 'k')})",) if parts.scales else ()
+    if not parts.scales:
+        return ()
+    # of a head without any key but zeros it may be 0, and scores of -inf times 0 would be NaN
+    return (f"softmax_scale = softmax_scale * tl.maximum(tl.load({_of_all(parts, 'k')}), {LEAST_SCALE})",)
 
 
 def value_scale(parts: Parts) -> str:
