@@ -120,6 +120,7 @@ def _exists(diagonal: bool) -> str:
     return f"(start_m > -BLOCK_M) & {tests}" if diagonal else tests
 
 
+AT_I = Symbol("i")
 _NAMES = {"n": "tile_n", "m": "tile_m", "h": "h", "b": "b"}
 
 
@@ -200,36 +201,33 @@ def _place(printer: Printer, tensor: Captured, fold: Fold, *, across: bool) -> P
     lines.append("own_i = own_row + (0 if SHARED_M else seqlen_k - seqlen_q)")
     terms, guards = [tensor.name], list[str]()
     for p, (index, axis) in enumerate(zip(fold.at, tensor.axes, strict=True)):
-        name = ex.text(index)
-        letter = LETTERS.get(name, "b")
-        flag = f"SHARED_{letter.upper()}"
-        size, first = scalars.text(axis.size), 1
-        if isinstance(index, Const):
-            place, first = name, int(index.value) + 1
-        else:
-            place = f"own_{name}"
+        letter = LETTERS.get(ex.text(index), "")
+        fixed = isinstance(index, Const)
+        place = ex.text(index) if fixed else f"own_{ex.text(index)}"
+        size, start = scalars.text(axis.size), ""
         if axis.origin:
             start = f"own_{axis.origin}"
             lines.append(f"{start} = 0 if SHARED_B else tl.load(cu_seqlens_{axis.origin[0]} + own_b)")
             size = _own_length(axis.origin, start)
         if axis.origin or letter in ("m", "n"):
-            lines.append(f"limit_{p} = {first} if {flag} else {size}")
+            first = f"{place} + 1" if fixed else "1"
+            lines.append(f"limit_{p} = {first} if SHARED_{(letter or 'b').upper()} else {size}")
             size = f"limit_{p}"
         column = {"m": "[:, None]", "n": "[None, :]"}.get(letter, "") if across else ""
-        tests = [f"({place} >= 0)"] if name == "i" else []
-        if not (_is_fixed(index, axis) or (name in ("b", "h") and axis.name in ("B", "Hq"))):
-            tests.append(f"({place} < {size})")
-        guards += [f"{test}{column}" for test in tests]
-        place = f"({start} + {place})" if axis.origin else place
+        guards += [f"({place} >= 0){column}"] if index == AT_I else []
+        guards += [] if _is_on(index, axis) else [f"({place} < {size}){column}"]
+        place = f"({start} + {place})" if start else place
         wide = f"{tensor.name.upper()}_INDEX" if letter in ("m", "n") else "tl.int64"
-        cast = "" if isinstance(index, Const) and not axis.origin else f"{column}.to({wide})"
+        cast = "" if fixed and not start else f"{column}.to({wide})"
         terms.append(f"{place}{cast} * {tensor.strides[p]}")
     return Place(" + ".join(terms), " & ".join(guards), tuple(lines))
 
 
-def _is_fixed(index: Expr, axis: Axis) -> bool:
-    """Whether a place is known where the graph is built, which refuses those outside."""
-    return isinstance(index, Const) and isinstance(axis.size, Const)
+def _is_on(index: Expr, axis: Axis) -> bool:
+    """Whether a place is known to be on its axis: graphs refuse numbers outside one whose size is a number."""
+    if isinstance(index, Const):
+        return isinstance(axis.size, Const)
+    return axis.name in ("B", "Hq") and index == Symbol(axis.symbol)
 
 
 def _own_length(origin: str, start: str) -> str:
