@@ -5,7 +5,7 @@
 Softmax attention over keys j with: True.
 A tile of queries at positions i_lo..i_hi meets keys in [0, seqlen_k); all are allowed in [0, seqlen_k).
 
-Digest 0e59b1632a3c49c6ff1e2fa34a09d9dec52a6fea1477d129b5f0f9521a36356b. Needs torch and triton, nothing else.
+Digest 73affcc9ff493fda8cf44680fdf51106af5f71b716e05e1391bdb011dd8f1967. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "score": "s + bias[h, row, j]"
 }
 """)
-DIGEST = "0e59b1632a3c49c6ff1e2fa34a09d9dec52a6fea1477d129b5f0f9521a36356b"
+DIGEST = "73affcc9ff493fda8cf44680fdf51106af5f71b716e05e1391bdb011dd8f1967"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -524,7 +524,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "APART": false
@@ -542,7 +542,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "APART": false
@@ -625,8 +625,8 @@ MANIFEST = json.loads(r"""
         "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
         "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
         "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
-        "gfx942/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
-        "gfx950/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}]
+        "gfx942/32": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "gfx950/32": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}]
       }
     }
   }
@@ -1548,7 +1548,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::additive_bias_0e59b1632a3c", mutates_args=())
+@torch.library.custom_op("attngen::additive_bias_73affcc9ff49", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1799,7 +1799,7 @@ def launch_backward(
     return dq, dk, dv, dbias.to(bias.dtype)
 
 
-@torch.library.custom_op("attngen::additive_bias_0e59b1632a3c_backward", mutates_args=())
+@torch.library.custom_op("attngen::additive_bias_73affcc9ff49_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1875,6 +1875,13 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
+    )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

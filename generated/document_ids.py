@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and doc[b, i] == doc[b, j].
 A tile of queries at positions i_lo..i_hi meets keys in [search_left(doc[b, :], doc[b, max(min(i_lo, seqlen_k - 1), 0)], seqlen_k), min(min(i_hi + 1, search_right(doc[b, :], doc[b, max(min(i_hi, seqlen_k - 1), 0)], seqlen_k)), seqlen_k)); all are allowed in [search_left(doc[b, :], doc[b, max(min(i_hi, seqlen_k - 1), 0)], seqlen_k), min(min(i_lo + 1, search_right(doc[b, :], doc[b, max(min(i_lo, seqlen_k - 1), 0)], seqlen_k)), seqlen_k)).
 
-Digest 89fe3d29d53079d9b401b334c26136df033c7bc34261220f33b802653d9facc6. Needs torch and triton, nothing else.
+Digest 92a2ed7cfac92fc64c9efb91afbfe96b0d4a398bf12bcc38f6c9e549888c4eb6. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "name": "document_ids"
 }
 """)
-DIGEST = "89fe3d29d53079d9b401b334c26136df033c7bc34261220f33b802653d9facc6"
+DIGEST = "92a2ed7cfac92fc64c9efb91afbfe96b0d4a398bf12bcc38f6c9e549888c4eb6"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -542,7 +542,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "APART": false
@@ -560,7 +560,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "APART": false
@@ -1651,7 +1651,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::document_ids_89fe3d29d530", mutates_args=())
+@torch.library.custom_op("attngen::document_ids_92a2ed7cfac9", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1845,7 +1845,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::document_ids_89fe3d29d530_backward", mutates_args=())
+@torch.library.custom_op("attngen::document_ids_92a2ed7cfac9_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1920,6 +1920,13 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
+    )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

@@ -152,8 +152,9 @@ MANIFEST = json.loads(r"""
             {"node": "fold", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128}
           ],
           "loads": [
-            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 128, "padded": 128},
-            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 128, "padded": 128}
+            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 128, "padded": 128, "dtype": "float8_e4m3fn"},
+            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 128, "padded": 128, "dtype": "float8_e4m3fn"},
+            {"tensor": "page_table", "tile": ["BLOCK_N"], "columns": 1, "dtype": "int32", "keys": 16}
           ]
         },
         {
@@ -164,8 +165,9 @@ MANIFEST = json.loads(r"""
             {"node": "fold", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128}
           ],
           "loads": [
-            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 128, "padded": 128},
-            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 128, "padded": 128}
+            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 128, "padded": 128, "dtype": "float8_e4m3fn"},
+            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 128, "padded": 128, "dtype": "float8_e4m3fn"},
+            {"tensor": "page_table", "tile": ["BLOCK_N"], "columns": 1, "dtype": "int32", "keys": 16}
           ]
         }
       ]
@@ -694,6 +696,13 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
+    )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

@@ -150,8 +150,9 @@ MANIFEST = json.loads(r"""
             {"node": "fold", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 64, "padded": 64}
           ],
           "loads": [
-            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 64, "padded": 64},
-            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 64, "padded": 64}
+            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 64, "padded": 64, "dtype": "io"},
+            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 64, "padded": 64, "dtype": "io"},
+            {"tensor": "page_indices", "tile": ["BLOCK_N"], "columns": 1, "dtype": "int32", "keys": 16}
           ]
         },
         {
@@ -162,8 +163,9 @@ MANIFEST = json.loads(r"""
             {"node": "fold", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 64, "padded": 64}
           ],
           "loads": [
-            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 64, "padded": 64},
-            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 64, "padded": 64}
+            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 64, "padded": 64, "dtype": "io"},
+            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 64, "padded": 64, "dtype": "io"},
+            {"tensor": "page_indices", "tile": ["BLOCK_N"], "columns": 1, "dtype": "int32", "keys": 16}
           ]
         }
       ]
@@ -560,6 +562,13 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
+    )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

@@ -158,8 +158,11 @@ MANIFEST = json.loads(r"""
             {"node": "fold", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128}
           ],
           "loads": [
-            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 128, "padded": 128},
-            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 128, "padded": 128}
+            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 128, "padded": 128, "dtype": "int8"},
+            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 128, "padded": 128, "dtype": "int8"},
+            {"tensor": "k_scale", "tile": ["BLOCK_N"], "columns": 1, "dtype": "float32"},
+            {"tensor": "v_scale", "tile": ["BLOCK_N"], "columns": 1, "dtype": "float32"},
+            {"tensor": "page_table", "tile": ["BLOCK_N"], "columns": 1, "dtype": "int32", "keys": 32}
           ]
         },
         {
@@ -170,8 +173,11 @@ MANIFEST = json.loads(r"""
             {"node": "fold", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128}
           ],
           "loads": [
-            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 128, "padded": 128},
-            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 128, "padded": 128}
+            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 128, "padded": 128, "dtype": "int8"},
+            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 128, "padded": 128, "dtype": "int8"},
+            {"tensor": "k_scale", "tile": ["BLOCK_N"], "columns": 1, "dtype": "float32"},
+            {"tensor": "v_scale", "tile": ["BLOCK_N"], "columns": 1, "dtype": "float32"},
+            {"tensor": "page_table", "tile": ["BLOCK_N"], "columns": 1, "dtype": "int32", "keys": 32}
           ]
         }
       ]
@@ -735,6 +741,13 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
+    )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

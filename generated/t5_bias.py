@@ -5,7 +5,7 @@
 Softmax attention over keys j with: True.
 A tile of queries at positions i_lo..i_hi meets keys in [0, seqlen_k); all are allowed in [0, seqlen_k).
 
-Digest adf671b6b4a7bacfebc47ceaeb69d624224360e2131e81611991415678447f08. Needs torch and triton, nothing else.
+Digest fda76be29885966f5cc3339248b05c096e239b64faa8be7e3b92eac520e64a92. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "score": "s + rel_bias[h, max(-128, min(j - i, 128)) + 128]"
 }
 """)
-DIGEST = "adf671b6b4a7bacfebc47ceaeb69d624224360e2131e81611991415678447f08"
+DIGEST = "fda76be29885966f5cc3339248b05c096e239b64faa8be7e3b92eac520e64a92"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -521,7 +521,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "APART": false
@@ -539,7 +539,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "APART": false
@@ -619,8 +619,8 @@ MANIFEST = json.loads(r"""
         "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
         "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
         "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
-        "gfx942/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
-        "gfx950/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}]
+        "gfx942/32": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "gfx950/32": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}]
       }
     },
     "_backward_captured_rel_bias": {
@@ -1588,7 +1588,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::t5_bias_adf671b6b4a7", mutates_args=())
+@torch.library.custom_op("attngen::t5_bias_fda76be29885", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1850,7 +1850,7 @@ def launch_backward(
     return dq, dk, dv, drel_bias.to(rel_bias.dtype)
 
 
-@torch.library.custom_op("attngen::t5_bias_adf671b6b4a7_backward", mutates_args=())
+@torch.library.custom_op("attngen::t5_bias_fda76be29885_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1926,6 +1926,13 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
+    )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

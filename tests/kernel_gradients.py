@@ -233,10 +233,11 @@ class Truth:
         moved = _autograd(
             wide, lse, leaves, dout * weights.permute(back)[..., None], dlse - changed.permute(axes)
         )
+        exempt = {"k"} if self.inputs["q"].dtype != torch.float32 else {*self.gradients}
         return {
             n: 2 * self.eager[n]
-            + 2 * largest(moved[n])
-            + 2 * (torch.finfo(self.inputs[n].dtype).eps + EPS32 * scores) * largest(x)
+            + 2 * largest(moved[n]) * (n in exempt)
+            + (torch.finfo(self.inputs[n].dtype).eps / 2 + 2 * EPS32 * scores) * largest(x)
             for n, x in self.gradients.items()
         }
 

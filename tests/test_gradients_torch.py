@@ -301,3 +301,23 @@ def test_statistics_need_tiles_that_fill_their_padding():
     small = {"_backward_rows": {"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}}
     with pytest.raises(ValueError, match="BLOCK_M must be a multiple of 128"):
         module.launch_backward(out, None, out, lse, q, k, v, 0.25, configs=small)
+
+
+def test_a_tensor_that_only_the_mask_reads_has_no_gradient_to_ask_for():
+    captured = {"bound": {"dtype": "float32", "axes": ["Hq"]}}
+    module = build(mask="j <= i and bound[h] > 0.0", captured=captured)
+    given = arguments("dense") | {"bound": torch.ones(4).requires_grad_()}
+    out = module.attention(**given)
+    with refused("citizen: bound: only the mask reads it, so that it has no gradient: detach it"):
+        out.sum().backward()
+
+
+def test_forward_mode_gradients_are_refused_and_not_zero():
+    given = {name: tensor.detach() for name, tensor in arguments("dense").items()}
+    module = build()
+
+    def of_queries(q: Tensor) -> Tensor:
+        return module.attention(**{**given, "q": q})
+
+    with pytest.raises(ValueError, match="q: forward-mode gradients are not generated"):
+        torch.func.jvp(of_queries, (given["q"],), (given["q"],))

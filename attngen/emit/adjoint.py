@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attngen.emit.parts import launch_of
 from attngen.errors import InternalError
@@ -19,6 +19,7 @@ ONE = Const(1.0)
 _SINK = Apply("mul", (ex.Element("sinks", (Symbol("h"),), "float"), LOG2E))
 SUNK = ex.apply("neg", ex.apply("mul", Apply("weight_exp2", (_SINK, Symbol("lse2", "float"))), S))
 DROPPED = ex.apply("mul", S, Symbol("dropout", "float"))
+DELTA_ERROR = ex.apply("sub", ex.apply("add", S, Symbol("dlse", "float")), Symbol("p_dp_rows", "float"))
 DS = ex.apply("mul", Symbol("p", "float"), ex.apply("sub", S, Symbol("delta", "float")))
 # the number of a diagonal of scores: they begin with that of the first row and the last key
 DIAGONAL = normal(
@@ -68,9 +69,7 @@ def find_adjoint(graph: Graph) -> Adjoint:
         == dv.axes[1]
         == ("Hq" if heads else "Hkv"),
         "dk and dv visit the same rows": dk.tiles == dv.tiles,
-        "sums per row visit the keys that dq does": all(
-            _fold(graph, n).tiles == dq.tiles for n in _row_sums(graph)
-        ),
+        **_delta_error_rules(graph, dq),
         "gradients of captured tensors add ds times a slope": all(
             _adds_ds(graph, f) for f in captured_folds(graph)
         ),
@@ -122,7 +121,7 @@ def _fold(graph: Graph, name: str) -> Fold:
 def captured_folds(graph: Graph) -> list[Fold]:
     """The folds of scores' gradients into captured ones, whichever kernel adds them up."""
     folds = [fold for _, fold in graph.all(Fold) if fold.level == "tile" and fold.monoid == "sum"]
-    return [fold for fold in folds if not fold.value]
+    return [fold for fold in folds if not fold.value and not fold.element.startswith("p")]
 
 
 def _adds_ds(graph: Graph, fold: Fold) -> bool:
@@ -153,9 +152,48 @@ def stored_by(graph: Graph, result: str) -> list[str]:
     return [s.operand for n in launch.stores if isinstance(s := graph.nodes[n], Store)]
 
 
-def _row_sums(graph: Graph) -> list[str]:
-    """What the kernel of dq adds up per row beside it."""
-    return [name for name in stored_by(graph, "dq")[1:] if not _fold(graph, name).into]
+def _row_sums(graph: Graph) -> list[tuple[str, Map]]:
+    """What the kernel of dq makes of sums per row beside it."""
+    found = [(name, graph.nodes[name]) for name in stored_by(graph, "dq")[1:]]
+    return [(name, node) for name, node in found if isinstance(node, Map)]
+
+
+def _is_row_sum(graph: Graph, dq: Fold, name: str, node: Map) -> bool:
+    """Whether a sum of ds per row is one without the error of delta, over the keys that dq visits."""
+    own = name.removesuffix("_rows")
+    about, weights = graph.nodes[f"{own}_about"], graph.nodes[f"{own}_weights"]
+    moved = ex.apply("mul", Symbol("delta_error", "float"), Symbol(f"{own}_weights", "float"))
+    if not isinstance(about, Fold) or node != Map(
+        operand=f"{own}_about",
+        others=("delta_error", f"{own}_weights"),
+        expr=ex.apply("add", S, moved),
+        axes=about.axes,
+    ):
+        return False
+    slope = graph.nodes[about.element]
+    named = "p" if about.element == "ds" else f"p_{own[1:]}"
+    same_slope = about.element == "ds" or graph.nodes[named] == replace(slope, operand="p")
+    return about.tiles == dq.tiles and same_slope and weights == replace(about, element=named)
+
+
+def _delta_error_rules(graph: Graph, dq: Fold) -> dict[str, bool]:
+    if not _row_sums(graph):
+        return {}
+    ds, product, total = graph.nodes["ds"], graph.nodes["p_dp"], graph.nodes["p_dp_rows"]
+    assert isinstance(ds, Map)
+    return {
+        "sums per row are of ds with the right delta": all(
+            _is_row_sum(graph, dq, *row) for row in _row_sums(graph)
+        ),
+        "the error of delta is delta and dlse less the sum of p dp": graph.nodes["delta_error"]
+        == Map(operand="delta", others=("dlse", "p_dp_rows"), expr=DELTA_ERROR, axes=ds.axes[:-1])
+        and isinstance(total, Fold)
+        and (total.element, total.tiles, total.factor) == ("p_dp", dq.tiles, None)
+        and product
+        == Map(
+            operand=ds.operand, others=("p",), expr=ex.apply("mul", S, Symbol("p", "float")), axes=ds.axes
+        ),
+    }
 
 
 def factor_of(graph: Graph, fold: Fold) -> Expr:
@@ -166,15 +204,15 @@ def factor_of(graph: Graph, fold: Fold) -> Expr:
 
 
 def _sums(graph: Graph) -> tuple[tuple[str, Expr], ...]:
-    return tuple((name, factor_of(graph, _fold(graph, name))) for name in _row_sums(graph))
+    return tuple((name, factor_of(graph, _fold(graph, node.operand))) for name, node in _row_sums(graph))
 
 
 def _added(graph: Graph) -> tuple[tuple[str, Expr, ex.Element], ...]:
-    folds = [(name, _fold(graph, name)) for name in stored_by(graph, "dq")[1:]]
+    folds = [(name, graph.nodes[name]) for name in stored_by(graph, "dq")[1:]]
     return tuple(
         (name, factor_of(graph, fold), ex.Element(name, fold.at, "float"))
         for name, fold in folds
-        if fold.into
+        if isinstance(fold, Fold)
     )
 
 

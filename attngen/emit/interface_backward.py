@@ -9,7 +9,7 @@ from attngen.emit.faces import BackwardFace, CapturedFace, KernelFace
 from attngen.emit.parts import LETTERS, launch_of, owned
 from attngen.ir import expr as ex
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Config, Fold, Store
+from attngen.ir.nodes import Config, Fold, Map, Store
 
 
 def backward_face(graph: Graph) -> BackwardFace:
@@ -20,7 +20,8 @@ def backward_face(graph: Graph) -> BackwardFace:
 class _Backward(Arguments):
     def build(self) -> BackwardFace:
         stored = {name: self._stored(name) for name in ("lse2", "dq")}
-        added = [n for n in stored["dq"][1:] if self._fold(n).into]
+        added = [n for n in stored["dq"][1:] if isinstance(self.graph.nodes[n], Fold)]
+        per_row = [n for n in stored["dq"][1:] if n not in added]
         sums = [n for n in (*stored["lse2"][2:], *stored["dq"][1:]) if n not in added]
         graded = [n for n, i in self.inputs.items() if i.grad]
         forward = [n for n, _ in self.op_arguments()]
@@ -45,9 +46,9 @@ class _Backward(Arguments):
             dq=self._face(
                 "_backward_dq",
                 [*self.tensors, "dout", "dq"],
-                ["lse2", "delta", *(n for n in sums if n in stored["dq"])],
+                ["lse2", "delta", *(["dlse"] if per_row else []), *per_row],
                 None,
-                [],
+                ["HAS_DLSE"] if per_row else [],
                 more=[row for n in added for row in self._places(n)],
                 indices=added,
             ),
@@ -70,7 +71,7 @@ class _Backward(Arguments):
             gradient_arguments=tuple(f"{t}: torch.Tensor" for t in self.tensors),
             gradient_call=", ".join(self.tensors),
             results=", ".join(f"d{n}" if n in graded else "None" for n in forward),
-            without=tuple((p, n) for p, n in enumerate(forward) if self._is_ungraded(n)),
+            without=tuple((p, n, self._cure(n)) for p, n in enumerate(forward) if self._is_ungraded(n)),
             index_types=tuple(index_type(n) for n in self.captured if n != "sinks"),
             padded=self._padded(),
             keys_length=self._lengths_of_keys(),
@@ -198,6 +199,13 @@ class _Backward(Arguments):
     def _is_ungraded(self, name: str) -> bool:
         node = self.inputs.get(name)
         return node is not None and node.role == "captured" and not node.grad and "float" in node.dtype
+
+    def _cure(self, name: str) -> str:
+        """What to do where a tensor without a gradient asks for one."""
+        in_score = any(name in ex.tensors(node.expr) for _, node in self.graph.all(Map))
+        if not in_score:
+            return "only the mask reads it, so that it has no gradient: detach it"
+        return f"the spec asks for no gradient of it: add `grad: true` to captured.{name}, or detach it"
 
     def _padded(self) -> str:
         heads = f"q.shape[{self.heads}]"

@@ -122,13 +122,21 @@ def table_tensors(pages: Pages) -> tuple[str, ...]:
     return TABLES[pages.table]
 
 
+def page_numbers(pages: Pages) -> str:
+    """The table of pages' numbers."""
+    return {"dense": "page_table", "csr": "page_indices"}[pages.table]
+
+
+def queries_per_tile(group: int, heads_in_rows: bool, config: str = "config") -> str:
+    """How many queries a tile of rows holds, as text of the launcher."""
+    rows = f'{config}["BLOCK_M"]'
+    return f"{rows} // min({group}, {rows})" if heads_in_rows else rows
+
+
 def tile_lines(group: int, heads_in_rows: bool) -> tuple[str, ...]:
     """Statements of the launcher that bound the tiles of all sequences, from shapes alone."""
-    block_q = (
-        f'config["BLOCK_M"] // min({group}, config["BLOCK_M"])' if heads_in_rows else 'config["BLOCK_M"]'
-    )
     return (
-        f"block_q = {block_q}",
+        f"block_q = {queries_per_tile(group, heads_in_rows)}",
         "num_seqs = cu_seqlens_q.shape[0] - 1",
         "one_tile = max_seqlen_q <= block_q",
         "num_tiles_m = num_seqs if one_tile else q.shape[0] // block_q + num_seqs",

@@ -52,6 +52,7 @@ class Parts:
     splits: Splits | None
     combine: Launch | None
     has_dropout: bool
+    shares_prefix: bool
 
 
 def launch_of(graph: Graph, result: str) -> tuple[str, Launch]:
@@ -126,6 +127,7 @@ def find_parts(graph: Graph) -> Parts:
         node.domain.splits,
         last if node.level == "split" else None,
         bool(node.dropout),
+        node.domain.prefix is not None,
     )
     _refuse_unsupported(graph, parts)
     return parts
@@ -164,6 +166,11 @@ def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
             (parts.splits is None) == (parts.combine is None)
             and (parts.splits is None or (parts.pages is not None and _fit(parts, parts.splits)))
         ),
+        "a prefix is that of the pages, and what it gives is merged as splits are": (
+            parts.shares_prefix == bool(parts.pages and parts.pages.prefix)
+            and not (parts.shares_prefix and parts.combine is None)
+            and parts.fold.domain.prefix in (None, Symbol("prefix_len"))
+        ),
         "splits leave partial results in fp32, merged in rows of 16": (
             parts.combine is None or _merges(graph, parts, parts.combine)
         ),
@@ -197,8 +204,8 @@ def _merges(graph: Graph, parts: Parts, combine: Launch) -> bool:
     partial = [(s.name, s.dtype, graph.nodes[s.operand]) for s in stores]
     wanted = [(name, "float32", parts.fold) for name in ("partial_out", "partial_lse")]
     [(_, [config, *_]), *others] = combine.configs
-    place = (combine.rows, combine.tile_axis, combine.program_axes, config.block_m, config.num_warps)
-    return partial == wanted and not others and place == ("grid", "Sq", ("Hq",), 16, 4)
+    place = (combine.rows, combine.tile_axis, combine.program_axes, config.block_m)
+    return partial == wanted and not others and place == ("grid", "Sq", ("Hq",), 16)
 
 
 def _drops(graph: Graph, fold: Fold) -> bool:

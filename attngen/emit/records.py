@@ -225,8 +225,11 @@ class Context:
     per_key_scales: bool
     scale_of_all: str
     has_splits: bool
+    has_prefix: bool  # groups of sequences share their first keys
+    part: str  # which of a row's partial results a program stores
     combine_columns: tuple[str, ...]
     combine_rows: str
+    combine_warps: int
     partial_chunks: tuple[Chunk, ...]
     prologue: tuple[str, ...]
     columns: tuple[str, ...]

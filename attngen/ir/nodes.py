@@ -21,14 +21,17 @@ Monoid = Literal["softmax", "sum"]
 class Pages:
     """An address map: key j of a sequence lies in slot j % size of the page that entry j // size of its table names.
 
-    ``table`` is how the tables are given: ``dense``, a row per sequence, or ``csr``, one after the other.
+    ``table`` is how the tables are given: ``dense``, a row per sequence, or ``csr``, one after the other. With a ``prefix``
+    the first keys of a sequence are those of its group, in pages that a table of groups names; j counts on from them.
     """
 
     size: int
     table: Literal["dense", "csr"]
+    prefix: bool = False
 
     def __str__(self) -> str:
-        return f"pages(size={self.size}, table={self.table})"
+        prefix = ", prefix=True" if self.prefix else ""
+        return f"pages(size={self.size}, table={self.table}{prefix})"
 
 
 Address = Literal["strided"] | Pages
@@ -71,13 +74,15 @@ class Domain:
     """The positions of an axis that a fold runs over: [0, size) where ``mask`` holds.
 
     ``table`` asks that tiles which the plan cannot decide are looked at once, by a kernel of their own, before the fold;
-    ``splits`` that several programs share the keys of a row.
+    ``splits`` that several programs share the keys of a row; ``prefix`` that the fold is cut after so many keys, which rows
+    of several sequences share. In the formulas of such a fold ``prefix_start`` is where the keys of a piece begin.
     """
 
     size: Expr
     mask: Expr = TRUE
     table: bool = False
     splits: Splits | None = None
+    prefix: Expr | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,11 +18,20 @@ class Sequence:
     """The pages of one sequence, and how many keys they hold."""
 
     pages: Tensor  # the numbers of its pages, then whatever the table holds
-    keys: int
+    keys: int  # those of the prefix included
+    prefix: Tensor | None = None  # the pages of the prefix that it shares with its group
+    prefix_keys: int = 0
 
 
 def sequence(pages: Pages, inputs: Mapping[str, Any], b: int) -> Sequence:
     """Look a sequence up in the tables of a call."""
+    if pages.prefix:
+        group = int(
+            torch.searchsorted(inputs["cu_groups"][1:], torch.tensor(b, dtype=torch.int32), right=True)
+        )
+        shared = int(inputs["prefix_seqlens"][group])
+        own = int(inputs["cache_seqlens"][b])
+        return Sequence(inputs["page_table"][b], shared + own, inputs["prefix_table"][group], shared)
     if pages.table == "dense":
         return Sequence(inputs["page_table"][b], int(inputs["cache_seqlens"][b]))
     first, end = (int(n) for n in inputs["page_indptr"][b : b + 2])
@@ -41,8 +50,13 @@ class Cached:
 
 def gathered(cached: Cached, node: Input, pages: Pages) -> Tensor:
     """The keys of a sequence as [1, H, keys, D]: key j from slot j % size of its page j // size."""
-    j = torch.arange(cached.sequence.keys)
-    page, slot = cached.sequence.pages[j // pages.size].long(), j % pages.size
+    sequence = cached.sequence
+    j = torch.arange(sequence.keys - sequence.prefix_keys)
+    page, slot = sequence.pages[j // pages.size].long(), j % pages.size
+    if sequence.prefix is not None:
+        j = torch.arange(sequence.prefix_keys)
+        page = torch.cat([sequence.prefix[j // pages.size].long(), page])
+        slot = torch.cat([j % pages.size, slot])
     by_slot = _numbers(cached.stored, node).permute([node.layout.index(c) for c in "pshd"])
     rows = by_slot[page, slot]
     if cached.scale is not None:

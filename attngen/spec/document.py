@@ -21,6 +21,7 @@ from attngen.spec.model import (
     Layout,
     PageTable,
     Precision,
+    Prefix,
     Scales,
 )
 
@@ -221,6 +222,10 @@ class CacheForm(Form):
     )
     scales: Scales | None = Field(
         default=None, description="one scale per tensor, per kv head, or per key and kv head"
+    )
+    prefix: Prefix | None = Field(
+        default=None,
+        description="shared: groups of sequences begin with the same keys, kept and folded once per group; needs splits",
     )
 
 

@@ -51,6 +51,7 @@ ARGUMENTS: Final = (
     *("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "seqused_k"),
     *("q_descale", "k_descale", "v_descale", "k_scale", "v_scale"),
     *("k_cache", "v_cache", "page_table", "cache_seqlens", "page_indptr", "page_indices", "last_page_len"),
+    *("prefix_table", "prefix_seqlens", "cu_groups", "prefix_start", "prefix_starts", "places", "first_part"),
     *("append_kv", "slot_mapping", "gate", "cos", "sin", "memory", "return_memory", "group"),
     *("spec", "precision"),
 )
@@ -87,6 +88,7 @@ def resolve(document: Document, report: Report) -> Spec | None:
     if document.cache is not None:
         _check_cache(document, note)
         _check_splits(document, note)
+        _check_prefix(document, captured, formulas, note)
     elif document.splits is not None:
         note(("splits",), "splits are for keys in pages; add a cache, or leave splits out")
     if document.mask_table and document.mask is None:
@@ -165,12 +167,40 @@ def _check_splits(document: Document, note: Note) -> None:
         note(("schedule", "block_n"), f"a tile of keys lies in one split of {form.keys} keys")
 
 
+OF_ONE_SEQUENCE: Final = ("b", "row", "seqlen_q", "seqlen_k")
+
+
+def _check_prefix(
+    document: Document, captured: tuple[Captured, ...], formulas: Mapping[str, Formula | None], note: Note
+) -> None:
+    """Rows that fold a shared prefix belong to several sequences, and what they find is merged as splits are."""
+    cache = document.cache
+    if cache is None or cache.prefix is None:
+        return
+    place = ("cache", "prefix")
+    if cache.table == "csr":
+        note(place, "a shared prefix needs dense page tables; write table: dense, or leave prefix out")
+    if document.splits is None:
+        note(place, "what a shared prefix gives is merged as splits are; add splits, as in `splits: auto`")
+    for key, formula in formulas.items():
+        for name in OF_ONE_SEQUENCE:
+            if formula is not None and name in formula.names:
+                message = f"rows of a shared prefix belong to several sequences, '{name}' to one"
+                note((key,), f"{message}; use i and j, or leave cache.prefix out")
+    for tensor in captured:
+        if {"B", "Tq"} & set(tensor.axes):
+            message = (
+                f"rows of a shared prefix belong to several sequences; {tensor.name} can have no axis B or Tq"
+            )
+            note(("captured", tensor.name, "axes"), message)
+
+
 def _cache(form: CacheForm | None) -> Cache | None:
     if form is None:
         return None
     scales = form.scales or ("per_tensor" if form.dtype else None)
     scales = "per_token_head" if form.dtype in INTEGERS else scales
-    return Cache(form.page_size, form.layout, form.table, form.dtype, scales)
+    return Cache(form.page_size, form.layout, form.table, form.dtype, scales, form.prefix)
 
 
 def _splits(form: SplitsForm | None) -> Splits | None:
