@@ -93,11 +93,14 @@ def _for_statements(text: str, kernel: str) -> list[tuple[int, int]]:
 
 
 def _loops_in(statements: Sequence[ast.stmt]) -> list[ast.For]:
-    """The innermost loops: one around another only numbers what that one does."""
+    """All loops but those over `share`, which only number what the loop in them does."""
     found: list[ast.For] = []
     for statement in statements:
-        inner = [x for block in ("body", "orelse") for x in _loops_in(getattr(statement, block, ()))]
-        found += [statement] if isinstance(statement, ast.For) and not inner else inner
+        found += (
+            [statement] if isinstance(statement, ast.For) and ast.unparse(statement.target) != "share" else []
+        )
+        for block in ("body", "orelse"):
+            found += _loops_in(getattr(statement, block, ()))
     return found
 
 
