@@ -1639,8 +1639,8 @@ def launch(
             out.stride(2),
             lse.stride(-2),
             lse.stride(0),
-            doc.stride(0),
-            doc.stride(1),
+            _stride(doc, 0),
+            _stride(doc, 1),
             q.shape[2],
             q.shape[1],
             k.shape[1],
@@ -1789,8 +1789,8 @@ def launch_backward(
                 stride_rh=lse2.stride(-2),
                 stride_lb=lse.stride(0),
                 stride_rb=lse2.stride(0),
-                stride_doc_0=doc.stride(0),
-                stride_doc_1=doc.stride(1),
+                stride_doc_0=_stride(doc, 0),
+                stride_doc_1=_stride(doc, 1),
                 num_q_heads=q.shape[2],
                 seqlen_q=q.shape[1],
                 seqlen_k=k.shape[1],
@@ -1836,8 +1836,8 @@ def launch_backward(
                     stride_rh=lse2.stride(-2),
                     stride_lb=lse.stride(0),
                     stride_rb=lse2.stride(0),
-                    stride_doc_0=doc.stride(0),
-                    stride_doc_1=doc.stride(1),
+                    stride_doc_0=_stride(doc, 0),
+                    stride_doc_1=_stride(doc, 1),
                     num_kv_heads=k.shape[2],
                     seqlen_q=q.shape[1],
                     seqlen_k=k.shape[1],
@@ -1937,10 +1937,8 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")
 
 
-def _check_captured(
-    name: str, tensor: torch.Tensor, dtypes: tuple, shape: tuple, like: torch.Tensor
-) -> torch.Tensor:
-    """A captured tensor: dtype, device and shape; axes of size 1 are broadcast."""
+def _check_captured(name: str, tensor: torch.Tensor, dtypes: tuple, shape: tuple, like: torch.Tensor) -> None:
+    """A captured tensor: dtype, device and shape; an axis of size 1 stands for any size."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(
             f"document_ids: {name}: expected a tensor of shape {shape}, got {type(tensor).__name__}"
@@ -1951,7 +1949,11 @@ def _check_captured(
         have == want or have == 1 for have, want in zip(tensor.shape, shape)
     )
     _expect(fits, f"{name}: expected shape {shape} (a 1 is broadcast), got {tuple(tensor.shape)}")
-    return tensor.expand(shape)
+
+
+def _stride(tensor: torch.Tensor, axis: int) -> int:
+    """Return the stride of a captured tensor's axis: 0 for size 1, where all places read the same."""
+    return tensor.stride(axis) if tensor.shape[axis] != 1 else 0
 
 
 def _extent(tensor: torch.Tensor) -> int:
@@ -2019,7 +2021,7 @@ def attention(
         batch,
         seqlen_k,
     )
-    doc = _check_captured("doc", doc, (torch.int32,), shape, q)
+    _check_captured("doc", doc, (torch.int32,), shape, q)
     if _readable(doc):
         ascends = bool((doc.diff(dim=-1) >= 0).all())
         _expect(ascends, "doc: is declared sorted and must ascend along its last axis")

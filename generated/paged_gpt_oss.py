@@ -489,7 +489,7 @@ def launch(
             out.stride(0),
             out.stride(1),
             lse.stride(-2),
-            sinks.stride(0),
+            _stride(sinks, 0),
             q.shape[1],
             num_tiles_m,
             num_seqs,
@@ -574,10 +574,8 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")
 
 
-def _check_captured(
-    name: str, tensor: torch.Tensor, dtypes: tuple, shape: tuple, like: torch.Tensor
-) -> torch.Tensor:
-    """A captured tensor: dtype, device and shape; axes of size 1 are broadcast."""
+def _check_captured(name: str, tensor: torch.Tensor, dtypes: tuple, shape: tuple, like: torch.Tensor) -> None:
+    """A captured tensor: dtype, device and shape; an axis of size 1 stands for any size."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(
             f"paged_gpt_oss: {name}: expected a tensor of shape {shape}, got {type(tensor).__name__}"
@@ -588,7 +586,11 @@ def _check_captured(
         have == want or have == 1 for have, want in zip(tensor.shape, shape)
     )
     _expect(fits, f"{name}: expected shape {shape} (a 1 is broadcast), got {tuple(tensor.shape)}")
-    return tensor.expand(shape)
+
+
+def _stride(tensor: torch.Tensor, axis: int) -> int:
+    """Return the stride of a captured tensor's axis: 0 for size 1, where all places read the same."""
+    return tensor.stride(axis) if tensor.shape[axis] != 1 else 0
 
 
 def _extent(tensor: torch.Tensor) -> int:
@@ -752,7 +754,7 @@ def attention(
         "dropout_p, seed: the spec has none; add `dropout: true` and generate again",
     )
     shape = (num_q_heads,)
-    sinks = _check_captured("sinks", sinks, (torch.float32, torch.bfloat16, torch.float16), shape, q)
+    _check_captured("sinks", sinks, (torch.float32, torch.bfloat16, torch.float16), shape, q)
     out, lse = _forward(
         q,
         k_cache,

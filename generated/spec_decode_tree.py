@@ -632,8 +632,8 @@ def launch(
             out.stride(0),
             out.stride(1),
             lse.stride(-2),
-            ancestors.stride(0),
-            ancestors.stride(1),
+            _stride(ancestors, 0),
+            _stride(ancestors, 1),
             q.shape[1],
             page_table.stride(0),
             num_tiles_m,
@@ -740,10 +740,8 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")
 
 
-def _check_captured(
-    name: str, tensor: torch.Tensor, dtypes: tuple, shape: tuple, like: torch.Tensor
-) -> torch.Tensor:
-    """A captured tensor: dtype, device and shape; axes of size 1 are broadcast."""
+def _check_captured(name: str, tensor: torch.Tensor, dtypes: tuple, shape: tuple, like: torch.Tensor) -> None:
+    """A captured tensor: dtype, device and shape; an axis of size 1 stands for any size."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(
             f"spec_decode_tree: {name}: expected a tensor of shape {shape}, got {type(tensor).__name__}"
@@ -754,7 +752,11 @@ def _check_captured(
         have == want or have == 1 for have, want in zip(tensor.shape, shape)
     )
     _expect(fits, f"{name}: expected shape {shape} (a 1 is broadcast), got {tuple(tensor.shape)}")
-    return tensor.expand(shape)
+
+
+def _stride(tensor: torch.Tensor, axis: int) -> int:
+    """Return the stride of a captured tensor's axis: 0 for size 1, where all places read the same."""
+    return tensor.stride(axis) if tensor.shape[axis] != 1 else 0
 
 
 def _extent(tensor: torch.Tensor) -> int:
@@ -924,7 +926,7 @@ def attention(
         total_q,
         nodes,
     )
-    ancestors = _check_captured("ancestors", ancestors, (torch.bool,), shape, q)
+    _check_captured("ancestors", ancestors, (torch.bool,), shape, q)
     out, lse = _forward(
         q,
         k_cache,

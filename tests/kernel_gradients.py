@@ -160,13 +160,13 @@ def watched(module: ModuleType) -> Iterator[None]:
 
         def load(self, pointers: Any, mask: Any, *rest: Any) -> Any:
             if len(readable):
-                touched = np.broadcast_to(pointers, mask.shape)[mask].astype(np.int64)
+                touched = np.broadcast_to(pointers, mask.shape)[mask != 0].astype(np.int64)
                 assert _places(touched, readable) is not None, "a load reads outside every argument"
             return original.load(pointers, mask, *rest)
 
         def store(self, pointers: Any, value: Any, mask: Any) -> Any:
             if len(readable):
-                touched = np.broadcast_to(pointers, mask.shape)[mask].astype(np.int64)
+                touched = np.broadcast_to(pointers, mask.shape)[mask != 0].astype(np.int64)
                 places = _places(touched, writable)
                 assert places is not None, "a store writes outside the results"
                 assert not written[places].any(), "a place is written twice"

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -629,12 +630,120 @@ def test_captured_gradients_in_16_bits(dtype):
     check(spec, inputs_of(spec, replace(RAGGED, kv_heads=2), torch.bfloat16), (SMALL, OTHERS[0]))
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 18), (2, 1, 18), (2, 4, 1), (1, 1, 1)])
-def test_captured_axes_of_size_one(shape):
+ONES = {
+    "h row": ["h"],
+    "b h row": ["b", "h", "row", "b h row"],
+    "h key": ["h", "key"],
+    "b h key": ["b", "h", "b key", "b h key"],
+    "transposed": ["row", "key"],
+    "b h element": ["b", "h", "b h", "b h row", "key", "b h row key"],
+    "position": ["h", "row", "key"],
+    "h bucket": ["h", "place"],
+    "bucket h": ["h"],
+    "b h distance": ["b", "h", "b h", "b place", "b h place"],
+    "two": ["0"],
+}
+PLACES = {"b": "b", "h": "h", "row": "row", "key": "j"}
+
+
+def with_ones(inputs: dict[str, Any], element: str, ones: str) -> dict[str, Any]:
+    """Size 1 for some axes of x: those of its indices, or the only one that is a formula."""
+    indices = element[2:-1].split(", ")
+    x = inputs["x"]
+    for one in ones.split():
+        found = [
+            n for n, index in enumerate(indices) if index == PLACES.get(one) or (index, one) == ("i", "row")
+        ]
+        x = x.narrow(found[0] if found else [len(index) > 3 for index in indices].index(True), 0, 1)
+    return inputs | {"x": x.clone()}
+
+
+QUICK = {
+    ("b h row", "h"), ("b h key", "h"), ("b h element", "b h"), ("b h element", "b h row key"),
+    ("position", "row"), ("b h distance", "b h"), ("h bucket", "place"), ("h token", "h key"), ("h element", "h"),
+}  # fmt: skip
+
+
+def some_ones(table: dict[str, list[str]]) -> list[Any]:
+    found = [(read, ones) for read, some in table.items() for ones in some]
+    return [x if x in QUICK else pytest.param(*x, marks=pytest.mark.slow) for x in found]
+
+
+@pytest.mark.parametrize(("read", "ones"), some_ones(ONES))
+def test_captured_axes_of_size_one(read, ones):
     """An axis of size 1 stands for all: its gradient is the sum."""
-    spec = reading("x[b, h, row]", ["B", "Hq", "Sq"], "s * {x}")
+    spec = reading(*READS[read], "s * {x}")
+    inputs = inputs_of(spec, Problem(name="", lengths=((18, 21),) * 2, kv_heads=2), torch.float32)
+    check(spec, with_ones(inputs, READS[read][0], ones), (SMALL, OTHERS[1]))
+
+
+PACKED_ONES = {
+    "row h": ["row", "h"],
+    "b h": ["b", "h"],
+    "h token": ["h", "key", "h key"],
+    "b key": ["b", "key"],
+    "h element": ["h", "h row"],
+    "row of tokens": ["row", "key", "row key"],
+    "b distance": ["b"],
+}
+
+
+@pytest.mark.parametrize(("read", "ones"), some_ones(PACKED_ONES))
+def test_captured_axes_of_size_one_of_packed_tokens(read, ones):
+    spec = reading(*PACKED_READS[read], "s * {x}", layout="thd")
+    inputs = inputs_of(spec, replace(UNUSED, kv_heads=2), torch.float32)
+    check(spec, with_ones(inputs, PACKED_READS[read][0], ones))
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (4, 1)])
+def test_captured_axes_of_size_one_by_atomics(shape):
+    spec = reading("x[h, j // 2]", ["Hq", 64], "s * {x}", deterministic=False)
     inputs = inputs_of(spec, Problem(name="", lengths=((18, 21),) * 2, kv_heads=2), torch.float32)
     check(spec, inputs | {"x": torch.linspace(0.5, 2, torch.Size(shape).numel()).reshape(shape)})
+
+
+@pytest.mark.parametrize(
+    ("element", "axes"), [("x[h, i - j + 64]", [8, 128]), ("x[b, row, j]", [5, 64, "Sk"])]
+)
+def test_captured_axes_that_are_longer_than_heads_or_batch(element, axes):
+    """What lies past the last head or sequence has gradient 0, and no sums of its own."""
+    spec = reading(element, axes, "s * {x}")
+    inputs = inputs_of(spec, Problem(name="", lengths=((18, 21),) * 2, kv_heads=2), torch.float32)
+    assert not check(spec, inputs)["x"][4 if axes[0] == 8 else 2 :].any()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 40, 40), (2, 1, 40, 40), (1, 4, 1, 40)])
+def test_gradients_of_captured_tensors_take_the_memory_of_what_is_given(shape):
+    """Neither the kernels' buffers nor what autograd sees have the size that an axis of size 1 stands for."""
+    spec = reading(*READS["b h element"], "s + {x}")
+    inputs = inputs_of(spec, Problem(name="", lengths=((40, 40),) * 2, kv_heads=2), torch.float32)
+    module, made = attngen.build(spec), list[torch.Size]()
+
+    def noted(make: Any) -> Any:
+        def allocate(*given: Any, **more: Any) -> torch.Tensor:
+            made.append((found := make(*given, **more)).shape)
+            return found
+
+        return allocate
+
+    leaf = torch.zeros(shape, requires_grad=True)
+    out = module.attention(**inputs | {"x": leaf})
+    with patch.object(torch, "zeros", noted(torch.zeros)), patch.object(torch, "empty", noted(torch.empty)):
+        [found] = torch.autograd.grad(out.sum(), leaf)
+    assert out.grad_fn.next_functions[-1][0].variable is leaf  # the op was given the tensor itself
+    assert found.shape == shape
+    assert made.count(torch.Size(shape)) == 1
+    assert max(size.numel() for size in made) <= max(leaf.numel(), inputs["q"].numel())
+
+
+def test_several_captured_tensors_with_axes_of_size_one():
+    axes = {"x": ["B", "Hq", "Sq", "Sk"], "y": ["B", "Sk"], "w": ["Hq", 40], "z": ["B", "Hq", "Sq"]}
+    captured = {n: {"dtype": "float32", "axes": a, "grad": True} for n, a in axes.items()}
+    score = "s * z[b, h, row] + x[b, h, row, j] + y[b, j] * w[h, row - j + 20]"
+    spec = make(heads={"q": 4, "kv": 2}, score=score, captured=captured, mask="j <= i")
+    inputs = inputs_of(spec, Problem(name="", lengths=((18, 21),) * 2, kv_heads=2), torch.float32)
+    given = {"x": inputs["x"][:1, :1], "y": inputs["y"][:1], "w": inputs["w"][:1], "z": inputs["z"][:, :1]}
+    check(spec, inputs | given, (SMALL, OTHERS[1]))
 
 
 def test_several_captured_tensors():

@@ -27,6 +27,10 @@ NAMES: dict[str, dict[str, Any]] = {
             "x": {"dtype": "float32", "axes": ["Hq"], "grad": True},
         },
     },
+    "size one": {
+        "score": "s + bias[b, h, row, j]",
+        "captured": {"bias": {"dtype": "float32", "axes": ["B", "Hq", "Sq", "Sk"], "grad": True}},
+    },
     "sinks": {"sinks": True},
     "dropout": {"dropout": True},
     "packed": {"layout": "thd", "sinks": True},
@@ -62,6 +66,7 @@ def arguments(name: str, seqlen_q: int = 9, seqlen_k: int = 12, batch: int = 2) 
     more: dict[str, Any] = {
         "param": {"cap": 1.5},
         "captured": {"y": leaf(batch, 4, seqlen_q), "x": leaf(4)},
+        "size one": {"bias": leaf(1, 1, seqlen_q, seqlen_k)},
         "sinks": {"sinks": leaf(4)},
         "dropout": {"dropout_p": 0.25, "seed": torch.tensor([3, 4])},
     }.get(name, {})
@@ -80,7 +85,7 @@ def op_arguments(name: str, op: Any) -> tuple[Any, ...]:
 
 # ---- the custom ops
 
-FAST = ("captured", "dropout", "packed")
+FAST = ("captured", "size one", "dropout", "packed")
 TIERS = [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
 
 
@@ -189,6 +194,7 @@ def test_inductor_gives_the_same():
 # ---- what is kept for the backward
 
 KEPT = {"dense": "qkv", "per head": "qkv", "captured": [*"qkv", "y", "x"], "sinks": [*"qkv", "sinks"]}
+KEPT["size one"] = [*"qkv", "bias"]
 KEPT["dropout"] = [*"qkv", "seed"]
 KEPT["packed"] = [*"qkv", "cu_seqlens_q", "cu_seqlens_k", "sinks"]
 

@@ -14,7 +14,7 @@ from paged import BASE, MIXED, TILES, addresses, build, check, committed, draw, 
 
 import attngen
 from attngen.emit.render import render
-from attngen.errors import InternalError, SpecError, TensorError
+from attngen.errors import InternalError, PlanError, SpecError, TensorError
 from attngen.passes.build import build as semantic
 from attngen.passes.pipeline import schedule
 from attngen.reference.interpreter import interpret

@@ -135,7 +135,9 @@ class Arguments:
         rows += [("stride_lh", "i32", "lse.stride(-2)")]
         rows += [] if self.packed else [("stride_lb", "i32", "lse.stride(0)")]
         rows += [
-            (f"stride_{c}_{p}", "i32", f"{c}.stride({p})") for c in self.captured for p in range(self.rank(c))
+            (f"stride_{c}_{p}", "i32", f"_stride({c}, {p})")
+            for c in self.captured
+            for p in range(self.rank(c))
         ]
         if self.inputs["k"].scales == "token_head":
             dims = {c: n for n, c in enumerate(self.inputs["k"].layout)}

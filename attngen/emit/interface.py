@@ -181,7 +181,7 @@ class _Forward(Arguments):
         ]
         rows += [(f"stride_o{c}", "i32", f"out.stride({n})") for n, c in enumerate("sh")]
         rows += [("stride_lh", "i32", "lse.stride(-2)")]
-        rows += [("stride_sinks_0", "i32", "sinks.stride(0)")] if sink else []
+        rows += [("stride_sinks_0", "i32", "_stride(sinks, 0)")] if sink else []
         rows += [("num_q_heads", "i32", "q.shape[1]"), ("num_seqs", "i32", "num_seqs")]
         parts = "prefix_splits + num_splits" if self.pages and self.pages.prefix else "num_splits"
         rows += [("num_splits", "i32", parts), ("total_rows", "i32", "rows")]

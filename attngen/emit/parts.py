@@ -67,6 +67,15 @@ def launch_of(graph: Graph, result: str) -> tuple[str, Launch]:
     raise InternalError(f"{graph.provenance.name}: no kernel stores {result}")
 
 
+LETTERS = {"b": "b", "h": "h", "row": "m", "i": "m", "j": "n"}  # short names of axes, by what runs along them
+
+
+def owned(launch: Launch) -> tuple[str, ...]:
+    """The axes of whose places or tiles the programs of a captured gradient have one each, the fastest first."""
+    tiles = {"Sq": ("n", "m"), "Sk": ("n",), "Sd": ()}[launch.tile_axis]
+    return (*tiles, *(x for axis, x in (("Hq", "h"), ("B", "b")) if axis in launch.program_axes))
+
+
 def _scales(graph: Graph) -> str:
     return next((x.scales for name, x in graph.all(Input) if name == "k"), "")
 

@@ -124,6 +124,8 @@ class CapturedKernel:
 
     face: KernelFace
     own: tuple[str, ...]
+    shares: str  # how many places the tensor has but one for, of axes that programs own; '' is 1
+    share: tuple[str, ...]  # which one
     turns: str  # how many tiles it looks at
     turn: tuple[str, ...]  # which one, and where it lies
     visited: str
@@ -133,6 +135,8 @@ class CapturedKernel:
     k_chunks: tuple[Chunk, ...]
     v_chunks: tuple[Chunk, ...]
     is_diagonal: bool
+    flat_m: str  # the flag under which a tile's rows share a place, where programs own rows
+    flat_n: str  # and its keys
     pointer: str  # where the sum is stored
     value: str
     mask: str
@@ -147,6 +151,7 @@ class PlaceKernel:
     gradient: str
     own: tuple[str, ...]
     kept: str  # which of the rows of diagonals
+    exists: str  # and whether it is there
     shift: str  # from the rows and keys of a diagonal to its i - j
     match: str  # the diagonals of this place
 

@@ -93,9 +93,12 @@ def _for_statements(text: str, kernel: str) -> list[tuple[int, int]]:
 
 
 def _loops_in(statements: Sequence[ast.stmt]) -> list[ast.For]:
+    """All loops but those over `share`, which only number what the loop in them does."""
     found: list[ast.For] = []
     for statement in statements:
-        found += [statement] if isinstance(statement, ast.For) else []
+        found += (
+            [statement] if isinstance(statement, ast.For) and ast.unparse(statement.target) != "share" else []
+        )
         for block in ("body", "orelse"):
             found += _loops_in(getattr(statement, block, ()))
     return found
