@@ -160,13 +160,13 @@ def watched(module: ModuleType) -> Iterator[None]:
 
         def load(self, pointers: Any, mask: Any, *rest: Any) -> Any:
             if len(readable):
-                touched = np.broadcast_to(pointers, mask.shape)[mask != 0].astype(np.int64)
+                touched = np.broadcast_to(pointers, mask.shape)[np.asarray(mask) != 0].astype(np.int64)
                 assert _places(touched, readable) is not None, "a load reads outside every argument"
             return original.load(pointers, mask, *rest)
 
         def store(self, pointers: Any, value: Any, mask: Any) -> Any:
             if len(readable):
-                touched = np.broadcast_to(pointers, mask.shape)[mask != 0].astype(np.int64)
+                touched = np.broadcast_to(pointers, mask.shape)[np.asarray(mask) != 0].astype(np.int64)
                 places = _places(touched, writable)
                 assert places is not None, "a store writes outside the results"
                 assert not written[places].any(), "a place is written twice"
@@ -233,8 +233,8 @@ class Truth:
         moved = _autograd(
             wide, lse, leaves, dout * weights.permute(back)[..., None], dlse - changed.permute(axes)
         )
-        # in 16 bits eager autograd rounds weights, which is more than what delta's error does to all but these
-        exempt = {"k", "sinks"} if self.inputs["q"].dtype != torch.float32 else {*self.gradients}
+        # in 16 bits eager autograd rounds weights, which is more than what delta's error does to all but dk
+        exempt = {"k"} if self.inputs["q"].dtype != torch.float32 else {*self.gradients}
         return {
             n: 2 * self.eager[n]
             + 2 * largest(moved[n]) * (n in exempt)

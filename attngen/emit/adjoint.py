@@ -19,7 +19,8 @@ S = Symbol("s", "float")
 LOG2E = Const(math.log2(math.e))
 ONE = Const(1.0)
 _SINK = Apply("mul", (ex.Element("sinks", (Symbol("h"),), "float"), LOG2E))
-SUNK = ex.apply("neg", ex.apply("mul", Apply("weight_exp2", (_SINK, Symbol("lse2", "float"))), S))
+_RIGHT = ex.apply("sub", S, Symbol("delta_error", "float"))
+SUNK = ex.apply("neg", ex.apply("mul", Apply("weight_exp2", (_SINK, Symbol("lse2", "float"))), _RIGHT))
 DROPPED = ex.apply("mul", S, Symbol("dropout", "float"))
 DS = ex.apply("mul", Symbol("p", "float"), ex.apply("sub", S, Symbol("delta", "float")))
 P_DP = ex.apply("mul", S, Symbol("p", "float"))
@@ -84,6 +85,7 @@ class _Rules:
         self.captured = {n: i for n, i in graph.all(Input) if i.role == "captured" and i.grad}
         self.totals = {n: node_of(graph, f"d{n}", Fold) for n in self.captured}
         self.row_sums = self._stored("dq", [f"d{n}_rows" for n in self.captured])
+        self.sinks = ["ds_sinks"] if "sinks" in self.captured else []
         self.added = self._stored("dq", [f"d{n}" for n, f in self.totals.items() if f.carrier == "atomic"])
 
     def _stored(self, result: str, names: list[str]) -> list[str]:
@@ -97,7 +99,7 @@ class _Rules:
         yield from self._statistics()
         yield from self._scores()
         yield from self._tensors()
-        if self.row_sums:
+        if self.row_sums or self.sinks:
             yield from self._delta_error()
         for tensor in self.captured:
             yield from self._sink() if tensor == "sinks" else self._captured(tensor)
@@ -112,9 +114,7 @@ class _Rules:
         less = ex.apply("sub", S, Symbol("dlse", "float"))
         yield "delta", rule(Map, operand="out_dout", others=("dlse",), expr=less, axes=ROWS)
         yield "lse2", rule(Map, operand="lse", expr=ex.apply("mul", S, LOG2E), axes=ROWS)
-        yield from self._kernel(
-            "rows", ("lse2", "delta", *(["ds_sinks"] if "sinks" in self.captured else [])), "Sq", ("Hq", "B")
-        )
+        yield from self._kernel("rows", ("lse2", "delta"), "Sq", ("Hq", "B"))
 
     def _scores(self) -> Iterator[tuple[str, Rule]]:
         """The tiles of scores that dq, dk and dv share: weights, their gradients, slopes."""
@@ -168,7 +168,7 @@ class _Rules:
                 name.removesuffix("_heads"),
                 self._after("Hq", element=name, axes=("B", "Hkv", *axes[2:])),
             )
-        beside = self._stored("dq", [*self.row_sums, *self.added])
+        beside = self._stored("dq", [*self.row_sums, *self.sinks, *self.added])
         yield from self._kernel("dq", ("dq", *beside), "Sq", ("Hq", "B"))
         yield from self._kernel("dkdv", tuple(names), "Sk", (owned, "B"), "configs widest")
 
@@ -190,10 +190,17 @@ class _Rules:
         return rule(Fold, monoid="sum", axis=axis, domain=domain, **cut, **values)
 
     def _sink(self) -> Iterator[tuple[str, Rule]]:
-        """A sink's weight times delta, per row, and its sum."""
+        """A sink's weight times the right delta, per row, and its sum."""
         yield (
             "ds_sinks",
-            rule(Map, operand="delta", others=("lse2",), captured=("sinks",), expr=SUNK, axes=ROWS),
+            rule(
+                Map,
+                operand="delta",
+                others=("lse2", "delta_error"),
+                captured=("sinks",),
+                expr=SUNK,
+                axes=ROWS,
+            ),
         )
         at = (Symbol("h", "int"),)
         yield "dsinks", self._after("Sq", element="ds_sinks", axes=("Hq",), at=at, into="sinks")

@@ -23,7 +23,6 @@ class _Backward(Arguments):
         stored = {name: self._stored(name) for name in ("lse2", "dq")}
         added = [n for n in stored["dq"][1:] if isinstance(self.graph.nodes[n], Fold)]
         per_row = [n for n in stored["dq"][1:] if n not in added]
-        sums = [n for n in (*stored["lse2"][2:], *stored["dq"][1:]) if n not in added]
         graded = [n for n, i in self.inputs.items() if i.grad]
         forward = [n for n, _ in self.op_arguments()]
         tensors = [n for n, t in self.op_arguments() if t.startswith("torch.Tensor")]
@@ -42,7 +41,7 @@ class _Backward(Arguments):
         wants = ("want_dk", "want_dv") if "v" in keys else ("want_low", "want_high")
         return BackwardFace(
             rows=self._face(
-                "_backward_rows", ["out", "dout"], ["lse", "dlse", *stored["lse2"]], sinks, ["HAS_DLSE"]
+                "_backward_rows", ["out", "dout"], ["lse", "dlse", *stored["lse2"]], [], ["HAS_DLSE"]
             ),
             dq=self._face(
                 "_backward_dq",
@@ -52,6 +51,7 @@ class _Backward(Arguments):
                 ["HAS_DLSE"] if per_row else [],
                 more=[row for n in added for row in self._places(n)],
                 indices=added,
+                sinks=sinks if "ds_sinks" in per_row else [],
             ),
             dkdv=self._face(
                 "_backward_dkdv",
@@ -84,7 +84,7 @@ class _Backward(Arguments):
             descriptor_tensors=", ".join([*self.tensors, "dout"]),
             grads_empty=tuple(self._gradient(n, per_head) for n in self.tensors),
             buffers=(
-                *(f"{n} = torch.zeros_like(lse)" for n in sums),
+                *(f"{n} = torch.zeros_like(lse)" for n in per_row),
                 *(line for n in added for line in (self._zeros(n), index_type(n))),
             ),
             captured=self._captured_faces(),
@@ -242,12 +242,14 @@ class _Backward(Arguments):
         more: Sequence[tuple[str, str, str]] = (),
         indices: Sequence[str] = (),
         shared: Sequence[str] = (),
+        sinks: Sequence[str] = (),
     ) -> KernelFace:
         """The argument list of a backward kernel over some tensors and per-row statistics."""
         used = [c for c in self.captured if c != "sinks"] if captured is None else captured
         rows = [(t, "*fp32" if t in ("dk", "dv") and self.per_head() else "*io", t) for t in tensors]
         rows += [(n, "*fp32", n) for n in statistics]
-        rows += [(c, f"*{TRITON[self.inputs[c].dtype]}", c) for c in used]
+        read = [*used, *sinks]  # sinks are found by h alone
+        rows += [(c, f"*{TRITON[self.inputs[c].dtype]}", c) for c in read]
         if self.packed:
             rows += [(n, "*i32", n) for n in ("cu_seqlens_q", "cu_seqlens_k", "seqused_k")]
         if captured is None:
@@ -266,7 +268,7 @@ class _Backward(Arguments):
             if self.packed
             else [("stride_lb", "i32", "lse.stride(0)"), ("stride_rb", "i32", "lse2.stride(0)")]
         )
-        rows += [(f"stride_{c}_{p}", "i32", f"_stride({c}, {p})") for c in used for p in range(self.rank(c))]
+        rows += [(f"stride_{c}_{p}", "i32", f"_stride({c}, {p})") for c in read for p in range(self.rank(c))]
         number = {"num_q_heads": f"q.shape[{self.heads}]", "num_kv_heads": f"k.shape[{self.heads}]"}
         rows.append((heads, "i32", number[heads]))
         rows += more

@@ -184,6 +184,7 @@ class Backward:
     sums: tuple[RowSum, ...]
     captured: tuple[CapturedKernel, ...]
     places: tuple[PlaceKernel, ...]
+    has_p_dp: bool  # the sum of p dp per row, which delta should be
     sinks: str
     sinks_rows: str
     per_head: bool

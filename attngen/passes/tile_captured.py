@@ -55,8 +55,7 @@ class Cut:
 def cut_captured(graph: Graph, name: str, fold: Fold, *, deterministic: bool) -> Cut:
     """Cut the fold of one captured gradient; raise `PlanError` for a place that has no fixed order, unless atomics may do."""
     if getattr(graph.nodes[fold.element], "axes", ()) == ROWS:
-        whole = replace(fold, tiles=None, level="split", order="sequential", carrier="buffer")
-        return Cut({name: whole}, {"rows": (fold.element,)})
+        return _sinks(graph, name, fold)
     match _kind(graph, fold, deterministic):
         case "rows":
             return _rows(graph, name, fold)
@@ -141,15 +140,10 @@ def _rows(graph: Graph, name: str, fold: Fold) -> Cut:
     per_row = replace(
         fold, at=(), into="", axes=ROWS, level="tile", order="full-then-partial", carrier="register"
     )
-    ds, slope = graph.nodes["ds"], graph.nodes[fold.element]
-    assert isinstance(ds, Map)
+    slope = graph.nodes[fold.element]
     assert isinstance(slope, Map)
     nodes: dict[str, Node] = {
-        "p_dp": Map(
-            operand=ds.operand, others=("p",), expr=ex.apply("mul", S, Symbol("p", "float")), axes=slope.axes
-        ),
-        "p_dp_rows": replace(per_row, element="p_dp"),
-        "delta_error": Map(operand="delta", others=("dlse", "p_dp_rows"), expr=DELTA_ERROR, axes=ROWS),
+        **_delta_error(graph),
         about: per_row,
         weights: replace(per_row, element="p"),
     }
@@ -161,6 +155,32 @@ def _rows(graph: Graph, name: str, fold: Fold) -> Cut:
         operand=about, others=("delta_error", weights), expr=ex.apply("add", S, moved), axes=ROWS
     )
     return Cut({**nodes, name: _over_buffer(graph, fold, part, "Sq", fold.at)}, {"dq": (part,)})
+
+
+def _delta_error(graph: Graph) -> dict[str, Node]:
+    """What rounding of out did to delta, from the keys that dq visits."""
+    ds, dq = graph.nodes["ds"], graph.nodes["dq"]
+    assert isinstance(ds, Map)
+    assert isinstance(dq, Fold)
+    product = ex.apply("mul", S, Symbol("p", "float"))
+    per_row = replace(dq, element="p_dp", value="", axes=ROWS, factor=None, precision="ieee")
+    return {
+        "p_dp": Map(operand=ds.operand, others=("p",), expr=product, axes=ds.axes),
+        "p_dp_rows": replace(per_row, level="tile", order="full-then-partial", carrier="register"),
+        "delta_error": Map(operand="delta", others=("dlse", "p_dp_rows"), expr=DELTA_ERROR, axes=ROWS),
+    }
+
+
+def _sinks(graph: Graph, name: str, fold: Fold) -> Cut:
+    """A sink's share per row is its weight times delta alone: beside dq, where delta's error is known."""
+    per_row = graph.nodes[fold.element]
+    assert isinstance(per_row, Map)
+    right = ex.apply("sub", S, Symbol("delta_error", "float"))
+    moved = replace(
+        per_row, others=(*per_row.others, "delta_error"), expr=ex.substitute(per_row.expr, {"s": right})
+    )
+    whole = replace(fold, tiles=None, level="split", order="sequential", carrier="buffer")
+    return Cut({**_delta_error(graph), fold.element: moved, name: whole}, {"dq": (fold.element,)})
 
 
 def _owned(graph: Graph, name: str, fold: Fold, tiles: tuple[str, ...]) -> Cut:
