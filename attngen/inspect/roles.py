@@ -6,6 +6,7 @@ import ast
 import functools
 import math
 import re
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ BYTES = {
     "int32": 4,
     "float32": 4,
 }  # others are those of the products
+# Python counts the depth of trees that it makes for all threads together: a garbage collection in between lets another
+# thread in, and the first fails with "AST constructor recursion depth mismatch" (python/cpython issue 106905).
+_PARSING = threading.Lock()
 PASSES = {"tf32x3": 3}  # products of fp32 as sums of rounded ones
 
 
@@ -88,7 +92,9 @@ def _for_statements(text: str, kernel: str) -> list[tuple[int, int]]:
     if function is None:
         return []
     above = text.count("\n", 0, function.start())
-    loops = _loops_in(ast.parse(function[0]).body)
+    with _PARSING:
+        tree = ast.parse(function[0])
+    loops = _loops_in(tree.body)
     return sorted((above + x.lineno, above + (x.end_lineno or x.lineno)) for x in loops)
 
 
