@@ -118,7 +118,7 @@ class PagedCache:
         """
         if not tokens or not all(len(new) for new in tokens.values()):
             raise UserError("step: each request needs at least one token")
-        needed = sum(self.pool.pages_needed(request, len(new)) for request, new in tokens.items())
+        needed = self.pool.pages_needed({request: len(new) for request, new in tokens.items()})
         if needed > self.pool.num_free_pages:
             raise OutOfPages(f"step: {needed} pages are needed, {self.pool.num_free_pages} are free")
         before = self.pool.cache_seqlens([*tokens])
