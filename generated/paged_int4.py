@@ -436,9 +436,19 @@ def _attention_forward(
         v_scales = tl.load(v_scale_base + pages * stride_v_scale_p + slots * stride_v_scale_s)
         v_bytes_0 = tl.load(v_rows + v_offsets_0)
         v_0 = _low_half(v_bytes_0, q.dtype.element_ty)
-        acc_0 = tl.dot((p * v_scales[None, :]).to(v_0.dtype), v_0, acc_0, input_precision="ieee")
+        if q.dtype.element_ty == tl.float16:  # a weight times a scale may be too small for it
+            scaled = (v_0.to(tl.float32) * v_scales[:, None]).to(tl.float16)
+            acc_0 = tl.dot(p.to(tl.float16), scaled, acc_0, input_precision="ieee")
+        else:
+            scaled = (p * v_scales[None, :]).to(v_0.dtype)
+            acc_0 = tl.dot(scaled, v_0, acc_0, input_precision="ieee")
         v_1 = _high_half(v_bytes_0, q.dtype.element_ty)
-        acc_1 = tl.dot((p * v_scales[None, :]).to(v_1.dtype), v_1, acc_1, input_precision="ieee")
+        if q.dtype.element_ty == tl.float16:  # a weight times a scale may be too small for it
+            scaled = (v_1.to(tl.float32) * v_scales[:, None]).to(tl.float16)
+            acc_1 = tl.dot(p.to(tl.float16), scaled, acc_1, input_precision="ieee")
+        else:
+            scaled = (p * v_scales[None, :]).to(v_1.dtype)
+            acc_1 = tl.dot(scaled, v_1, acc_1, input_precision="ieee")
 
     # tiles that the mask cuts, or that reach past the last key
     for tile_n in tl.range(tl.maximum(end_full, split_first), tl.minimum(end_tile, split_end)):
@@ -490,9 +500,19 @@ def _attention_forward(
         )
         v_bytes_0 = tl.load(v_rows + v_offsets_0, mask=key_valid, other=0.0)
         v_0 = _low_half(v_bytes_0, q.dtype.element_ty)
-        acc_0 = tl.dot((p * v_scales[None, :]).to(v_0.dtype), v_0, acc_0, input_precision="ieee")
+        if q.dtype.element_ty == tl.float16:  # a weight times a scale may be too small for it
+            scaled = (v_0.to(tl.float32) * v_scales[:, None]).to(tl.float16)
+            acc_0 = tl.dot(p.to(tl.float16), scaled, acc_0, input_precision="ieee")
+        else:
+            scaled = (p * v_scales[None, :]).to(v_0.dtype)
+            acc_0 = tl.dot(scaled, v_0, acc_0, input_precision="ieee")
         v_1 = _high_half(v_bytes_0, q.dtype.element_ty)
-        acc_1 = tl.dot((p * v_scales[None, :]).to(v_1.dtype), v_1, acc_1, input_precision="ieee")
+        if q.dtype.element_ty == tl.float16:  # a weight times a scale may be too small for it
+            scaled = (v_1.to(tl.float32) * v_scales[:, None]).to(tl.float16)
+            acc_1 = tl.dot(p.to(tl.float16), scaled, acc_1, input_precision="ieee")
+        else:
+            scaled = (p * v_scales[None, :]).to(v_1.dtype)
+            acc_1 = tl.dot(scaled, v_1, acc_1, input_precision="ieee")
 
     # several programs share these rows: what this one found, for `_combine`; no score of a split without keys
     if SPLIT:

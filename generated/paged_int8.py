@@ -400,7 +400,12 @@ def _attention_forward(
             v_rows = (v_base + pages * stride_vp + slots * stride_vs)[:, None]
         v_scales = tl.load(v_scale_base + pages * stride_v_scale_p + slots * stride_v_scale_s)
         v_0 = tl.load(v_rows + v_offsets_0).to(q.dtype.element_ty)
-        acc_0 = tl.dot((p * v_scales[None, :]).to(v_0.dtype), v_0, acc_0, input_precision="ieee")
+        if q.dtype.element_ty == tl.float16:  # a weight times a scale may be too small for it
+            scaled = (v_0.to(tl.float32) * v_scales[:, None]).to(tl.float16)
+            acc_0 = tl.dot(p.to(tl.float16), scaled, acc_0, input_precision="ieee")
+        else:
+            scaled = (p * v_scales[None, :]).to(v_0.dtype)
+            acc_0 = tl.dot(scaled, v_0, acc_0, input_precision="ieee")
 
     # tiles that the mask cuts, or that reach past the last key
     for tile_n in tl.range(tl.maximum(end_full, split_first), tl.minimum(end_tile, split_end)):
@@ -447,7 +452,12 @@ def _attention_forward(
             other=0.0,
         )
         v_0 = tl.load(v_rows + v_offsets_0, mask=key_valid, other=0.0).to(q.dtype.element_ty)
-        acc_0 = tl.dot((p * v_scales[None, :]).to(v_0.dtype), v_0, acc_0, input_precision="ieee")
+        if q.dtype.element_ty == tl.float16:  # a weight times a scale may be too small for it
+            scaled = (v_0.to(tl.float32) * v_scales[:, None]).to(tl.float16)
+            acc_0 = tl.dot(p.to(tl.float16), scaled, acc_0, input_precision="ieee")
+        else:
+            scaled = (p * v_scales[None, :]).to(v_0.dtype)
+            acc_0 = tl.dot(scaled, v_0, acc_0, input_precision="ieee")
 
     # several programs share these rows: what this one found, for `_combine`; no score of a split without keys
     if SPLIT:

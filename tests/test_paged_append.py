@@ -10,6 +10,7 @@ from paged import BASE, build, check, draw, spec_of
 from torch import Tensor
 
 import attngen
+from attngen.check.stored import quantised, scales_of
 from attngen.errors import SpecError
 
 STORED = [
@@ -286,3 +287,28 @@ def test_wrong_caches(cache: Any, message: str) -> None:
 def test_a_cache_of_stored_numbers_keeps_its_form(cache: Any) -> None:
     spec = spec_of(16, cache=cache)
     assert attngen.load_spec(spec.canonical()) == spec
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("stored", ["int8", "int4", "float8_e4m3"])
+def test_small_values_beside_a_key_that_takes_most_weight(stored: str, dtype: str) -> None:
+    """A weight times a scale is of the size 1e-3 * 1e-4: half precision has no such numbers."""
+    spec = spec_of(16, cache={"dtype": stored, "scales": "per_token_head"}, dtype=dtype, heads=1)
+    assert spec.cache is not None
+    keys, values = torch.zeros(512, 1, 16), 0.02 + 0.01 * torch.rand(512, 1, 16)
+    keys[0], values[0] = 9 / 4, 0
+    rows: dict[str, Tensor] = {}
+    for name, x in (("k", keys), ("v", values)):
+        scale = scales_of(x, spec.cache)
+        held = quantised(x, scale, spec.cache)
+        rows |= {f"{name}_cache": held.unflatten(0, (32, 16)), f"{name}_scale": scale.unflatten(0, (32, 16))}
+    call: Any = {
+        "q": torch.ones(1, 1, 16, dtype=getattr(torch, dtype)),
+        "page_table": torch.arange(32, dtype=torch.int32)[None],
+        "cache_seqlens": torch.tensor([512], dtype=torch.int32),
+        "cu_seqlens_q": torch.tensor([0, 1], dtype=torch.int32),
+        "max_seqlen_q": 1,
+    }
+    found = build(spec).attention(**call, **rows).double()
+    right = attngen.reference(spec, **call, **rows)
+    assert (found - right).norm() < 2 * torch.finfo(getattr(torch, dtype)).eps * right.norm()

@@ -203,7 +203,7 @@ def _walk(
         tile_row=hull.tile_row(),
         valid=hull.valid(),
         scores=("qk = qk * k_scales[None, :]", *scores) if per_key else scores,
-        weights="(p * v_scales[None, :])" if per_key else "p",
+        value_scales="v_scales" if per_key else "",
         k_chunks=chunks(parts.k, "d", valid, cast=cast),
         v_chunks=values,
     )

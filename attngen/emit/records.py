@@ -44,7 +44,7 @@ class Loop:
     )
     key_rows: tuple[str, ...]  # statements that find where the tile's keys lie
     value_rows: tuple[str, ...]
-    weights: str  # what V is multiplied with
+    value_scales: str  # of stored values, one per key, '' where there are none
     before_loads: tuple[str, ...]
     row_max: str  # the largest score of each row of the tile, in the units of m_i
     tile_row: str  # where the tile begins in the descriptors' coordinates
