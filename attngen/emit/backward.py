@@ -46,6 +46,7 @@ def backward(
     cut = _cut(graph, parts, "dk_heads" if per_head else "dk")
     dq, dkdv = _kernel(graph, "dq", adjoint, parts, by_rows), _kernel(graph, "dk", adjoint, cut, by_keys)
     own, sums = ("k",) if parts.v_in_k else ("k", "v"), ("dk",) if parts.v_in_k else ("dk", "dv")
+    beside = bool(adjoint.sums or adjoint.added or adjoint.sinks)
     return Backward(
         dq=dq,
         dkdv=dkdv,
@@ -59,8 +60,8 @@ def backward(
         v_in_k=parts.v_in_k,
         scale=ex.text(adjoint.dq.factor) if adjoint.dq.factor is not None else "1.0",
         has_slope=adjoint.slope is not None,
-        keeps_ds=bool(adjoint.sums or adjoint.added),
-        slope_later=adjoint.slope is not None and bool(adjoint.sums or adjoint.added),
+        keeps_ds=beside,
+        slope_later=adjoint.slope is not None and beside,
         captured=(),
         places=(),
         dp_precision=adjoint.dp.precision,

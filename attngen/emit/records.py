@@ -172,7 +172,7 @@ class Backward:
     v_in_k: bool  # what dv would be is part of dk
     scale: str
     has_slope: bool
-    keeps_ds: bool  # sums per row need ds before the slope of the score is in it
+    keeps_ds: bool  # sums per row, and that of p dp, need ds before the slope of the score is in it
     slope_later: bool
     dp_precision: str
     dq_precision: str
