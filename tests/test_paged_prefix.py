@@ -381,3 +381,13 @@ def test_the_same_bits_in_any_group_need_a_prefix_that_all_rows_see() -> None:
     """A window cuts the prefix for some rows of a group: neighbours would decide the order of sums."""
     with pytest.raises(PlanError, match="same bits in any group only where all rows see the whole prefix"):
         build(shared(16, splits={"keys": 64}, mask="j <= i and i - j < 70"))
+
+
+def test_names_of_its_kernel_are_taken_in_specs_with_a_prefix_alone() -> None:
+    captured: Any = {"captured": {"places": {"dtype": "float32", "axes": ["Hq"]}}, "score": "s + places[h]"}
+    with pytest.raises(
+        SpecError, match=r"captured\.places: 'places' is what the kernel of a shared prefix uses"
+    ):
+        shared(16, **captured)
+    spec = spec_of(16, **captured)
+    check(spec, draw(spec))

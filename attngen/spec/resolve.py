@@ -51,11 +51,14 @@ ARGUMENTS: Final = (
     *("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "seqused_k"),
     *("q_descale", "k_descale", "v_descale", "k_scale", "v_scale"),
     *("k_cache", "v_cache", "page_table", "cache_seqlens", "page_indptr", "page_indices", "last_page_len"),
-    *("prefix_table", "prefix_seqlens", "cu_groups", "prefix_start", "prefix_starts", "places", "first_part"),
+    *("prefix_table", "prefix_seqlens", "cu_groups"),
     *("append_kv", "slot_mapping", "gate", "cos", "sin", "memory", "return_memory", "group"),
     *("spec", "precision"),
 )
 """Arguments of generated functions, of this version and of the other mechanisms."""
+
+OF_PREFIX: Final = ("prefix_start", "prefix_starts", "places", "first_part")
+"""Names that only the kernel of a shared prefix needs."""
 
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]*", re.ASCII)
 _SPEC_NAME: Final = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
@@ -178,6 +181,13 @@ def _check_prefix(
     if cache is None or cache.prefix is None:
         return
     place = ("cache", "prefix")
+    for kind, names in (("params", document.params), ("captured", document.captured)):
+        for name in OF_PREFIX:
+            if name in (names or {}):
+                note(
+                    (kind, name, OF_KEY),
+                    f"'{name}' is what the kernel of a shared prefix uses; choose another name",
+                )
     if cache.table == "csr":
         note(place, "a shared prefix needs dense page tables; write table: dense, or leave prefix out")
     if document.splits is None:
