@@ -76,32 +76,28 @@ def test_instructions_per_tensor_clock(label, column, target):
     assert found == pytest.approx(stated, rel=0.01)
 
 
-DECODE_LIMIT = (
-    160  # instructions of a warp per 16 keys of 16 bits; a tree's partial tiles read its mask per element
-)
+DECODE_LIMIT = 160  # instructions of a warp per 16 keys, of caches in 16 bits
 PAGED = (
     *("paged_decode_llama3", "paged_mixed_mistral_window", "paged_gpt_oss"),
     *("paged_fp8", "paged_int8", "paged_int4"),
     *("spec_decode_tree", "mla_decode", "cascade_prefix"),
 )
-UNLIMITED = ("paged_fp8", "paged_int8", "paged_int4", "mla_decode")
+LIMITED = ("paged_decode_llama3", "paged_mixed_mistral_window", "paged_gpt_oss", "cascade_prefix")
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize(("column", "target"), list(enumerate(["sm_80", "sm_90", "sm_100", "gfx942"])))
 @pytest.mark.parametrize("spec", PAGED)
-def test_keys_in_pages_have_no_spills_and_few_instructions_in_decode(spec, target):
+def test_keys_in_pages_have_no_spills_and_few_instructions_in_decode(spec, column, target):
     if (spec, target) in UNKNOWN_FORMATS:
         pytest.skip("no such format")
     module = ROOT / "generated" / f"{spec}.py"
     reports = inspect_modules([(module, "bfloat16")], [target], kernels=[FORWARD])
     assert [(r.compiled.error, r.compiled.spill_bytes) for r in reports] == [("", 0)] * 2
-    loops = (
-        []
-        if spec in UNLIMITED
-        else [x for x in reports[1].loops if spec != "spec_decode_tree" or x.role == "full"]
-    )
-    for loop in loops:
-        assert loop.count.instructions <= DECODE_LIMIT * reports[1].config["BLOCK_N"] / 16
+    found = [x.count.instructions * 16 / reports[1].config["BLOCK_N"] for x in reports[1].loops]
+    [row] = re.findall(rf"^\| decode, `{spec}` \|(.*)\|$", README, re.MULTILINE)
+    stated = [int(n) for n in row.split("|")[column].split("/")]
+    assert found == pytest.approx(stated, rel=0.01)
+    assert spec not in LIMITED or max(found) <= DECODE_LIMIT
 
 
 @pytest.mark.parametrize("spec", ["paged_decode_llama3", "mla_decode", "cascade_prefix"])
