@@ -507,8 +507,9 @@ def test_sinks_that_take_all_weight(sink):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_sinks_in_16_bits(dtype):
+    """Queries in half precision: eager's gradient of a sink is exact to 1e-5 there, that of a rounded delta to 1e-4."""
     spec = make(mask=CAUSAL, sinks=True)
-    inputs = inputs_of(spec, RAGGED, torch.bfloat16)
+    inputs = inputs_of(spec, RAGGED, torch.float16)
     check(spec, {**inputs, "sinks": inputs["sinks"].to(getattr(torch, dtype))})
 
 
