@@ -505,9 +505,9 @@ def test_sinks_that_take_all_weight(sink):
     torch.testing.assert_close(found["sinks"][0], dlse[0, 0].sum())
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_sinks_in_16_bits(dtype):
-    """Queries in half precision: eager's gradient of a sink is exact to 1e-5 there, that of a rounded delta to 1e-4."""
+    """Queries in half precision, where eager's gradient of a sink in fp32 is much closer than that of a rounded delta."""
     spec = make(mask=CAUSAL, sinks=True)
     inputs = inputs_of(spec, RAGGED, torch.float16)
     check(spec, {**inputs, "sinks": inputs["sinks"].to(getattr(torch, dtype))})
