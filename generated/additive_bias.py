@@ -5,7 +5,7 @@
 Softmax attention over keys j with: True.
 A tile of queries at positions i_lo..i_hi meets keys in [0, seqlen_k); all are allowed in [0, seqlen_k).
 
-Digest 0e59b1632a3c49c6ff1e2fa34a09d9dec52a6fea1477d129b5f0f9521a36356b. Needs torch and triton, nothing else.
+Digest 73affcc9ff493fda8cf44680fdf51106af5f71b716e05e1391bdb011dd8f1967. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "score": "s + bias[h, row, j]"
 }
 """)
-DIGEST = "0e59b1632a3c49c6ff1e2fa34a09d9dec52a6fea1477d129b5f0f9521a36356b"
+DIGEST = "73affcc9ff493fda8cf44680fdf51106af5f71b716e05e1391bdb011dd8f1967"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -524,7 +524,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "APART": false
@@ -542,7 +542,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "APART": false
@@ -596,7 +596,7 @@ MANIFEST = json.loads(r"""
         "seqlen_q": "i32",
         "seqlen_k": "i32"
       },
-      "constants": ["BIAS_INDEX", "DBIAS_INDEX", "BLOCK_M", "BLOCK_N"],
+      "constants": ["BIAS_INDEX", "DBIAS_INDEX", "SHARED_N", "SHARED_M", "SHARED_H", "BLOCK_M", "BLOCK_N"],
       "loops": [
         {
           "role": "captured",
@@ -625,8 +625,8 @@ MANIFEST = json.loads(r"""
         "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
         "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
         "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
-        "gfx942/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
-        "gfx950/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}]
+        "gfx942/32": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "gfx950/32": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}]
       }
     }
   }
@@ -1337,6 +1337,9 @@ def _backward_captured_bias(
     seqlen_k,
     BIAS_INDEX: tl.constexpr,
     DBIAS_INDEX: tl.constexpr,
+    SHARED_N: tl.constexpr,
+    SHARED_M: tl.constexpr,
+    SHARED_H: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -1348,81 +1351,95 @@ def _backward_captured_bias(
     e_0 = tl.arange(0, 32)
     num_tiles_m = tl.cdiv(seqlen_q, BLOCK_M)
     num_tiles_n = tl.cdiv(seqlen_k, BLOCK_N)
-    tile_n = program % num_tiles_n
-    tile_m = program // num_tiles_n % num_tiles_m
-    rest = program // num_tiles_n // num_tiles_m
-    h = rest % num_q_heads
-    hk = h // 1
-    start_m = tile_m * BLOCK_M
-    start_n = tile_n * BLOCK_N
-    row = start_m + rows_m
-    j = start_n + rows_n
-    row_valid = row < seqlen_q
-    key_valid = (j < seqlen_k)[:, None]
+    owned_n = 1 if SHARED_N else num_tiles_n
+    shared_n = num_tiles_n if SHARED_N else 1
+    own_tile_n = program % owned_n
+    owned_m = 1 if SHARED_M else num_tiles_m
+    shared_m = num_tiles_m if SHARED_M else 1
+    own_tile_m = program // owned_n % owned_m
+    shared_h = num_q_heads if SHARED_H else 1
+    own_h = program // owned_n // owned_m
+    own_row = own_tile_m * BLOCK_M + rows_m
+    own_j = own_tile_n * BLOCK_N + rows_n
+    limit_1 = 1 if SHARED_M else seqlen_q
+    limit_2 = 1 if SHARED_N else seqlen_k
     end_tile = (seqlen_k + BLOCK_N - 1) // BLOCK_N
     end_full = seqlen_k // BLOCK_N
     key_end = seqlen_k
     term_0 = softmax_scale * 1.4426950408889634
-    per_row_1 = row < seqlen_q
-    per_key_0 = j < seqlen_k
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for turn in tl.range(0, batch):
-        b = turn
-        q_base = q + tl.cast(b, tl.int64) * stride_qb + tl.cast(h, tl.int64) * stride_qh
-        k_base = k + tl.cast(b, tl.int64) * stride_kb + tl.cast(hk, tl.int64) * stride_kh
-        v_base = v + tl.cast(b, tl.int64) * stride_vb + tl.cast(hk, tl.int64) * stride_vh
-        dout_base = dout + tl.cast(b, tl.int64) * stride_gb + tl.cast(h, tl.int64) * stride_gh
-        padded_row = tl.cast(b, tl.int64) * stride_rb + tl.cast(h, tl.int64) * stride_rh + row
-        if (
-            (start_m < seqlen_q)
-            & (start_n < seqlen_k)
-            & (((tile_n >= 0) & (tile_n < end_full)) | ((tile_n >= end_full) & (tile_n < end_tile)))
-        ):
-            q_0 = tl.load(
-                q_base + row.to(tl.int64)[:, None] * stride_qs + d_0[None, :],
-                mask=row_valid[:, None],
-                other=0.0,
-            )
-            k_0 = tl.load(
-                k_base + j.to(tl.int64)[:, None] * stride_ks + d_0[None, :], mask=key_valid, other=0.0
-            )
-            qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
-            dout_0 = tl.load(
-                dout_base + row.to(tl.int64)[:, None] * stride_gs + e_0[None, :],
-                mask=row_valid[:, None],
-                other=0.0,
-            )
-            v_0 = tl.load(
-                v_base + j.to(tl.int64)[:, None] * stride_vs + e_0[None, :], mask=key_valid, other=0.0
-            )
-            dp = tl.dot(dout_0, tl.trans(v_0), input_precision="ieee")
-            lse2_rows = tl.load(lse2 + padded_row, mask=row_valid, other=float("inf"))
-            delta_rows = tl.load(delta + padded_row, mask=row_valid, other=0.0)
-            allowed = rows_n[None, :] < (key_end - start_n)
-            allowed = allowed & row_valid[:, None]
-            qk = (
-                qk * term_0
-                + tl.load(
-                    bias
-                    + h.to(tl.int64) * stride_bias_0
-                    + row[:, None].to(BIAS_INDEX) * stride_bias_1
-                    + j[None, :].to(BIAS_INDEX) * stride_bias_2,
-                    mask=allowed & row_valid[:, None],
-                    other=0,
-                ).to(tl.float32)
-                * 1.4426950408889634
-            )
-            qk = tl.where(allowed, qk, float("-inf"))
-            p = tl.math.exp2(qk - lse2_rows[:, None])
-            ds = p * (dp - delta_rows[:, None])
-            total += tl.where(allowed, ds, 0.0)
+    for share in tl.range(0, shared_n * shared_m * shared_h):  # one place of axes of size 1 is the sum of all
+        tile_n = own_tile_n + share % shared_n
+        tile_m = own_tile_m + share // shared_n % shared_m
+        h = own_h + share // shared_n // shared_m
+        hk = h // 1
+        start_m = tile_m * BLOCK_M
+        start_n = tile_n * BLOCK_N
+        row = start_m + rows_m
+        j = start_n + rows_n
+        row_valid = row < seqlen_q
+        key_valid = (j < seqlen_k)[:, None]
+        for turn in tl.range(0, batch):
+            b = turn
+            q_base = q + tl.cast(b, tl.int64) * stride_qb + tl.cast(h, tl.int64) * stride_qh
+            k_base = k + tl.cast(b, tl.int64) * stride_kb + tl.cast(hk, tl.int64) * stride_kh
+            v_base = v + tl.cast(b, tl.int64) * stride_vb + tl.cast(hk, tl.int64) * stride_vh
+            dout_base = dout + tl.cast(b, tl.int64) * stride_gb + tl.cast(h, tl.int64) * stride_gh
+            padded_row = tl.cast(b, tl.int64) * stride_rb + tl.cast(h, tl.int64) * stride_rh + row
+            if (
+                (start_m < seqlen_q)
+                & (start_n < seqlen_k)
+                & (((tile_n >= 0) & (tile_n < end_full)) | ((tile_n >= end_full) & (tile_n < end_tile)))
+            ):
+                q_0 = tl.load(
+                    q_base + row.to(tl.int64)[:, None] * stride_qs + d_0[None, :],
+                    mask=row_valid[:, None],
+                    other=0.0,
+                )
+                k_0 = tl.load(
+                    k_base + j.to(tl.int64)[:, None] * stride_ks + d_0[None, :], mask=key_valid, other=0.0
+                )
+                qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
+                dout_0 = tl.load(
+                    dout_base + row.to(tl.int64)[:, None] * stride_gs + e_0[None, :],
+                    mask=row_valid[:, None],
+                    other=0.0,
+                )
+                v_0 = tl.load(
+                    v_base + j.to(tl.int64)[:, None] * stride_vs + e_0[None, :], mask=key_valid, other=0.0
+                )
+                dp = tl.dot(dout_0, tl.trans(v_0), input_precision="ieee")
+                lse2_rows = tl.load(lse2 + padded_row, mask=row_valid, other=float("inf"))
+                delta_rows = tl.load(delta + padded_row, mask=row_valid, other=0.0)
+                allowed = rows_n[None, :] < (key_end - start_n)
+                allowed = allowed & row_valid[:, None]
+                qk = (
+                    qk * term_0
+                    + tl.load(
+                        bias
+                        + h.to(tl.int64) * stride_bias_0
+                        + row[:, None].to(BIAS_INDEX) * stride_bias_1
+                        + j[None, :].to(BIAS_INDEX) * stride_bias_2,
+                        mask=allowed & row_valid[:, None],
+                        other=0,
+                    ).to(tl.float32)
+                    * 1.4426950408889634
+                )
+                qk = tl.where(allowed, qk, float("-inf"))
+                p = tl.math.exp2(qk - lse2_rows[:, None])
+                ds = p * (dp - delta_rows[:, None])
+                total += tl.where(allowed, ds, 0.0)
+    if SHARED_M:
+        total = tl.sum(total, 0)[None, :]
+    if SHARED_N:
+        total = tl.sum(total, 1)[:, None]
     tl.store(
         dbias
-        + h.to(tl.int64) * stride_dbias_0
-        + row[:, None].to(DBIAS_INDEX) * stride_dbias_1
-        + j[None, :].to(DBIAS_INDEX) * stride_dbias_2,
+        + own_h.to(tl.int64) * stride_dbias_0
+        + own_row[:, None].to(DBIAS_INDEX) * stride_dbias_1
+        + own_j[None, :].to(DBIAS_INDEX) * stride_dbias_2,
         total,
-        mask=(per_row_1[:, None]) & (per_key_0[None, :]),
+        mask=(own_row < limit_1)[:, None] & (own_j < limit_2)[None, :],
     )
 
 
@@ -1518,9 +1535,9 @@ def launch(
             out.stride(2),
             lse.stride(-2),
             lse.stride(0),
-            bias.stride(0),
-            bias.stride(1),
-            bias.stride(2),
+            _stride(bias, 0),
+            _stride(bias, 1),
+            _stride(bias, 2),
             q.shape[2],
             q.shape[1],
             k.shape[1],
@@ -1531,7 +1548,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::additive_bias_0e59b1632a3c", mutates_args=())
+@torch.library.custom_op("attngen::additive_bias_73affcc9ff49", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1603,10 +1620,15 @@ def launch_backward(
     bias_index = tl.int64 if _extent(bias) >= 2**31 else tl.int32
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
-        if config["BLOCK_M"] % 128:
+        if config["BLOCK_M"] != 128:
             raise ValueError(
-                "additive_bias: _backward_rows: BLOCK_M must be a multiple of 128, it fills the padding of statistics"
+                "additive_bias: _backward_rows: BLOCK_M must be 128, it fills the padding of statistics"
             )
+        for name in ("_backward_dq", "_backward_dkdv"):
+            if chosen[name]["BLOCK_M"] > 128:
+                raise ValueError(
+                    f"additive_bias: {name}: BLOCK_M must be at most 128, the padding of statistics"
+                )
         programs = triton.cdiv(q.shape[1], config["BLOCK_M"]) * q.shape[2] * q.shape[0]
         if programs:
             _backward_rows[(programs,)](
@@ -1664,9 +1686,9 @@ def launch_backward(
                 stride_rh=lse2.stride(-2),
                 stride_lb=lse.stride(0),
                 stride_rb=lse2.stride(0),
-                stride_bias_0=bias.stride(0),
-                stride_bias_1=bias.stride(1),
-                stride_bias_2=bias.stride(2),
+                stride_bias_0=_stride(bias, 0),
+                stride_bias_1=_stride(bias, 1),
+                stride_bias_2=_stride(bias, 2),
                 num_q_heads=q.shape[2],
                 seqlen_q=q.shape[1],
                 seqlen_k=k.shape[1],
@@ -1712,9 +1734,9 @@ def launch_backward(
                     stride_rh=lse2.stride(-2),
                     stride_lb=lse.stride(0),
                     stride_rb=lse2.stride(0),
-                    stride_bias_0=bias.stride(0),
-                    stride_bias_1=bias.stride(1),
-                    stride_bias_2=bias.stride(2),
+                    stride_bias_0=_stride(bias, 0),
+                    stride_bias_1=_stride(bias, 1),
+                    stride_bias_2=_stride(bias, 2),
                     num_kv_heads=k.shape[2],
                     seqlen_q=q.shape[1],
                     seqlen_k=k.shape[1],
@@ -1726,11 +1748,14 @@ def launch_backward(
                 )
         config = chosen["_backward_captured_bias"]
         dbias = torch.zeros(bias.shape, dtype=torch.float32, device=q.device)
+        shared_n = bias.shape[2] == 1 < k.shape[1]
+        shared_m = bias.shape[1] == 1 < q.shape[1]
+        shared_h = bias.shape[0] == 1 < q.shape[2]
         dbias_index = tl.int64 if _extent(dbias) >= 2**31 else tl.int32
         programs = (
-            triton.cdiv(q.shape[1], config["BLOCK_M"])
-            * triton.cdiv(k.shape[1], config["BLOCK_N"])
-            * q.shape[2]
+            (1 if shared_h else q.shape[2])
+            * (1 if shared_m else triton.cdiv(q.shape[1], config["BLOCK_M"]))
+            * (1 if shared_n else triton.cdiv(k.shape[1], config["BLOCK_N"]))
         )
         if programs:
             _backward_captured_bias[(programs,)](
@@ -1758,25 +1783,28 @@ def launch_backward(
                 stride_rh=lse2.stride(-2),
                 stride_lb=lse.stride(0),
                 stride_rb=lse2.stride(0),
-                stride_bias_0=bias.stride(0),
-                stride_bias_1=bias.stride(1),
-                stride_bias_2=bias.stride(2),
+                stride_bias_0=_stride(bias, 0),
+                stride_bias_1=_stride(bias, 1),
+                stride_bias_2=_stride(bias, 2),
                 num_q_heads=q.shape[2],
                 dbias=dbias,
-                stride_dbias_0=dbias.stride(0),
-                stride_dbias_1=dbias.stride(1),
-                stride_dbias_2=dbias.stride(2),
+                stride_dbias_0=_stride(dbias, 0),
+                stride_dbias_1=_stride(dbias, 1),
+                stride_dbias_2=_stride(dbias, 2),
                 batch=q.shape[0],
                 seqlen_q=q.shape[1],
                 seqlen_k=k.shape[1],
                 BIAS_INDEX=bias_index,
                 DBIAS_INDEX=dbias_index,
+                SHARED_N=shared_n,
+                SHARED_M=shared_m,
+                SHARED_H=shared_h,
                 **config,
             )
     return dq, dk, dv, dbias.to(bias.dtype)
 
 
-@torch.library.custom_op("attngen::additive_bias_0e59b1632a3c_backward", mutates_args=())
+@torch.library.custom_op("attngen::additive_bias_73affcc9ff49_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1853,14 +1881,19 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
     )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
+    )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")
 
 
-def _check_captured(
-    name: str, tensor: torch.Tensor, dtypes: tuple, shape: tuple, like: torch.Tensor
-) -> torch.Tensor:
-    """A captured tensor: dtype, device and shape; axes of size 1 are broadcast."""
+def _check_captured(name: str, tensor: torch.Tensor, dtypes: tuple, shape: tuple, like: torch.Tensor) -> None:
+    """A captured tensor: dtype, device and shape; an axis of size 1 stands for any size."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(
             f"additive_bias: {name}: expected a tensor of shape {shape}, got {type(tensor).__name__}"
@@ -1871,7 +1904,11 @@ def _check_captured(
         have == want or have == 1 for have, want in zip(tensor.shape, shape)
     )
     _expect(fits, f"{name}: expected shape {shape} (a 1 is broadcast), got {tuple(tensor.shape)}")
-    return tensor.expand(shape)
+
+
+def _stride(tensor: torch.Tensor, axis: int) -> int:
+    """Return the stride of a captured tensor's axis: 0 for size 1, where all places read the same."""
+    return tensor.stride(axis) if tensor.shape[axis] != 1 else 0
 
 
 def _extent(tensor: torch.Tensor) -> int:
@@ -1937,6 +1974,6 @@ def attention(
         seqlen_q,
         seqlen_k,
     )
-    bias = _check_captured("bias", bias, (torch.float32,), shape, q)
+    _check_captured("bias", bias, (torch.float32,), shape, q)
     out, lse = _forward(q, k, v, softmax_scale, bias)
     return (out, lse) if return_lse else out

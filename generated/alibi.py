@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 65063ef6e7a59028774bb221d87155a609e7da458e456023a4d194edb4f51d8c. Needs torch and triton, nothing else.
+Digest 2a1667b4d6a8f9aacf048a812bd1bc5e11353359bf64547301e708e56d1123e8. Needs torch and triton, nothing else.
 """
 
 import json
@@ -29,7 +29,7 @@ SPEC = json.loads(r"""
   "score": "s + slopes[h] * (j - i)"
 }
 """)
-DIGEST = "65063ef6e7a59028774bb221d87155a609e7da458e456023a4d194edb4f51d8c"
+DIGEST = "2a1667b4d6a8f9aacf048a812bd1bc5e11353359bf64547301e708e56d1123e8"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -194,6 +194,7 @@ MANIFEST = json.loads(r"""
         "dq": "*io",
         "lse2": "*fp32",
         "delta": "*fp32",
+        "dlse": "*fp32",
         "dslopes_rows": "*fp32",
         "slopes": "*fp32",
         "softmax_scale": "fp32",
@@ -221,7 +222,7 @@ MANIFEST = json.loads(r"""
         "seqlen_q": "i32",
         "seqlen_k": "i32"
       },
-      "constants": ["SLOPES_INDEX", "LARGE_STRIDES", "BLOCK_M", "BLOCK_N", "USE_DESCRIPTORS", "MERGED"],
+      "constants": ["SLOPES_INDEX", "LARGE_STRIDES", "HAS_DLSE", "BLOCK_M", "BLOCK_N", "USE_DESCRIPTORS", "MERGED"],
       "loops": [
         {
           "role": "dq merged",
@@ -771,7 +772,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -791,7 +792,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -1028,6 +1029,7 @@ def _backward_dq(
     dq,
     lse2,
     delta,
+    dlse,
     dslopes_rows,
     slopes,
     softmax_scale,
@@ -1056,6 +1058,7 @@ def _backward_dq(
     seqlen_k,
     SLOPES_INDEX: tl.constexpr,
     LARGE_STRIDES: tl.constexpr,
+    HAS_DLSE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     USE_DESCRIPTORS: tl.constexpr,
@@ -1126,7 +1129,9 @@ def _backward_dq(
     lse2_rows = tl.load(lse2 + padded_row)
     delta_rows = tl.load(delta + padded_row)
     dq_0 = tl.zeros([BLOCK_M, 128], tl.float32)
+    p_dp = tl.zeros([BLOCK_M], tl.float32)
     sum_dslopes_rows = tl.zeros([BLOCK_M], tl.float32)
+    weights_dslopes_rows = tl.zeros([BLOCK_M], tl.float32)
 
     if MERGED:
         # all tiles: those that the mask cuts, or that reach past the end, take the branch
@@ -1153,7 +1158,9 @@ def _backward_dq(
             p = tl.math.exp2(qk - lse2_rows[:, None])
             dp = tl.dot(dout_0, tl.trans(v_0), input_precision="ieee")
             ds = p * (dp - delta_rows[:, None])
+            p_dp += tl.sum(ds + p * delta_rows[:, None], 1)
             sum_dslopes_rows += tl.sum(ds * factor_dslopes_rows, 1)
+            weights_dslopes_rows += tl.sum(p * factor_dslopes_rows, 1)
             dq_0 = tl.dot(ds.to(k_0.dtype), k_0, dq_0, input_precision="ieee")
     else:
         # full tiles: no mask arithmetic
@@ -1176,7 +1183,9 @@ def _backward_dq(
             p = tl.math.exp2(qk - lse2_rows[:, None])
             dp = tl.dot(dout_0, tl.trans(v_0), input_precision="ieee")
             ds = p * (dp - delta_rows[:, None])
+            p_dp += tl.sum(ds + p * delta_rows[:, None], 1)
             sum_dslopes_rows += tl.sum(ds * factor_dslopes_rows, 1)
+            weights_dslopes_rows += tl.sum(p * factor_dslopes_rows, 1)
             dq_0 = tl.dot(ds.to(k_0.dtype), k_0, dq_0, input_precision="ieee")
         # tiles that the mask cuts, or that reach past the end
         for tile_n in tl.range(end_full, end_tile):
@@ -1201,7 +1210,9 @@ def _backward_dq(
             p = tl.math.exp2(qk - lse2_rows[:, None])
             dp = tl.dot(dout_0, tl.trans(v_0), input_precision="ieee")
             ds = p * (dp - delta_rows[:, None])
+            p_dp += tl.sum(ds + p * delta_rows[:, None], 1)
             sum_dslopes_rows += tl.sum(ds * factor_dslopes_rows, 1)
+            weights_dslopes_rows += tl.sum(p * factor_dslopes_rows, 1)
             dq_0 = tl.dot(ds.to(k_0.dtype), k_0, dq_0, input_precision="ieee")
 
     keyless = lse2_rows == float("inf")  # q and dout of such rows may hold anything
@@ -1216,6 +1227,10 @@ def _backward_dq(
             (dq_0 * scale).to(dq.dtype.element_ty),
             mask=row_valid[:, None],
         )
+    delta_error = delta_rows - p_dp  # what rounding of out did to it
+    if HAS_DLSE:
+        delta_error += tl.load(dlse + per_row, mask=row_valid, other=0.0)
+    sum_dslopes_rows += delta_error * weights_dslopes_rows
     tl.store(dslopes_rows + per_row, tl.where(keyless, 0.0, sum_dslopes_rows), mask=row_valid)
 
 
@@ -1620,7 +1635,7 @@ def launch(
             out.stride(2),
             lse.stride(-2),
             lse.stride(0),
-            slopes.stride(0),
+            _stride(slopes, 0),
             q.shape[2],
             q.shape[1],
             k.shape[1],
@@ -1631,7 +1646,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::alibi_65063ef6e7a5", mutates_args=())
+@torch.library.custom_op("attngen::alibi_2a1667b4d6a8", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1712,10 +1727,11 @@ def launch_backward(
     slopes_index = tl.int64 if _extent(slopes) >= 2**31 else tl.int32
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
-        if config["BLOCK_M"] % 128:
-            raise ValueError(
-                "alibi: _backward_rows: BLOCK_M must be a multiple of 128, it fills the padding of statistics"
-            )
+        if config["BLOCK_M"] != 128:
+            raise ValueError("alibi: _backward_rows: BLOCK_M must be 128, it fills the padding of statistics")
+        for name in ("_backward_dq", "_backward_dkdv"):
+            if chosen[name]["BLOCK_M"] > 128:
+                raise ValueError(f"alibi: {name}: BLOCK_M must be at most 128, the padding of statistics")
         programs = triton.cdiv(q.shape[1], config["BLOCK_M"]) * q.shape[2] * q.shape[0]
         if programs:
             _backward_rows[(programs,)](
@@ -1752,6 +1768,7 @@ def launch_backward(
                 dq=dq,
                 lse2=lse2,
                 delta=delta,
+                dlse=dlse,
                 dslopes_rows=dslopes_rows,
                 slopes=slopes,
                 softmax_scale=softmax_scale,
@@ -1774,12 +1791,13 @@ def launch_backward(
                 stride_rh=lse2.stride(-2),
                 stride_lb=lse.stride(0),
                 stride_rb=lse2.stride(0),
-                stride_slopes_0=slopes.stride(0),
+                stride_slopes_0=_stride(slopes, 0),
                 num_q_heads=q.shape[2],
                 seqlen_q=q.shape[1],
                 seqlen_k=k.shape[1],
                 SLOPES_INDEX=slopes_index,
                 LARGE_STRIDES=large,
+                HAS_DLSE=dlse is not None,
                 **config,
             )
         config = {**chosen["_backward_dkdv"]}
@@ -1820,7 +1838,7 @@ def launch_backward(
                     stride_rh=lse2.stride(-2),
                     stride_lb=lse.stride(0),
                     stride_rb=lse2.stride(0),
-                    stride_slopes_0=slopes.stride(0),
+                    stride_slopes_0=_stride(slopes, 0),
                     num_kv_heads=k.shape[2],
                     seqlen_q=q.shape[1],
                     seqlen_k=k.shape[1],
@@ -1833,7 +1851,7 @@ def launch_backward(
     return dq, dk, dv, _reduced(dslopes_rows, [0, 2], [0], slopes)
 
 
-@torch.library.custom_op("attngen::alibi_65063ef6e7a5_backward", mutates_args=())
+@torch.library.custom_op("attngen::alibi_2a1667b4d6a8_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1910,14 +1928,19 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
     )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
+    )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")
 
 
-def _check_captured(
-    name: str, tensor: torch.Tensor, dtypes: tuple, shape: tuple, like: torch.Tensor
-) -> torch.Tensor:
-    """A captured tensor: dtype, device and shape; axes of size 1 are broadcast."""
+def _check_captured(name: str, tensor: torch.Tensor, dtypes: tuple, shape: tuple, like: torch.Tensor) -> None:
+    """A captured tensor: dtype, device and shape; an axis of size 1 stands for any size."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"alibi: {name}: expected a tensor of shape {shape}, got {type(tensor).__name__}")
     _expect(tensor.dtype in dtypes, f"{name}: expected dtype {dtypes[0]}, got {tensor.dtype}")
@@ -1926,7 +1949,11 @@ def _check_captured(
         have == want or have == 1 for have, want in zip(tensor.shape, shape)
     )
     _expect(fits, f"{name}: expected shape {shape} (a 1 is broadcast), got {tuple(tensor.shape)}")
-    return tensor.expand(shape)
+
+
+def _stride(tensor: torch.Tensor, axis: int) -> int:
+    """Return the stride of a captured tensor's axis: 0 for size 1, where all places read the same."""
+    return tensor.stride(axis) if tensor.shape[axis] != 1 else 0
 
 
 def _extent(tensor: torch.Tensor) -> int:
@@ -1986,6 +2013,6 @@ def attention(
     )
     _expect(sinks is None, "sinks: the spec has none; add `sinks: true` and generate again")
     shape = (num_q_heads,)
-    slopes = _check_captured("slopes", slopes, (torch.float32,), shape, q)
+    _check_captured("slopes", slopes, (torch.float32,), shape, q)
     out, lse = _forward(q, k, v, softmax_scale, slopes)
     return (out, lse) if return_lse else out

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: True.
 A tile of queries at positions i_lo..i_hi meets keys in [0, seqlen_k); all are allowed in [0, seqlen_k).
 
-Digest f8b044803ce998ff468ac10779271201f0f55492e02040e483cdc874272d1a2e. Needs torch and triton, nothing else.
+Digest a3e825f57c7b70cf585edda1fb73ed99dfe36f68e75062869dd7f755903c0cbe. Needs torch and triton, nothing else.
 """
 
 import json
@@ -26,7 +26,7 @@ SPEC = json.loads(r"""
   "name": "bidirectional"
 }
 """)
-DIGEST = "f8b044803ce998ff468ac10779271201f0f55492e02040e483cdc874272d1a2e"
+DIGEST = "a3e825f57c7b70cf585edda1fb73ed99dfe36f68e75062869dd7f755903c0cbe"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -738,7 +738,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -758,7 +758,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -1511,7 +1511,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::bidirectional_f8b044803ce9", mutates_args=())
+@torch.library.custom_op("attngen::bidirectional_a3e825f57c7b", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1579,10 +1579,15 @@ def launch_backward(
     large = max(0, q.stride(1), k.stride(1), v.stride(1), dout.stride(1)) * 128 >= 2**31
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
-        if config["BLOCK_M"] % 128:
+        if config["BLOCK_M"] != 128:
             raise ValueError(
-                "bidirectional: _backward_rows: BLOCK_M must be a multiple of 128, it fills the padding of statistics"
+                "bidirectional: _backward_rows: BLOCK_M must be 128, it fills the padding of statistics"
             )
+        for name in ("_backward_dq", "_backward_dkdv"):
+            if chosen[name]["BLOCK_M"] > 128:
+                raise ValueError(
+                    f"bidirectional: {name}: BLOCK_M must be at most 128, the padding of statistics"
+                )
         programs = triton.cdiv(q.shape[1], config["BLOCK_M"]) * q.shape[2] * q.shape[0]
         if programs:
             _backward_rows[(programs,)](
@@ -1693,7 +1698,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::bidirectional_f8b044803ce9_backward", mutates_args=())
+@torch.library.custom_op("attngen::bidirectional_a3e825f57c7b_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1766,6 +1771,13 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
+    )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

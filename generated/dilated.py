@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and (i - j) % 4 == 0.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)).
 
-Digest 03665218e6148d63e3423c815652bf4367b946363098e443e96aa98f7c1f35d3. Needs torch and triton, nothing else.
+Digest e94a5a9f30ddcb7744326d8ce1a75049d5a11403f2074a81267cb9a9d7cf2e9c. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"dilation": 4}
 }
 """)
-DIGEST = "03665218e6148d63e3423c815652bf4367b946363098e443e96aa98f7c1f35d3"
+DIGEST = "e94a5a9f30ddcb7744326d8ce1a75049d5a11403f2074a81267cb9a9d7cf2e9c"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -479,7 +479,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "APART": false
@@ -497,7 +497,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "APART": false
@@ -1137,7 +1137,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::dilated_03665218e614", mutates_args=())
+@torch.library.custom_op("attngen::dilated_e94a5a9f30dd", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1205,10 +1205,13 @@ def launch_backward(
     large = max(0, q.stride(1), k.stride(1), v.stride(1), dout.stride(1)) * 128 >= 2**31
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
-        if config["BLOCK_M"] % 128:
+        if config["BLOCK_M"] != 128:
             raise ValueError(
-                "dilated: _backward_rows: BLOCK_M must be a multiple of 128, it fills the padding of statistics"
+                "dilated: _backward_rows: BLOCK_M must be 128, it fills the padding of statistics"
             )
+        for name in ("_backward_dq", "_backward_dkdv"):
+            if chosen[name]["BLOCK_M"] > 128:
+                raise ValueError(f"dilated: {name}: BLOCK_M must be at most 128, the padding of statistics")
         programs = triton.cdiv(q.shape[1], config["BLOCK_M"]) * q.shape[2] * q.shape[0]
         if programs:
             _backward_rows[(programs,)](
@@ -1319,7 +1322,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::dilated_03665218e614_backward", mutates_args=())
+@torch.library.custom_op("attngen::dilated_e94a5a9f30dd_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1392,6 +1395,13 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
+    )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

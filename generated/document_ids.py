@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and doc[b, i] == doc[b, j].
 A tile of queries at positions i_lo..i_hi meets keys in [search_left(doc[b, :], doc[b, max(min(i_lo, seqlen_k - 1), 0)], seqlen_k), min(min(i_hi + 1, search_right(doc[b, :], doc[b, max(min(i_hi, seqlen_k - 1), 0)], seqlen_k)), seqlen_k)); all are allowed in [search_left(doc[b, :], doc[b, max(min(i_hi, seqlen_k - 1), 0)], seqlen_k), min(min(i_lo + 1, search_right(doc[b, :], doc[b, max(min(i_lo, seqlen_k - 1), 0)], seqlen_k)), seqlen_k)).
 
-Digest 89fe3d29d53079d9b401b334c26136df033c7bc34261220f33b802653d9facc6. Needs torch and triton, nothing else.
+Digest 92a2ed7cfac92fc64c9efb91afbfe96b0d4a398bf12bcc38f6c9e549888c4eb6. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "name": "document_ids"
 }
 """)
-DIGEST = "89fe3d29d53079d9b401b334c26136df033c7bc34261220f33b802653d9facc6"
+DIGEST = "92a2ed7cfac92fc64c9efb91afbfe96b0d4a398bf12bcc38f6c9e549888c4eb6"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -542,7 +542,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "APART": false
@@ -560,7 +560,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "APART": false
@@ -1639,8 +1639,8 @@ def launch(
             out.stride(2),
             lse.stride(-2),
             lse.stride(0),
-            doc.stride(0),
-            doc.stride(1),
+            _stride(doc, 0),
+            _stride(doc, 1),
             q.shape[2],
             q.shape[1],
             k.shape[1],
@@ -1651,7 +1651,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::document_ids_89fe3d29d530", mutates_args=())
+@torch.library.custom_op("attngen::document_ids_92a2ed7cfac9", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1723,10 +1723,15 @@ def launch_backward(
     doc_index = tl.int64 if _extent(doc) >= 2**31 else tl.int32
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
-        if config["BLOCK_M"] % 128:
+        if config["BLOCK_M"] != 128:
             raise ValueError(
-                "document_ids: _backward_rows: BLOCK_M must be a multiple of 128, it fills the padding of statistics"
+                "document_ids: _backward_rows: BLOCK_M must be 128, it fills the padding of statistics"
             )
+        for name in ("_backward_dq", "_backward_dkdv"):
+            if chosen[name]["BLOCK_M"] > 128:
+                raise ValueError(
+                    f"document_ids: {name}: BLOCK_M must be at most 128, the padding of statistics"
+                )
         programs = triton.cdiv(q.shape[1], config["BLOCK_M"]) * q.shape[2] * q.shape[0]
         if programs:
             _backward_rows[(programs,)](
@@ -1784,8 +1789,8 @@ def launch_backward(
                 stride_rh=lse2.stride(-2),
                 stride_lb=lse.stride(0),
                 stride_rb=lse2.stride(0),
-                stride_doc_0=doc.stride(0),
-                stride_doc_1=doc.stride(1),
+                stride_doc_0=_stride(doc, 0),
+                stride_doc_1=_stride(doc, 1),
                 num_q_heads=q.shape[2],
                 seqlen_q=q.shape[1],
                 seqlen_k=k.shape[1],
@@ -1831,8 +1836,8 @@ def launch_backward(
                     stride_rh=lse2.stride(-2),
                     stride_lb=lse.stride(0),
                     stride_rb=lse2.stride(0),
-                    stride_doc_0=doc.stride(0),
-                    stride_doc_1=doc.stride(1),
+                    stride_doc_0=_stride(doc, 0),
+                    stride_doc_1=_stride(doc, 1),
                     num_kv_heads=k.shape[2],
                     seqlen_q=q.shape[1],
                     seqlen_k=k.shape[1],
@@ -1845,7 +1850,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::document_ids_89fe3d29d530_backward", mutates_args=())
+@torch.library.custom_op("attngen::document_ids_92a2ed7cfac9_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1921,14 +1926,19 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
     )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
+    )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")
 
 
-def _check_captured(
-    name: str, tensor: torch.Tensor, dtypes: tuple, shape: tuple, like: torch.Tensor
-) -> torch.Tensor:
-    """A captured tensor: dtype, device and shape; axes of size 1 are broadcast."""
+def _check_captured(name: str, tensor: torch.Tensor, dtypes: tuple, shape: tuple, like: torch.Tensor) -> None:
+    """A captured tensor: dtype, device and shape; an axis of size 1 stands for any size."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(
             f"document_ids: {name}: expected a tensor of shape {shape}, got {type(tensor).__name__}"
@@ -1939,7 +1949,11 @@ def _check_captured(
         have == want or have == 1 for have, want in zip(tensor.shape, shape)
     )
     _expect(fits, f"{name}: expected shape {shape} (a 1 is broadcast), got {tuple(tensor.shape)}")
-    return tensor.expand(shape)
+
+
+def _stride(tensor: torch.Tensor, axis: int) -> int:
+    """Return the stride of a captured tensor's axis: 0 for size 1, where all places read the same."""
+    return tensor.stride(axis) if tensor.shape[axis] != 1 else 0
 
 
 def _extent(tensor: torch.Tensor) -> int:
@@ -2007,7 +2021,7 @@ def attention(
         batch,
         seqlen_k,
     )
-    doc = _check_captured("doc", doc, (torch.int32,), shape, q)
+    _check_captured("doc", doc, (torch.int32,), shape, q)
     if _readable(doc):
         ascends = bool((doc.diff(dim=-1) >= 0).all())
         _expect(ascends, "doc: is declared sorted and must ascend along its last axis")

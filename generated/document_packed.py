@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 43e382ce75fe7e8455a23b6afe1cfc6f6ece9d6c5c0efa39515c6866a2e94f6d. Needs torch and triton, nothing else.
+Digest 7d191ea9682c866d2d748491a2e3a7e68aee3a5ab362117ca36392441d61797d. Needs torch and triton, nothing else.
 """
 
 import json
@@ -27,7 +27,7 @@ SPEC = json.loads(r"""
   "name": "document_packed"
 }
 """)
-DIGEST = "43e382ce75fe7e8455a23b6afe1cfc6f6ece9d6c5c0efa39515c6866a2e94f6d"
+DIGEST = "7d191ea9682c866d2d748491a2e3a7e68aee3a5ab362117ca36392441d61797d"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "packed",
@@ -755,7 +755,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -775,7 +775,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -1578,7 +1578,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::document_packed_43e382ce75fe", mutates_args=())
+@torch.library.custom_op("attngen::document_packed_7d191ea9682c", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1661,10 +1661,15 @@ def launch_backward(
     large = max(0, q.stride(0), k.stride(0), v.stride(0), dout.stride(0)) * 128 >= 2**31
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
-        if config["BLOCK_M"] % 128:
+        if config["BLOCK_M"] != 128:
             raise ValueError(
-                "document_packed: _backward_rows: BLOCK_M must be a multiple of 128, it fills the padding of statistics"
+                "document_packed: _backward_rows: BLOCK_M must be 128, it fills the padding of statistics"
             )
+        for name in ("_backward_dq", "_backward_dkdv"):
+            if chosen[name]["BLOCK_M"] > 128:
+                raise ValueError(
+                    f"document_packed: {name}: BLOCK_M must be at most 128, the padding of statistics"
+                )
         programs = triton.cdiv(max_seqlen_q, config["BLOCK_M"]) * q.shape[1] * (cu_seqlens_q.shape[0] - 1)
         if programs:
             _backward_rows[(programs,)](
@@ -1765,7 +1770,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::document_packed_43e382ce75fe_backward", mutates_args=())
+@torch.library.custom_op("attngen::document_packed_7d191ea9682c_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1884,6 +1889,13 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
+    )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 0f0e5c2446970f896b99e83da2ec3460fe4d4f5a56754e718d0bea5acabc7e27. Needs torch and triton, nothing else.
+Digest ca96aeb322e050af54e7fd2096a3b78283d1c4c3f582ffc2fef95895c245fc56. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "name": "gpt2_dropout"
 }
 """)
-DIGEST = "0f0e5c2446970f896b99e83da2ec3460fe4d4f5a56754e718d0bea5acabc7e27"
+DIGEST = "ca96aeb322e050af54e7fd2096a3b78283d1c4c3f582ffc2fef95895c245fc56"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -741,7 +741,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -761,7 +761,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -1785,7 +1785,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gpt2_dropout_0f0e5c244697", mutates_args=())
+@torch.library.custom_op("attngen::gpt2_dropout_ca96aeb322e0", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1860,10 +1860,15 @@ def launch_backward(
     dropout_threshold = _dropout_threshold(dropout_p)
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
-        if config["BLOCK_M"] % 128:
+        if config["BLOCK_M"] != 128:
             raise ValueError(
-                "gpt2_dropout: _backward_rows: BLOCK_M must be a multiple of 128, it fills the padding of statistics"
+                "gpt2_dropout: _backward_rows: BLOCK_M must be 128, it fills the padding of statistics"
             )
+        for name in ("_backward_dq", "_backward_dkdv"):
+            if chosen[name]["BLOCK_M"] > 128:
+                raise ValueError(
+                    f"gpt2_dropout: {name}: BLOCK_M must be at most 128, the padding of statistics"
+                )
         programs = triton.cdiv(q.shape[1], config["BLOCK_M"]) * q.shape[2] * q.shape[0]
         if programs:
             _backward_rows[(programs,)](
@@ -1980,7 +1985,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::gpt2_dropout_0f0e5c244697_backward", mutates_args=())
+@torch.library.custom_op("attngen::gpt2_dropout_ca96aeb322e0_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -2063,6 +2068,13 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
+    )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

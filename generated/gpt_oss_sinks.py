@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < 128.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - 127, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - 127, 0), min(i_lo + 1, seqlen_k)).
 
-Digest a711d638a0e4d6d9d025aeb32cfcf44d362bcb3acc55c220b38affe9323f11e1. Needs torch and triton, nothing else.
+Digest 98ae16fa9e0b2e6d77bec2f4af22d14a02b368418bf76fba1d8c56bcf13219cf. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "sinks": true
 }
 """)
-DIGEST = "a711d638a0e4d6d9d025aeb32cfcf44d362bcb3acc55c220b38affe9323f11e1"
+DIGEST = "98ae16fa9e0b2e6d77bec2f4af22d14a02b368418bf76fba1d8c56bcf13219cf"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -163,8 +163,6 @@ MANIFEST = json.loads(r"""
         "dlse": "*fp32",
         "lse2": "*fp32",
         "delta": "*fp32",
-        "ds_sinks": "*fp32",
-        "sinks": "*fp32",
         "stride_ob": "i32",
         "stride_os": "i32",
         "stride_oh": "i32",
@@ -175,7 +173,6 @@ MANIFEST = json.loads(r"""
         "stride_rh": "i32",
         "stride_lb": "i32",
         "stride_rb": "i32",
-        "stride_sinks_0": "i32",
         "num_q_heads": "i32",
         "seqlen_q": "i32",
         "seqlen_k": "i32"
@@ -196,6 +193,9 @@ MANIFEST = json.loads(r"""
         "dq": "*io",
         "lse2": "*fp32",
         "delta": "*fp32",
+        "dlse": "*fp32",
+        "ds_sinks": "*fp32",
+        "sinks": "*fp32",
         "softmax_scale": "fp32",
         "stride_qb": "i32",
         "stride_qs": "i32",
@@ -216,11 +216,12 @@ MANIFEST = json.loads(r"""
         "stride_rh": "i32",
         "stride_lb": "i32",
         "stride_rb": "i32",
+        "stride_sinks_0": "i32",
         "num_q_heads": "i32",
         "seqlen_q": "i32",
         "seqlen_k": "i32"
       },
-      "constants": ["LARGE_STRIDES", "BLOCK_M", "BLOCK_N", "USE_DESCRIPTORS", "MERGED"],
+      "constants": ["LARGE_STRIDES", "HAS_DLSE", "BLOCK_M", "BLOCK_N", "USE_DESCRIPTORS", "MERGED"],
       "loops": [
         {
           "role": "dq merged",
@@ -751,7 +752,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -771,7 +772,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -968,8 +969,6 @@ def _backward_rows(
     dlse,
     lse2,
     delta,
-    ds_sinks,
-    sinks,
     stride_ob,
     stride_os,
     stride_oh,
@@ -980,7 +979,6 @@ def _backward_rows(
     stride_rh,
     stride_lb,
     stride_rb,
-    stride_sinks_0,
     num_q_heads,
     seqlen_q,
     seqlen_k,
@@ -1017,8 +1015,6 @@ def _backward_rows(
         lse2 + padded_row, lse2_rows
     )  # up to a multiple of 128 rows: past the last one weights are 0, too
     tl.store(delta + padded_row, delta_rows)
-    sink = tl.load(sinks + h.to(tl.int64) * stride_sinks_0).to(tl.float32) * 1.4426950408889634
-    tl.store(ds_sinks + per_row, -tl.math.exp2(sink - lse2_rows) * delta_rows, mask=row_valid)
 
 
 @triton.jit(do_not_specialize=["softmax_scale", "num_q_heads", "seqlen_q", "seqlen_k"])
@@ -1030,6 +1026,9 @@ def _backward_dq(
     dq,
     lse2,
     delta,
+    dlse,
+    ds_sinks,
+    sinks,
     softmax_scale,
     stride_qb,
     stride_qs,
@@ -1050,10 +1049,12 @@ def _backward_dq(
     stride_rh,
     stride_lb,
     stride_rb,
+    stride_sinks_0,
     num_q_heads,
     seqlen_q,
     seqlen_k,
     LARGE_STRIDES: tl.constexpr,
+    HAS_DLSE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     USE_DESCRIPTORS: tl.constexpr,
@@ -1097,6 +1098,7 @@ def _backward_dq(
     v_base = v + tl.cast(b, tl.int64) * stride_vb + tl.cast(hk, tl.int64) * stride_vh
     dout_base = dout + tl.cast(b, tl.int64) * stride_gb + tl.cast(h, tl.int64) * stride_gh
     dq_base = dq + tl.cast(b, tl.int64) * stride_dqb + tl.cast(h, tl.int64) * stride_dqh
+    per_row = tl.cast(b, tl.int64) * stride_lb + tl.cast(h, tl.int64) * stride_lh + row
     padded_row = tl.cast(b, tl.int64) * stride_rb + tl.cast(h, tl.int64) * stride_rh + row
     d_0 = tl.arange(0, 64)
     e_0 = tl.arange(0, 64)
@@ -1138,6 +1140,7 @@ def _backward_dq(
     lse2_rows = tl.load(lse2 + padded_row)
     delta_rows = tl.load(delta + padded_row)
     dq_0 = tl.zeros([BLOCK_M, 64], tl.float32)
+    p_dp = tl.zeros([BLOCK_M], tl.float32)
 
     if MERGED:
         # all tiles: those that the mask cuts, or that reach past the end, take the branch
@@ -1163,6 +1166,7 @@ def _backward_dq(
             p = tl.math.exp2(qk * factor - lse2_rows[:, None])
             dp = tl.dot(dout_0, tl.trans(v_0), input_precision="ieee")
             ds = p * (dp - delta_rows[:, None])
+            p_dp += tl.sum(ds + p * delta_rows[:, None], 1)
             dq_0 = tl.dot(ds.to(k_0.dtype), k_0, dq_0, input_precision="ieee")
     else:
         # full tiles: no mask arithmetic
@@ -1182,6 +1186,7 @@ def _backward_dq(
             p = tl.math.exp2(qk * factor - lse2_rows[:, None])
             dp = tl.dot(dout_0, tl.trans(v_0), input_precision="ieee")
             ds = p * (dp - delta_rows[:, None])
+            p_dp += tl.sum(ds + p * delta_rows[:, None], 1)
             dq_0 = tl.dot(ds.to(k_0.dtype), k_0, dq_0, input_precision="ieee")
         # tiles that the mask cuts, or that reach past the end
         partial_steps_0 = tl.maximum(first_full - first_tile, 0)
@@ -1209,6 +1214,7 @@ def _backward_dq(
             p = tl.math.exp2(qk * factor - lse2_rows[:, None])
             dp = tl.dot(dout_0, tl.trans(v_0), input_precision="ieee")
             ds = p * (dp - delta_rows[:, None])
+            p_dp += tl.sum(ds + p * delta_rows[:, None], 1)
             dq_0 = tl.dot(ds.to(k_0.dtype), k_0, dq_0, input_precision="ieee")
 
     keyless = lse2_rows == float("inf")  # q and dout of such rows may hold anything
@@ -1223,6 +1229,12 @@ def _backward_dq(
             (dq_0 * scale).to(dq.dtype.element_ty),
             mask=row_valid[:, None],
         )
+    delta_error = delta_rows - p_dp  # what rounding of out did to it
+    if HAS_DLSE:
+        delta_error += tl.load(dlse + per_row, mask=row_valid, other=0.0)
+    sink = tl.load(sinks + h.to(tl.int64) * stride_sinks_0).to(tl.float32) * 1.4426950408889634
+    sink_rows = -tl.math.exp2(sink - lse2_rows) * (delta_rows - delta_error)
+    tl.store(ds_sinks + per_row, tl.where(keyless, 0.0, sink_rows), mask=row_valid)
 
 
 @triton.jit(do_not_specialize=["softmax_scale", "num_kv_heads", "seqlen_q", "seqlen_k"])
@@ -1631,7 +1643,7 @@ def launch(
             out.stride(2),
             lse.stride(-2),
             lse.stride(0),
-            sinks.stride(0),
+            _stride(sinks, 0),
             q.shape[2],
             q.shape[1],
             k.shape[1],
@@ -1642,7 +1654,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gpt_oss_sinks_a711d638a0e4", mutates_args=())
+@torch.library.custom_op("attngen::gpt_oss_sinks_98ae16fa9e0b", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1722,10 +1734,15 @@ def launch_backward(
     large = max(0, q.stride(1), k.stride(1), v.stride(1), dout.stride(1)) * 128 >= 2**31
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
-        if config["BLOCK_M"] % 128:
+        if config["BLOCK_M"] != 128:
             raise ValueError(
-                "gpt_oss_sinks: _backward_rows: BLOCK_M must be a multiple of 128, it fills the padding of statistics"
+                "gpt_oss_sinks: _backward_rows: BLOCK_M must be 128, it fills the padding of statistics"
             )
+        for name in ("_backward_dq", "_backward_dkdv"):
+            if chosen[name]["BLOCK_M"] > 128:
+                raise ValueError(
+                    f"gpt_oss_sinks: {name}: BLOCK_M must be at most 128, the padding of statistics"
+                )
         programs = triton.cdiv(q.shape[1], config["BLOCK_M"]) * q.shape[2] * q.shape[0]
         if programs:
             _backward_rows[(programs,)](
@@ -1735,8 +1752,6 @@ def launch_backward(
                 dlse=dlse,
                 lse2=lse2,
                 delta=delta,
-                ds_sinks=ds_sinks,
-                sinks=sinks,
                 stride_ob=out.stride(0),
                 stride_os=out.stride(1),
                 stride_oh=out.stride(2),
@@ -1747,7 +1762,6 @@ def launch_backward(
                 stride_rh=lse2.stride(-2),
                 stride_lb=lse.stride(0),
                 stride_rb=lse2.stride(0),
-                stride_sinks_0=sinks.stride(0),
                 num_q_heads=q.shape[2],
                 seqlen_q=q.shape[1],
                 seqlen_k=k.shape[1],
@@ -1765,6 +1779,9 @@ def launch_backward(
                 dq=dq,
                 lse2=lse2,
                 delta=delta,
+                dlse=dlse,
+                ds_sinks=ds_sinks,
+                sinks=sinks,
                 softmax_scale=softmax_scale,
                 stride_qb=q.stride(0),
                 stride_qs=q.stride(1),
@@ -1785,10 +1802,12 @@ def launch_backward(
                 stride_rh=lse2.stride(-2),
                 stride_lb=lse.stride(0),
                 stride_rb=lse2.stride(0),
+                stride_sinks_0=_stride(sinks, 0),
                 num_q_heads=q.shape[2],
                 seqlen_q=q.shape[1],
                 seqlen_k=k.shape[1],
                 LARGE_STRIDES=large,
+                HAS_DLSE=dlse is not None,
                 **config,
             )
         config = {**chosen["_backward_dkdv"]}
@@ -1839,7 +1858,7 @@ def launch_backward(
     return dq, dk, dv, _reduced(ds_sinks, [0, 2], [0], sinks)
 
 
-@torch.library.custom_op("attngen::gpt_oss_sinks_a711d638a0e4_backward", mutates_args=())
+@torch.library.custom_op("attngen::gpt_oss_sinks_98ae16fa9e0b_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1916,14 +1935,19 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
     )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
+    )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")
 
 
-def _check_captured(
-    name: str, tensor: torch.Tensor, dtypes: tuple, shape: tuple, like: torch.Tensor
-) -> torch.Tensor:
-    """A captured tensor: dtype, device and shape; axes of size 1 are broadcast."""
+def _check_captured(name: str, tensor: torch.Tensor, dtypes: tuple, shape: tuple, like: torch.Tensor) -> None:
+    """A captured tensor: dtype, device and shape; an axis of size 1 stands for any size."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(
             f"gpt_oss_sinks: {name}: expected a tensor of shape {shape}, got {type(tensor).__name__}"
@@ -1934,7 +1958,11 @@ def _check_captured(
         have == want or have == 1 for have, want in zip(tensor.shape, shape)
     )
     _expect(fits, f"{name}: expected shape {shape} (a 1 is broadcast), got {tuple(tensor.shape)}")
-    return tensor.expand(shape)
+
+
+def _stride(tensor: torch.Tensor, axis: int) -> int:
+    """Return the stride of a captured tensor's axis: 0 for size 1, where all places read the same."""
+    return tensor.stride(axis) if tensor.shape[axis] != 1 else 0
 
 
 def _extent(tensor: torch.Tensor) -> int:
@@ -1994,6 +2022,6 @@ def attention(
         "dropout_p, seed: the spec has none; add `dropout: true` and generate again",
     )
     shape = (num_q_heads,)
-    sinks = _check_captured("sinks", sinks, (torch.float32, torch.bfloat16, torch.float16), shape, q)
+    _check_captured("sinks", sinks, (torch.float32, torch.bfloat16, torch.float16), shape, q)
     out, lse = _forward(q, k, v, softmax_scale, sinks)
     return (out, lse) if return_lse else out

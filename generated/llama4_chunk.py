@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i // 8192 == j // 8192.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo // 8192 * 8192, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi // 8192 * 8192, 0), min(i_lo + 1, seqlen_k)).
 
-Digest 6741c39de14d0c40990ea59d65d0b45672b809cc647fa245d22ac87194aaf6cd. Needs torch and triton, nothing else.
+Digest 4ff2f48be5e336a5d2cdfc0f5a57f95e8e13402bece2924bfe3e8e2a81869488. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"chunk": 8192}
 }
 """)
-DIGEST = "6741c39de14d0c40990ea59d65d0b45672b809cc647fa245d22ac87194aaf6cd"
+DIGEST = "4ff2f48be5e336a5d2cdfc0f5a57f95e8e13402bece2924bfe3e8e2a81869488"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -763,7 +763,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -783,7 +783,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -1680,7 +1680,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::llama4_chunk_6741c39de14d", mutates_args=())
+@torch.library.custom_op("attngen::llama4_chunk_4ff2f48be5e3", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1748,10 +1748,15 @@ def launch_backward(
     large = max(0, q.stride(1), k.stride(1), v.stride(1), dout.stride(1)) * 128 >= 2**31
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
-        if config["BLOCK_M"] % 128:
+        if config["BLOCK_M"] != 128:
             raise ValueError(
-                "llama4_chunk: _backward_rows: BLOCK_M must be a multiple of 128, it fills the padding of statistics"
+                "llama4_chunk: _backward_rows: BLOCK_M must be 128, it fills the padding of statistics"
             )
+        for name in ("_backward_dq", "_backward_dkdv"):
+            if chosen[name]["BLOCK_M"] > 128:
+                raise ValueError(
+                    f"llama4_chunk: {name}: BLOCK_M must be at most 128, the padding of statistics"
+                )
         programs = triton.cdiv(q.shape[1], config["BLOCK_M"]) * q.shape[2] * q.shape[0]
         if programs:
             _backward_rows[(programs,)](
@@ -1862,7 +1867,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::llama4_chunk_6741c39de14d_backward", mutates_args=())
+@torch.library.custom_op("attngen::llama4_chunk_4ff2f48be5e3_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1935,6 +1940,13 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
+    )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < window.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - window + 1, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - window + 1, 0), min(i_lo + 1, seqlen_k)).
 
-Digest 90d4d84b7be22404d467bca5af0d3d99744ee70ed272a6e4934b19e0bfb106f3. Needs torch and triton, nothing else.
+Digest 7af183fa14bb1612223be04bb92c02e9a1604e50ca97fa1a1367392b43b4cef3. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"window": "int"}
 }
 """)
-DIGEST = "90d4d84b7be22404d467bca5af0d3d99744ee70ed272a6e4934b19e0bfb106f3"
+DIGEST = "7af183fa14bb1612223be04bb92c02e9a1604e50ca97fa1a1367392b43b4cef3"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -766,7 +766,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -786,7 +786,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -1651,7 +1651,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::mistral_window_90d4d84b7be2", mutates_args=())
+@torch.library.custom_op("attngen::mistral_window_7af183fa14bb", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1722,10 +1722,15 @@ def launch_backward(
     large = max(0, q.stride(1), k.stride(1), v.stride(1), dout.stride(1)) * 128 >= 2**31
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
-        if config["BLOCK_M"] % 128:
+        if config["BLOCK_M"] != 128:
             raise ValueError(
-                "mistral_window: _backward_rows: BLOCK_M must be a multiple of 128, it fills the padding of statistics"
+                "mistral_window: _backward_rows: BLOCK_M must be 128, it fills the padding of statistics"
             )
+        for name in ("_backward_dq", "_backward_dkdv"):
+            if chosen[name]["BLOCK_M"] > 128:
+                raise ValueError(
+                    f"mistral_window: {name}: BLOCK_M must be at most 128, the padding of statistics"
+                )
         programs = triton.cdiv(q.shape[1], config["BLOCK_M"]) * q.shape[2] * q.shape[0]
         if programs:
             _backward_rows[(programs,)](
@@ -1838,7 +1843,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::mistral_window_90d4d84b7be2_backward", mutates_args=())
+@torch.library.custom_op("attngen::mistral_window_7af183fa14bb_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1919,6 +1924,13 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
+    )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

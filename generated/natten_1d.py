@@ -5,7 +5,7 @@
 Softmax attention over keys j with: max(0, min(i - 31, seqlen_k - 63)) <= j and j < max(0, min(i - 31, seqlen_k - 63)) + 63.
 A tile of queries at positions i_lo..i_hi meets keys in [max(0, min(i_lo - 31, seqlen_k - 63)), min(max(0, min(i_hi - 31, seqlen_k - 63)) + 63, seqlen_k)); all are allowed in [max(0, min(i_hi - 31, seqlen_k - 63)), min(max(0, min(i_lo - 31, seqlen_k - 63)) + 63, seqlen_k)).
 
-Digest fa3a87692061f647f9d6d142b11c00f53e24b2f03e3607771b26f87468cb9ea4. Needs torch and triton, nothing else.
+Digest 602c85eba8b704a84ab9de53375efc9064d6b8032fe6b28fe2e6dbfd0eada392. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"kernel": 63}
 }
 """)
-DIGEST = "fa3a87692061f647f9d6d142b11c00f53e24b2f03e3607771b26f87468cb9ea4"
+DIGEST = "602c85eba8b704a84ab9de53375efc9064d6b8032fe6b28fe2e6dbfd0eada392"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -518,7 +518,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "APART": false
@@ -536,7 +536,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "APART": false
@@ -1416,7 +1416,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::natten_1d_fa3a87692061", mutates_args=())
+@torch.library.custom_op("attngen::natten_1d_602c85eba8b7", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1484,10 +1484,13 @@ def launch_backward(
     large = max(0, q.stride(1), k.stride(1), v.stride(1), dout.stride(1)) * 128 >= 2**31
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
-        if config["BLOCK_M"] % 128:
+        if config["BLOCK_M"] != 128:
             raise ValueError(
-                "natten_1d: _backward_rows: BLOCK_M must be a multiple of 128, it fills the padding of statistics"
+                "natten_1d: _backward_rows: BLOCK_M must be 128, it fills the padding of statistics"
             )
+        for name in ("_backward_dq", "_backward_dkdv"):
+            if chosen[name]["BLOCK_M"] > 128:
+                raise ValueError(f"natten_1d: {name}: BLOCK_M must be at most 128, the padding of statistics")
         programs = triton.cdiv(q.shape[1], config["BLOCK_M"]) * q.shape[2] * q.shape[0]
         if programs:
             _backward_rows[(programs,)](
@@ -1598,7 +1601,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::natten_1d_fa3a87692061_backward", mutates_args=())
+@torch.library.custom_op("attngen::natten_1d_602c85eba8b7_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1671,6 +1674,13 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
+    )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

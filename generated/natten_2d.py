@@ -5,7 +5,7 @@
 Softmax attention over keys j with: max(0, min(i // 14 - 3, 7)) <= j // 14 and j // 14 < max(0, min(i // 14 - 3, 7)) + 7 and max(0, min(i % 14 - 3, 7)) <= j % 14 and j % 14 < max(0, min(i % 14 - 3, 7)) + 7.
 A tile of queries at positions i_lo..i_hi meets keys in [max(0, min(i_lo // 14 - 3, 7)) * 14, min(max(0, min(i_hi // 14 - 3, 7)) * 14 + 98, seqlen_k)).
 
-Digest 9f5c0a2c45931bff0356c0ac66daf63a34445128106953fea755699645718480. Needs torch and triton, nothing else.
+Digest dc72e606d9f685377341af5de6d2747b7022b45e6cc85b1a988b05574d148bca. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"height": 14, "kernel": 7, "width": 14}
 }
 """)
-DIGEST = "9f5c0a2c45931bff0356c0ac66daf63a34445128106953fea755699645718480"
+DIGEST = "dc72e606d9f685377341af5de6d2747b7022b45e6cc85b1a988b05574d148bca"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -482,7 +482,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "APART": false
@@ -500,7 +500,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "APART": false
@@ -1287,7 +1287,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::natten_2d_9f5c0a2c4593", mutates_args=())
+@torch.library.custom_op("attngen::natten_2d_dc72e606d9f6", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1355,10 +1355,13 @@ def launch_backward(
     large = max(0, q.stride(1), k.stride(1), v.stride(1), dout.stride(1)) * 128 >= 2**31
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
-        if config["BLOCK_M"] % 128:
+        if config["BLOCK_M"] != 128:
             raise ValueError(
-                "natten_2d: _backward_rows: BLOCK_M must be a multiple of 128, it fills the padding of statistics"
+                "natten_2d: _backward_rows: BLOCK_M must be 128, it fills the padding of statistics"
             )
+        for name in ("_backward_dq", "_backward_dkdv"):
+            if chosen[name]["BLOCK_M"] > 128:
+                raise ValueError(f"natten_2d: {name}: BLOCK_M must be at most 128, the padding of statistics")
         programs = triton.cdiv(q.shape[1], config["BLOCK_M"]) * q.shape[2] * q.shape[0]
         if programs:
             _backward_rows[(programs,)](
@@ -1469,7 +1472,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::natten_2d_9f5c0a2c4593_backward", mutates_args=())
+@torch.library.custom_op("attngen::natten_2d_dc72e606d9f6_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1542,6 +1545,13 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
+    )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

@@ -156,8 +156,9 @@ MANIFEST = json.loads(r"""
             {"node": "fold", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128}
           ],
           "loads": [
-            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 128, "padded": 128},
-            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 128, "padded": 128}
+            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 128, "padded": 128, "dtype": "io"},
+            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 128, "padded": 128, "dtype": "io"},
+            {"tensor": "page_table", "tile": ["BLOCK_N"], "columns": 1, "dtype": "int32", "keys": 16}
           ]
         },
         {
@@ -168,8 +169,9 @@ MANIFEST = json.loads(r"""
             {"node": "fold", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128}
           ],
           "loads": [
-            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 128, "padded": 128},
-            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 128, "padded": 128}
+            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 128, "padded": 128, "dtype": "io"},
+            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 128, "padded": 128, "dtype": "io"},
+            {"tensor": "page_table", "tile": ["BLOCK_N"], "columns": 1, "dtype": "int32", "keys": 16}
           ]
         }
       ]
@@ -680,6 +682,13 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
     )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
+    )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")
 
@@ -728,8 +737,8 @@ def _check_lengths(
         )
 
 
-def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, head_dim: int) -> None:
-    """A cache: right dtype, q's device, right page size and head dim, last dimension contiguous."""
+def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, columns: int) -> None:
+    """A cache: right dtype, q's device, right page size and columns, last dimension contiguous."""
     if not isinstance(cache, torch.Tensor):
         raise TypeError(f"paged_decode_llama3: {name}: expected a tensor, got {type(cache).__name__}")
     _expect(
@@ -739,7 +748,8 @@ def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, head_dim: i
     _expect(cache.dtype == like.dtype, f"{name}: dtype {cache.dtype} differs from q's {like.dtype}")
     _expect(cache.device == like.device, f"{name}: is on {cache.device}, q is on {like.device}")
     _expect(
-        cache.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(cache.shape)}"
+        cache.shape[-1] == columns,
+        f"{name}: expected {columns} in its last dimension, got shape {tuple(cache.shape)}",
     )
     size = cache.shape[1]
     _expect(size == 16, f"{name}: pages hold {size} keys, the kernel was generated for page_size 16")
@@ -891,8 +901,8 @@ def _append(
         cosine = tl.load(cos + at, mask=turns, other=1.0).to(tl.float32)
         sine = tl.load(sin + at, mask=turns, other=0.0).to(tl.float32)
         value = value * cosine + tl.where(first, -other, other) * sine
-    stored = cache + page * stride_cp + place * stride_cs + h.to(tl.int64) * stride_ch + d
-    tl.store(stored, value.to(cache.dtype.element_ty), mask=inside)
+    stored = cache + page * stride_cp + place * stride_cs + h.to(tl.int64) * stride_ch
+    tl.store(stored + d, value.to(cache.dtype.element_ty), mask=inside)
 
 
 @torch.library.custom_op("attngen::paged_decode_llama3_4c7ba090c641_append", mutates_args=("cache", "scale"))
@@ -938,14 +948,13 @@ def _(x, cache, scale, slot_mapping, cos, sin, positions, interleaved):
 
 
 def _check_rows(name: str, rows: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
-    """New rows: [T, Hkv, columns of the cache], of a dtype of the spec."""
+    """New rows: [T, Hkv, head dim], of a dtype of the spec."""
     if not isinstance(rows, torch.Tensor):
         raise TypeError(f"paged_decode_llama3: {name}: expected a tensor, got {type(rows).__name__}")
     _expect(str(rows.dtype)[6:] in SPEC["dtype"], f"{name}: dtype {rows.dtype} is not one of {SPEC['dtype']}")
     heads = cache.shape[2]
-    fits = rows.dim() == 3 and tuple(rows.shape) == (slot_mapping.shape[0], heads, cache.shape[-1])
     expected = (slot_mapping.shape[0], heads, cache.shape[-1])
-    _expect(fits, f"{name}: expected shape {expected}, got {tuple(rows.shape)}")
+    _expect(tuple(rows.shape) == expected, f"{name}: expected shape {expected}, got {tuple(rows.shape)}")
     _expect(rows.stride(-1) == 1 or rows.shape[-1] == 1, f"{name}: the last dimension must be contiguous")
 
 
@@ -968,16 +977,16 @@ def append_kv(
         v: [T, Hkv, 128], the new values.
         k_cache, v_cache: [num_pages, 16, Hkv, 128], same dtype.
         slot_mapping: [T] int32 or int64, page * 16 + place of each token; a negative one is left out.
+            No slot twice: which token it then holds is not determined.
         cos, sin: [positions, R / 2], rotate the first R columns of the keys; positions: [T], each token's place in them.
         interleaved: columns turn in pairs (2 d, 2 d + 1), as in GPT-J; else (d, d + R / 2), as in GPT-NeoX and Llama.
 
     Raises:
         ValueError, TypeError: an argument that does not fit, named in the message.
     """
-    if not isinstance(slot_mapping, torch.Tensor):
-        raise TypeError(
-            f"paged_decode_llama3: slot_mapping: expected a tensor, got {type(slot_mapping).__name__}"
-        )
+    for name, given in (("k", k), ("k_cache", k_cache), ("slot_mapping", slot_mapping)):
+        if not isinstance(given, torch.Tensor):
+            raise TypeError(f"paged_decode_llama3: {name}: expected a tensor, got {type(given).__name__}")
     whole = (
         slot_mapping.dtype in (torch.int32, torch.int64)
         and slot_mapping.dim() == 1
@@ -1001,6 +1010,9 @@ def append_kv(
     given = [x is not None for x in (cos, sin, positions)]
     _expect(all(given) or not any(given), "cos, sin, positions: rotary needs all three, or none")
     if cos is not None:
+        for name, given in (("cos", cos), ("sin", sin), ("positions", positions)):
+            if not isinstance(given, torch.Tensor):
+                raise TypeError(f"paged_decode_llama3: {name}: expected a tensor, got {type(given).__name__}")
         paired = (
             cos.dim() == 2 and cos.shape == sin.shape and cos.stride() == sin.stride() and cos.stride(-1) == 1
         )
@@ -1009,10 +1021,24 @@ def append_kv(
             f"cos, sin: expected two contiguous [positions, R / 2], got {tuple(cos.shape)} and {tuple(sin.shape)}",
         )
         _expect(2 * cos.shape[1] <= 128, f"cos: {2 * cos.shape[1]} columns to rotate, keys have 128")
+        real = cos.is_floating_point() and sin.dtype == cos.dtype
+        _expect(real, f"cos, sin: expected one floating-point dtype, got {cos.dtype} and {sin.dtype}")
         placed = positions.dtype in (torch.int32, torch.int64) and positions.shape == slot_mapping.shape
         _expect(
             placed,
             f"positions: expected int32 or int64 {tuple(slot_mapping.shape)}, got {positions.dtype} {tuple(positions.shape)}",
+        )
+        _expect(positions.is_contiguous(), f"positions: must be contiguous, strides are {positions.stride()}")
+        if _readable(positions):
+            known = bool(((positions >= 0) & (positions < cos.shape[0]))[slot_mapping >= 0].all())
+            _expect(
+                known,
+                f"positions: must lie within the {cos.shape[0]} rows of cos and sin, got {positions.tolist()}",
+            )
+    for name, given in (("slot_mapping", slot_mapping), ("cos", cos), ("sin", sin), ("positions", positions)):
+        _expect(
+            given is None or given.device == k.device,
+            f"{name}: is on {getattr(given, 'device', None)}, k is on {k.device}",
         )
     _append_rows(k, k_cache, None, slot_mapping, cos, sin, positions, interleaved)
     _append_rows(v, v_cache, None, slot_mapping, None, None, None, interleaved)

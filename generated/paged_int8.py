@@ -158,8 +158,11 @@ MANIFEST = json.loads(r"""
             {"node": "fold", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128}
           ],
           "loads": [
-            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 128, "padded": 128},
-            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 128, "padded": 128}
+            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 128, "padded": 128, "dtype": "int8"},
+            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 128, "padded": 128, "dtype": "int8"},
+            {"tensor": "k_scale", "tile": ["BLOCK_N"], "columns": 1, "dtype": "float32"},
+            {"tensor": "v_scale", "tile": ["BLOCK_N"], "columns": 1, "dtype": "float32"},
+            {"tensor": "page_table", "tile": ["BLOCK_N"], "columns": 1, "dtype": "int32", "keys": 32}
           ]
         },
         {
@@ -170,8 +173,11 @@ MANIFEST = json.loads(r"""
             {"node": "fold", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128}
           ],
           "loads": [
-            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 128, "padded": 128},
-            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 128, "padded": 128}
+            {"tensor": "k", "tile": ["BLOCK_N"], "columns": 128, "padded": 128, "dtype": "int8"},
+            {"tensor": "v", "tile": ["BLOCK_N"], "columns": 128, "padded": 128, "dtype": "int8"},
+            {"tensor": "k_scale", "tile": ["BLOCK_N"], "columns": 1, "dtype": "float32"},
+            {"tensor": "v_scale", "tile": ["BLOCK_N"], "columns": 1, "dtype": "float32"},
+            {"tensor": "page_table", "tile": ["BLOCK_N"], "columns": 1, "dtype": "int32", "keys": 32}
           ]
         }
       ]
@@ -394,7 +400,12 @@ def _attention_forward(
             v_rows = (v_base + pages * stride_vp + slots * stride_vs)[:, None]
         v_scales = tl.load(v_scale_base + pages * stride_v_scale_p + slots * stride_v_scale_s)
         v_0 = tl.load(v_rows + v_offsets_0).to(q.dtype.element_ty)
-        acc_0 = tl.dot((p * v_scales[None, :]).to(v_0.dtype), v_0, acc_0, input_precision="ieee")
+        if q.dtype.element_ty == tl.float16:  # a weight times a scale may be too small for it
+            scaled = (v_0.to(tl.float32) * v_scales[:, None]).to(tl.float16)
+            acc_0 = tl.dot(p.to(tl.float16), scaled, acc_0, input_precision="ieee")
+        else:
+            scaled = (p * v_scales[None, :]).to(v_0.dtype)
+            acc_0 = tl.dot(scaled, v_0, acc_0, input_precision="ieee")
 
     # tiles that the mask cuts, or that reach past the last key
     for tile_n in tl.range(tl.maximum(end_full, split_first), tl.minimum(end_tile, split_end)):
@@ -441,7 +452,12 @@ def _attention_forward(
             other=0.0,
         )
         v_0 = tl.load(v_rows + v_offsets_0, mask=key_valid, other=0.0).to(q.dtype.element_ty)
-        acc_0 = tl.dot((p * v_scales[None, :]).to(v_0.dtype), v_0, acc_0, input_precision="ieee")
+        if q.dtype.element_ty == tl.float16:  # a weight times a scale may be too small for it
+            scaled = (v_0.to(tl.float32) * v_scales[:, None]).to(tl.float16)
+            acc_0 = tl.dot(p.to(tl.float16), scaled, acc_0, input_precision="ieee")
+        else:
+            scaled = (p * v_scales[None, :]).to(v_0.dtype)
+            acc_0 = tl.dot(scaled, v_0, acc_0, input_precision="ieee")
 
     # several programs share these rows: what this one found, for `_combine`; no score of a split without keys
     if SPLIT:
@@ -597,7 +613,7 @@ def launch(
         _check_cpu(q.dtype)
     if config is None:
         config = _schedule(CONFIGS if max_seqlen_q > 4 else DECODE_CONFIGS, q.device, q.element_size() * 8)
-    large = max(0, _extent(k), _extent(v)) >= 2**31
+    large = max(0, _extent(k), _extent(v), _extent(k_scale), _extent(v_scale)) >= 2**31
     block_q = config["BLOCK_M"] // min(4, config["BLOCK_M"])
     num_seqs = cu_seqlens_q.shape[0] - 1
     one_tile = max_seqlen_q <= block_q
@@ -736,6 +752,13 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
     )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
+    )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")
 
@@ -782,8 +805,8 @@ def _check_lengths(
         )
 
 
-def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, head_dim: int) -> None:
-    """A cache: right dtype, q's device, right page size and head dim, last dimension contiguous."""
+def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, columns: int) -> None:
+    """A cache: right dtype, q's device, right page size and columns, last dimension contiguous."""
     if not isinstance(cache, torch.Tensor):
         raise TypeError(f"paged_int8: {name}: expected a tensor, got {type(cache).__name__}")
     _expect(
@@ -793,7 +816,8 @@ def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, head_dim: i
     _expect(cache.dtype == torch.int8, f"{name}: expected dtype torch.int8, got {cache.dtype}")
     _expect(cache.device == like.device, f"{name}: is on {cache.device}, q is on {like.device}")
     _expect(
-        cache.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(cache.shape)}"
+        cache.shape[-1] == columns,
+        f"{name}: expected {columns} in its last dimension, got shape {tuple(cache.shape)}",
     )
     size = cache.shape[1]
     _expect(size == 32, f"{name}: pages hold {size} keys, the kernel was generated for page_size 32")
@@ -811,6 +835,11 @@ def _check_scale(name: str, scale: torch.Tensor, shape: tuple, like: torch.Tenso
     _expect(scale.device == like.device, f"{name}: is on {scale.device}, q is on {like.device}")
     spread = scale.dim() == 3 or scale.is_contiguous()
     _expect(spread, f"{name}: must be contiguous, strides are {scale.stride()}")
+    if scale.dim() < 3 and _readable(scale):
+        _expect(
+            bool(((scale > 0) & scale.isfinite()).all()),
+            f"{name}: must be positive and finite, got {scale.tolist()}",
+        )
 
 
 def _check_table(name: str, table: torch.Tensor, shape: tuple, like: torch.Tensor) -> None:
@@ -852,23 +881,23 @@ def attention(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """paged_int8: Llama 3 8B over a cache of 8-bit integers, one scale per key and kv head
 
-        Args:
-            q: [Tq, Hq, 128], dtype one of bfloat16: the queries of all sequences in a row, prompts and decoding mixed.
-            k_cache: [num_pages, 32, Hkv, 128], int8; num_q_heads is 4 * num_kv_heads. Unused slots may hold anything.
-            v_cache: [num_pages, 32, Hkv, 128], int8.
-            page_table: [B, max_pages] int32, the pages of each sequence; what follows its last page may be anything.
-            cache_seqlens: [B] int32, keys of each sequence, those of the queries included.
-            cu_seqlens_q: [B + 1] int32, where each sequence's queries begin; they are its last positions.
-    k_scale, v_scale, as the cache without its last axis: float32; what a cache stores is multiplied by it.
-            max_seqlen_q: a bound on the queries of a sequence.
-            softmax_scale: positive; default 0.08838834764831845 (1 / sqrt of q's head dim).
-            return_lse: also return lse, [Hq, Tq] fp32: natural log of the sum of exponentials, -inf for a row without keys.
+    Args:
+        q: [Tq, Hq, 128], dtype one of bfloat16: the queries of all sequences in a row, prompts and decoding mixed.
+        k_cache: [num_pages, 32, Hkv, 128], int8; num_q_heads is 4 * num_kv_heads. Unused slots may hold anything.
+        v_cache: [num_pages, 32, Hkv, 128], int8.
+        page_table: [B, max_pages] int32, the pages of each sequence; what follows its last page may be anything.
+        cache_seqlens: [B] int32, keys of each sequence, those of the queries included.
+        cu_seqlens_q: [B + 1] int32, where each sequence's queries begin; they are its last positions.
+        k_scale, v_scale: as the cache without its last axis, float32; what a cache stores is multiplied by it.
+        max_seqlen_q: a bound on the queries of a sequence.
+        softmax_scale: positive; default 0.08838834764831845 (1 / sqrt of q's head dim).
+        return_lse: also return lse, [Hq, Tq] fp32: natural log of the sum of exponentials, -inf for a row without keys.
 
-        Returns:
-            out, of q's shape with head dim 128 and q's dtype; or (out, lse).
+    Returns:
+        out, of q's shape with head dim 128 and q's dtype; or (out, lse).
 
-        Raises:
-            ValueError, TypeError: an argument that does not fit, named in the message.
+    Raises:
+        ValueError, TypeError: an argument that does not fit, named in the message.
     """
     _check_tensor("q", q, q, 128)
     _check_cache("k_cache", k_cache, q, 128)
@@ -977,8 +1006,8 @@ def _append(
     tl.store(scale + page * stride_scale_p + place * stride_scale_s + h * stride_scale_h, amount)
     value = tl.minimum(tl.maximum(value / amount, -127.0), 127.0)
     value = tl.floor(value + 0.5)
-    stored = cache + page * stride_cp + place * stride_cs + h.to(tl.int64) * stride_ch + d
-    tl.store(stored, value.to(cache.dtype.element_ty), mask=inside)
+    stored = cache + page * stride_cp + place * stride_cs + h.to(tl.int64) * stride_ch
+    tl.store(stored + d, value.to(cache.dtype.element_ty), mask=inside)
 
 
 @torch.library.custom_op("attngen::paged_int8_a7d63df71b3d_append", mutates_args=("cache", "scale"))
@@ -1028,14 +1057,13 @@ def _(x, cache, scale, slot_mapping, cos, sin, positions, interleaved):
 
 
 def _check_rows(name: str, rows: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
-    """New rows: [T, Hkv, columns of the cache], of a dtype of the spec."""
+    """New rows: [T, Hkv, head dim], of a dtype of the spec."""
     if not isinstance(rows, torch.Tensor):
         raise TypeError(f"paged_int8: {name}: expected a tensor, got {type(rows).__name__}")
     _expect(str(rows.dtype)[6:] in SPEC["dtype"], f"{name}: dtype {rows.dtype} is not one of {SPEC['dtype']}")
     heads = cache.shape[2]
-    fits = rows.dim() == 3 and tuple(rows.shape) == (slot_mapping.shape[0], heads, cache.shape[-1])
     expected = (slot_mapping.shape[0], heads, cache.shape[-1])
-    _expect(fits, f"{name}: expected shape {expected}, got {tuple(rows.shape)}")
+    _expect(tuple(rows.shape) == expected, f"{name}: expected shape {expected}, got {tuple(rows.shape)}")
     _expect(rows.stride(-1) == 1 or rows.shape[-1] == 1, f"{name}: the last dimension must be contiguous")
 
 
@@ -1055,20 +1083,22 @@ def append_kv(
 ) -> None:
     """Write new keys and values into their slots of the caches, in place.
 
-        Args:
-            k: [T, Hkv, 128], the new keys, dtype one of bfloat16.
-            v: [T, Hkv, 128], the new values.
-            k_cache, v_cache: [num_pages, 32, Hkv, 128], int8.
-            slot_mapping: [T] int32 or int64, page * 32 + place of each token; a negative one is left out.
-    k_scale, v_scale, as the cache without its last axis: float32, written as the tokens need them.
-            cos, sin: [positions, R / 2], rotate the first R columns of the keys; positions: [T], each token's place in them.
-            interleaved: columns turn in pairs (2 d, 2 d + 1), as in GPT-J; else (d, d + R / 2), as in GPT-NeoX and Llama.
+    Args:
+        k: [T, Hkv, 128], the new keys, dtype one of bfloat16.
+        v: [T, Hkv, 128], the new values.
+        k_cache, v_cache: [num_pages, 32, Hkv, 128], int8.
+        slot_mapping: [T] int32 or int64, page * 32 + place of each token; a negative one is left out.
+            No slot twice: which token it then holds is not determined.
+        k_scale, v_scale: as the cache without its last axis, float32, written as the tokens need them.
+        cos, sin: [positions, R / 2], rotate the first R columns of the keys; positions: [T], each token's place in them.
+        interleaved: columns turn in pairs (2 d, 2 d + 1), as in GPT-J; else (d, d + R / 2), as in GPT-NeoX and Llama.
 
-        Raises:
-            ValueError, TypeError: an argument that does not fit, named in the message.
+    Raises:
+        ValueError, TypeError: an argument that does not fit, named in the message.
     """
-    if not isinstance(slot_mapping, torch.Tensor):
-        raise TypeError(f"paged_int8: slot_mapping: expected a tensor, got {type(slot_mapping).__name__}")
+    for name, given in (("k", k), ("k_cache", k_cache), ("slot_mapping", slot_mapping)):
+        if not isinstance(given, torch.Tensor):
+            raise TypeError(f"paged_int8: {name}: expected a tensor, got {type(given).__name__}")
     whole = (
         slot_mapping.dtype in (torch.int32, torch.int64)
         and slot_mapping.dim() == 1
@@ -1094,6 +1124,9 @@ def append_kv(
     given = [x is not None for x in (cos, sin, positions)]
     _expect(all(given) or not any(given), "cos, sin, positions: rotary needs all three, or none")
     if cos is not None:
+        for name, given in (("cos", cos), ("sin", sin), ("positions", positions)):
+            if not isinstance(given, torch.Tensor):
+                raise TypeError(f"paged_int8: {name}: expected a tensor, got {type(given).__name__}")
         paired = (
             cos.dim() == 2 and cos.shape == sin.shape and cos.stride() == sin.stride() and cos.stride(-1) == 1
         )
@@ -1102,10 +1135,24 @@ def append_kv(
             f"cos, sin: expected two contiguous [positions, R / 2], got {tuple(cos.shape)} and {tuple(sin.shape)}",
         )
         _expect(2 * cos.shape[1] <= 128, f"cos: {2 * cos.shape[1]} columns to rotate, keys have 128")
+        real = cos.is_floating_point() and sin.dtype == cos.dtype
+        _expect(real, f"cos, sin: expected one floating-point dtype, got {cos.dtype} and {sin.dtype}")
         placed = positions.dtype in (torch.int32, torch.int64) and positions.shape == slot_mapping.shape
         _expect(
             placed,
             f"positions: expected int32 or int64 {tuple(slot_mapping.shape)}, got {positions.dtype} {tuple(positions.shape)}",
+        )
+        _expect(positions.is_contiguous(), f"positions: must be contiguous, strides are {positions.stride()}")
+        if _readable(positions):
+            known = bool(((positions >= 0) & (positions < cos.shape[0]))[slot_mapping >= 0].all())
+            _expect(
+                known,
+                f"positions: must lie within the {cos.shape[0]} rows of cos and sin, got {positions.tolist()}",
+            )
+    for name, given in (("slot_mapping", slot_mapping), ("cos", cos), ("sin", sin), ("positions", positions)):
+        _expect(
+            given is None or given.device == k.device,
+            f"{name}: is on {getattr(given, 'device', None)}, k is on {k.device}",
         )
     _append_rows(k, k_cache, k_scale, slot_mapping, cos, sin, positions, interleaved)
     _append_rows(v, v_cache, v_scale, slot_mapping, None, None, None, interleaved)

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 0f5b8170582533867251304a6a348784ff74491a5df23844606b0484f677a041. Needs torch and triton, nothing else.
+Digest 38e777115961385b1e591b767d03161ab913de7b563d49d1f05f4458b7807592. Needs torch and triton, nothing else.
 """
 
 import json
@@ -27,7 +27,7 @@ SPEC = json.loads(r"""
   "name": "phi2"
 }
 """)
-DIGEST = "0f5b8170582533867251304a6a348784ff74491a5df23844606b0484f677a041"
+DIGEST = "38e777115961385b1e591b767d03161ab913de7b563d49d1f05f4458b7807592"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -745,7 +745,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -765,7 +765,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -1760,7 +1760,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::phi2_0f5b81705825", mutates_args=())
+@torch.library.custom_op("attngen::phi2_38e777115961", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1828,10 +1828,11 @@ def launch_backward(
     large = max(0, q.stride(1), k.stride(1), v.stride(1), dout.stride(1)) * 128 >= 2**31
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
-        if config["BLOCK_M"] % 128:
-            raise ValueError(
-                "phi2: _backward_rows: BLOCK_M must be a multiple of 128, it fills the padding of statistics"
-            )
+        if config["BLOCK_M"] != 128:
+            raise ValueError("phi2: _backward_rows: BLOCK_M must be 128, it fills the padding of statistics")
+        for name in ("_backward_dq", "_backward_dkdv"):
+            if chosen[name]["BLOCK_M"] > 128:
+                raise ValueError(f"phi2: {name}: BLOCK_M must be at most 128, the padding of statistics")
         programs = triton.cdiv(q.shape[1], config["BLOCK_M"]) * q.shape[2] * q.shape[0]
         if programs:
             _backward_rows[(programs,)](
@@ -1942,7 +1943,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::phi2_0f5b81705825_backward", mutates_args=())
+@torch.library.custom_op("attngen::phi2_38e777115961_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -2015,6 +2016,13 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
+    )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

@@ -1619,7 +1619,7 @@ def launch(
             out.stride(2),
             lse.stride(-2),
             lse.stride(0),
-            prefix.stride(0),
+            _stride(prefix, 0),
             q.shape[2],
             q.shape[1],
             k.shape[1],
@@ -1702,10 +1702,13 @@ def launch_backward(
     prefix_index = tl.int64 if _extent(prefix) >= 2**31 else tl.int32
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
-        if config["BLOCK_M"] % 128:
+        if config["BLOCK_M"] != 128:
             raise ValueError(
-                "prefix_lm: _backward_rows: BLOCK_M must be a multiple of 128, it fills the padding of statistics"
+                "prefix_lm: _backward_rows: BLOCK_M must be 128, it fills the padding of statistics"
             )
+        for name in ("_backward_dq", "_backward_dkdv"):
+            if chosen[name]["BLOCK_M"] > 128:
+                raise ValueError(f"prefix_lm: {name}: BLOCK_M must be at most 128, the padding of statistics")
         programs = triton.cdiv(q.shape[1], config["BLOCK_M"]) * q.shape[2] * q.shape[0]
         if programs:
             _backward_rows[(programs,)](
@@ -1763,7 +1766,7 @@ def launch_backward(
                 stride_rh=lse2.stride(-2),
                 stride_lb=lse.stride(0),
                 stride_rb=lse2.stride(0),
-                stride_prefix_0=prefix.stride(0),
+                stride_prefix_0=_stride(prefix, 0),
                 num_q_heads=q.shape[2],
                 seqlen_q=q.shape[1],
                 seqlen_k=k.shape[1],
@@ -1809,7 +1812,7 @@ def launch_backward(
                     stride_rh=lse2.stride(-2),
                     stride_lb=lse.stride(0),
                     stride_rb=lse2.stride(0),
-                    stride_prefix_0=prefix.stride(0),
+                    stride_prefix_0=_stride(prefix, 0),
                     num_kv_heads=k.shape[2],
                     seqlen_q=q.shape[1],
                     seqlen_k=k.shape[1],
@@ -1898,14 +1901,19 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
     )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
+    )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")
 
 
-def _check_captured(
-    name: str, tensor: torch.Tensor, dtypes: tuple, shape: tuple, like: torch.Tensor
-) -> torch.Tensor:
-    """A captured tensor: dtype, device and shape; axes of size 1 are broadcast."""
+def _check_captured(name: str, tensor: torch.Tensor, dtypes: tuple, shape: tuple, like: torch.Tensor) -> None:
+    """A captured tensor: dtype, device and shape; an axis of size 1 stands for any size."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"prefix_lm: {name}: expected a tensor of shape {shape}, got {type(tensor).__name__}")
     _expect(tensor.dtype in dtypes, f"{name}: expected dtype {dtypes[0]}, got {tensor.dtype}")
@@ -1914,7 +1922,11 @@ def _check_captured(
         have == want or have == 1 for have, want in zip(tensor.shape, shape)
     )
     _expect(fits, f"{name}: expected shape {shape} (a 1 is broadcast), got {tuple(tensor.shape)}")
-    return tensor.expand(shape)
+
+
+def _stride(tensor: torch.Tensor, axis: int) -> int:
+    """Return the stride of a captured tensor's axis: 0 for size 1, where all places read the same."""
+    return tensor.stride(axis) if tensor.shape[axis] != 1 else 0
 
 
 def _extent(tensor: torch.Tensor) -> int:
@@ -1974,6 +1986,6 @@ def attention(
     )
     _expect(sinks is None, "sinks: the spec has none; add `sinks: true` and generate again")
     shape = (batch,)
-    prefix = _check_captured("prefix", prefix, (torch.int32,), shape, q)
+    _check_captured("prefix", prefix, (torch.int32,), shape, q)
     out, lse = _forward(q, k, v, softmax_scale, prefix)
     return (out, lse) if return_lse else out

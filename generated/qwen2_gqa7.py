@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 05d04a169a1143d640a4f20509749e3cedb556e1f4665a17664a5791e057a75d. Needs torch and triton, nothing else.
+Digest c6a18960fe8de0c92b957db61095bb985ce2c29e7d7e6f26652c330bd6f3a961. Needs torch and triton, nothing else.
 """
 
 import json
@@ -27,7 +27,7 @@ SPEC = json.loads(r"""
   "name": "qwen2_gqa7"
 }
 """)
-DIGEST = "05d04a169a1143d640a4f20509749e3cedb556e1f4665a17664a5791e057a75d"
+DIGEST = "c6a18960fe8de0c92b957db61095bb985ce2c29e7d7e6f26652c330bd6f3a961"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -745,7 +745,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -765,7 +765,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "MERGED": false,
@@ -1549,7 +1549,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::qwen2_gqa7_05d04a169a11", mutates_args=())
+@torch.library.custom_op("attngen::qwen2_gqa7_c6a18960fe8d", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1617,10 +1617,15 @@ def launch_backward(
     large = max(0, q.stride(2), k.stride(2), v.stride(2), dout.stride(2)) * 128 >= 2**31
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
-        if config["BLOCK_M"] % 128:
+        if config["BLOCK_M"] != 128:
             raise ValueError(
-                "qwen2_gqa7: _backward_rows: BLOCK_M must be a multiple of 128, it fills the padding of statistics"
+                "qwen2_gqa7: _backward_rows: BLOCK_M must be 128, it fills the padding of statistics"
             )
+        for name in ("_backward_dq", "_backward_dkdv"):
+            if chosen[name]["BLOCK_M"] > 128:
+                raise ValueError(
+                    f"qwen2_gqa7: {name}: BLOCK_M must be at most 128, the padding of statistics"
+                )
         programs = triton.cdiv(q.shape[2], config["BLOCK_M"]) * q.shape[1] * q.shape[0]
         if programs:
             _backward_rows[(programs,)](
@@ -1731,7 +1736,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::qwen2_gqa7_05d04a169a11_backward", mutates_args=())
+@torch.library.custom_op("attngen::qwen2_gqa7_c6a18960fe8d_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1804,6 +1809,13 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
+    )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

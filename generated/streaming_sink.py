@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and (i - j < 1020 or j < 4).
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - 1019, 0), min(i_hi + 1, seqlen_k)) and [0, min(min(i_hi + 1, 4), seqlen_k)); all are allowed in [max(i_hi - 1019, 0), min(i_lo + 1, seqlen_k)) and [0, min(min(i_lo + 1, 4), seqlen_k)).
 
-Digest 673d22700af3edcbeafc3142d66b7f54f243aef5277e462f7531d6a60e6f7a0d. Needs torch and triton, nothing else.
+Digest 39c2ab63388096746f6b24aa00eceac60a1944b6fdb95fc297e6e03a826fcd68. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"first": 4, "window": 1020}
 }
 """)
-DIGEST = "673d22700af3edcbeafc3142d66b7f54f243aef5277e462f7531d6a60e6f7a0d"
+DIGEST = "39c2ab63388096746f6b24aa00eceac60a1944b6fdb95fc297e6e03a826fcd68"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -529,7 +529,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "APART": false
@@ -547,7 +547,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "APART": false
@@ -1353,7 +1353,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::streaming_sink_673d22700af3", mutates_args=())
+@torch.library.custom_op("attngen::streaming_sink_39c2ab633880", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1421,10 +1421,15 @@ def launch_backward(
     large = max(0, q.stride(1), k.stride(1), v.stride(1), dout.stride(1)) * 128 >= 2**31
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
-        if config["BLOCK_M"] % 128:
+        if config["BLOCK_M"] != 128:
             raise ValueError(
-                "streaming_sink: _backward_rows: BLOCK_M must be a multiple of 128, it fills the padding of statistics"
+                "streaming_sink: _backward_rows: BLOCK_M must be 128, it fills the padding of statistics"
             )
+        for name in ("_backward_dq", "_backward_dkdv"):
+            if chosen[name]["BLOCK_M"] > 128:
+                raise ValueError(
+                    f"streaming_sink: {name}: BLOCK_M must be at most 128, the padding of statistics"
+                )
         programs = triton.cdiv(q.shape[1], config["BLOCK_M"]) * q.shape[2] * q.shape[0]
         if programs:
             _backward_rows[(programs,)](
@@ -1535,7 +1540,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::streaming_sink_673d22700af3_backward", mutates_args=())
+@torch.library.custom_op("attngen::streaming_sink_39c2ab633880_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1608,6 +1613,13 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
+    )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: True.
 A tile of queries at positions i_lo..i_hi meets keys in [0, seqlen_k); all are allowed in [0, seqlen_k).
 
-Digest adf671b6b4a7bacfebc47ceaeb69d624224360e2131e81611991415678447f08. Needs torch and triton, nothing else.
+Digest fda76be29885966f5cc3339248b05c096e239b64faa8be7e3b92eac520e64a92. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "score": "s + rel_bias[h, max(-128, min(j - i, 128)) + 128]"
 }
 """)
-DIGEST = "adf671b6b4a7bacfebc47ceaeb69d624224360e2131e81611991415678447f08"
+DIGEST = "fda76be29885966f5cc3339248b05c096e239b64faa8be7e3b92eac520e64a92"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -521,7 +521,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "APART": false
@@ -539,7 +539,7 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 16,
             "BLOCK_N": 64,
-            "num_warps": 4,
+            "num_warps": 2,
             "num_stages": 1,
             "USE_DESCRIPTORS": false,
             "APART": false
@@ -589,7 +589,7 @@ MANIFEST = json.loads(r"""
         "seqlen_q": "i32",
         "seqlen_k": "i32"
       },
-      "constants": ["REL_BIAS_INDEX", "BLOCK_M", "BLOCK_N"],
+      "constants": ["REL_BIAS_INDEX", "SHARED_H", "BLOCK_M", "BLOCK_N"],
       "loops": [
         {
           "role": "captured",
@@ -619,8 +619,8 @@ MANIFEST = json.loads(r"""
         "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
         "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
         "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
-        "gfx942/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
-        "gfx950/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}]
+        "gfx942/32": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "gfx950/32": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}]
       }
     },
     "_backward_captured_rel_bias": {
@@ -629,7 +629,7 @@ MANIFEST = json.loads(r"""
         "drel_bias": "*fp32",
         "size_0": "i32",
         "size_1": "i32",
-        "num_q_heads": "i32",
+        "kept_h": "i32",
         "num_diagonals": "i32",
         "first_diagonal": "i32",
         "seqlen_q": "i32",
@@ -1349,6 +1349,7 @@ def _backward_captured_rel_bias_diagonals(
     seqlen_q,
     seqlen_k,
     REL_BIAS_INDEX: tl.constexpr,
+    SHARED_H: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -1362,74 +1363,78 @@ def _backward_captured_rel_bias_diagonals(
     num_tiles_n = tl.cdiv(seqlen_k, BLOCK_N)
     num_diagonals = num_tiles_m + num_tiles_n + 1
     diagonal = program % num_diagonals - num_tiles_n
-    rest = program // num_diagonals
-    h = rest % num_q_heads
-    hk = h // 1
+    shared_h = num_q_heads if SHARED_H else 1
+    own_h = program // num_diagonals
     shift = seqlen_k - seqlen_q
     end_tile = (seqlen_k + BLOCK_N - 1) // BLOCK_N
     end_full = seqlen_k // BLOCK_N
     key_end = seqlen_k
     term_0 = softmax_scale * 1.4426950408889634
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for turn in tl.range(0, num_tiles_n * batch):
-        tile_n = turn % num_tiles_n
-        b = turn // num_tiles_n
-        start_m = (tile_n + diagonal) * BLOCK_M
-        start_n = tile_n * BLOCK_N
-        row = start_m + rows_m
-        i = row + shift
-        j = start_n + rows_n
-        row_valid = (row >= 0) & (row < seqlen_q)
-        key_valid = (j < seqlen_k)[:, None]
-        q_base = q + tl.cast(b, tl.int64) * stride_qb + tl.cast(h, tl.int64) * stride_qh
-        k_base = k + tl.cast(b, tl.int64) * stride_kb + tl.cast(hk, tl.int64) * stride_kh
-        v_base = v + tl.cast(b, tl.int64) * stride_vb + tl.cast(hk, tl.int64) * stride_vh
-        dout_base = dout + tl.cast(b, tl.int64) * stride_gb + tl.cast(h, tl.int64) * stride_gh
-        padded_row = tl.cast(b, tl.int64) * stride_rb + tl.cast(h, tl.int64) * stride_rh + row
-        if (
-            (start_m > -BLOCK_M)
-            & (start_m < seqlen_q)
-            & (start_n < seqlen_k)
-            & (((tile_n >= 0) & (tile_n < end_full)) | ((tile_n >= end_full) & (tile_n < end_tile)))
-        ):
-            q_0 = tl.load(
-                q_base + row.to(tl.int64)[:, None] * stride_qs + d_0[None, :],
-                mask=row_valid[:, None],
-                other=0.0,
-            )
-            k_0 = tl.load(
-                k_base + j.to(tl.int64)[:, None] * stride_ks + d_0[None, :], mask=key_valid, other=0.0
-            )
-            qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
-            dout_0 = tl.load(
-                dout_base + row.to(tl.int64)[:, None] * stride_gs + e_0[None, :],
-                mask=row_valid[:, None],
-                other=0.0,
-            )
-            v_0 = tl.load(
-                v_base + j.to(tl.int64)[:, None] * stride_vs + e_0[None, :], mask=key_valid, other=0.0
-            )
-            dp = tl.dot(dout_0, tl.trans(v_0), input_precision="ieee")
-            lse2_rows = tl.load(lse2 + padded_row, mask=row_valid, other=float("inf"))
-            delta_rows = tl.load(delta + padded_row, mask=row_valid, other=0.0)
-            allowed = rows_n[None, :] < (key_end - start_n)
-            allowed = allowed & row_valid[:, None]
-            qk = (
-                qk * term_0
-                + tl.load(
-                    rel_bias
-                    + h.to(tl.int64) * stride_rel_bias_0
-                    + (tl.maximum(-128, tl.minimum(j[None, :] - i[:, None], 128)) + 128).to(REL_BIAS_INDEX)
-                    * stride_rel_bias_1,
-                    mask=allowed & row_valid[:, None],
-                    other=0,
-                ).to(tl.float32)
-                * 1.4426950408889634
-            )
-            qk = tl.where(allowed, qk, float("-inf"))
-            p = tl.math.exp2(qk - lse2_rows[:, None])
-            ds = p * (dp - delta_rows[:, None])
-            total += tl.where(allowed, ds, 0.0)
+    for share in tl.range(0, shared_h):  # one place of axes of size 1 is the sum of all
+        h = own_h + share
+        hk = h // 1
+        for turn in tl.range(0, num_tiles_n * batch):
+            tile_n = turn % num_tiles_n
+            b = turn // num_tiles_n
+            start_m = (tile_n + diagonal) * BLOCK_M
+            start_n = tile_n * BLOCK_N
+            row = start_m + rows_m
+            i = row + shift
+            j = start_n + rows_n
+            row_valid = (row >= 0) & (row < seqlen_q)
+            key_valid = (j < seqlen_k)[:, None]
+            q_base = q + tl.cast(b, tl.int64) * stride_qb + tl.cast(h, tl.int64) * stride_qh
+            k_base = k + tl.cast(b, tl.int64) * stride_kb + tl.cast(hk, tl.int64) * stride_kh
+            v_base = v + tl.cast(b, tl.int64) * stride_vb + tl.cast(hk, tl.int64) * stride_vh
+            dout_base = dout + tl.cast(b, tl.int64) * stride_gb + tl.cast(h, tl.int64) * stride_gh
+            padded_row = tl.cast(b, tl.int64) * stride_rb + tl.cast(h, tl.int64) * stride_rh + row
+            if (
+                (start_m > -BLOCK_M)
+                & (start_m < seqlen_q)
+                & (start_n < seqlen_k)
+                & (((tile_n >= 0) & (tile_n < end_full)) | ((tile_n >= end_full) & (tile_n < end_tile)))
+            ):
+                q_0 = tl.load(
+                    q_base + row.to(tl.int64)[:, None] * stride_qs + d_0[None, :],
+                    mask=row_valid[:, None],
+                    other=0.0,
+                )
+                k_0 = tl.load(
+                    k_base + j.to(tl.int64)[:, None] * stride_ks + d_0[None, :], mask=key_valid, other=0.0
+                )
+                qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
+                dout_0 = tl.load(
+                    dout_base + row.to(tl.int64)[:, None] * stride_gs + e_0[None, :],
+                    mask=row_valid[:, None],
+                    other=0.0,
+                )
+                v_0 = tl.load(
+                    v_base + j.to(tl.int64)[:, None] * stride_vs + e_0[None, :], mask=key_valid, other=0.0
+                )
+                dp = tl.dot(dout_0, tl.trans(v_0), input_precision="ieee")
+                lse2_rows = tl.load(lse2 + padded_row, mask=row_valid, other=float("inf"))
+                delta_rows = tl.load(delta + padded_row, mask=row_valid, other=0.0)
+                allowed = rows_n[None, :] < (key_end - start_n)
+                allowed = allowed & row_valid[:, None]
+                qk = (
+                    qk * term_0
+                    + tl.load(
+                        rel_bias
+                        + h.to(tl.int64) * stride_rel_bias_0
+                        + (tl.maximum(-128, tl.minimum(j[None, :] - i[:, None], 128)) + 128).to(
+                            REL_BIAS_INDEX
+                        )
+                        * stride_rel_bias_1,
+                        mask=allowed & row_valid[:, None],
+                        other=0,
+                    ).to(tl.float32)
+                    * 1.4426950408889634
+                )
+                qk = tl.where(allowed, qk, float("-inf"))
+                p = tl.math.exp2(qk - lse2_rows[:, None])
+                ds = p * (dp - delta_rows[:, None])
+                total += tl.where(allowed, ds, 0.0)
     difference = rows_m[:, None] - rows_n[None, :] + BLOCK_M
     for place in tl.range(0, 2 * BLOCK_M):
         own = tl.where(difference == place, total, 0.0)
@@ -1442,7 +1447,7 @@ def _backward_captured_rel_bias_diagonals(
     do_not_specialize=[
         "size_0",
         "size_1",
-        "num_q_heads",
+        "kept_h",
         "num_diagonals",
         "first_diagonal",
         "seqlen_q",
@@ -1454,7 +1459,7 @@ def _backward_captured_rel_bias(
     drel_bias,
     size_0,
     size_1,
-    num_q_heads,
+    kept_h,
     num_diagonals,
     first_diagonal,
     seqlen_q,
@@ -1472,8 +1477,10 @@ def _backward_captured_rel_bias(
     for start in tl.range(0, count, BLOCK_N):
         place = start + tl.arange(0, BLOCK_N)
         i = (place // SPAN - first_diagonal) * (SPAN // 2) + place % SPAN - SPAN // 2 + seqlen_k - seqlen_q
-        values = tl.load(base + place, mask=place < count, other=0.0)
-        total += tl.where(((tl.maximum(-128, tl.minimum(-i, 128)) + 128) == at_1), values, 0.0)
+        values = tl.load(base + place, mask=(place < count) & (at_0 < kept_h), other=0.0)
+        total += tl.where(
+            ((size_1 == 1) | ((tl.maximum(-128, tl.minimum(-i, 128)) + 128) == at_1)), values, 0.0
+        )
     tl.store(drel_bias + program, tl.sum(total, 0))
 
 
@@ -1569,8 +1576,8 @@ def launch(
             out.stride(2),
             lse.stride(-2),
             lse.stride(0),
-            rel_bias.stride(0),
-            rel_bias.stride(1),
+            _stride(rel_bias, 0),
+            _stride(rel_bias, 1),
             q.shape[2],
             q.shape[1],
             k.shape[1],
@@ -1581,7 +1588,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::t5_bias_adf671b6b4a7", mutates_args=())
+@torch.library.custom_op("attngen::t5_bias_fda76be29885", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1653,10 +1660,13 @@ def launch_backward(
     rel_bias_index = tl.int64 if _extent(rel_bias) >= 2**31 else tl.int32
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
-        if config["BLOCK_M"] % 128:
+        if config["BLOCK_M"] != 128:
             raise ValueError(
-                "t5_bias: _backward_rows: BLOCK_M must be a multiple of 128, it fills the padding of statistics"
+                "t5_bias: _backward_rows: BLOCK_M must be 128, it fills the padding of statistics"
             )
+        for name in ("_backward_dq", "_backward_dkdv"):
+            if chosen[name]["BLOCK_M"] > 128:
+                raise ValueError(f"t5_bias: {name}: BLOCK_M must be at most 128, the padding of statistics")
         programs = triton.cdiv(q.shape[1], config["BLOCK_M"]) * q.shape[2] * q.shape[0]
         if programs:
             _backward_rows[(programs,)](
@@ -1714,8 +1724,8 @@ def launch_backward(
                 stride_rh=lse2.stride(-2),
                 stride_lb=lse.stride(0),
                 stride_rb=lse2.stride(0),
-                stride_rel_bias_0=rel_bias.stride(0),
-                stride_rel_bias_1=rel_bias.stride(1),
+                stride_rel_bias_0=_stride(rel_bias, 0),
+                stride_rel_bias_1=_stride(rel_bias, 1),
                 num_q_heads=q.shape[2],
                 seqlen_q=q.shape[1],
                 seqlen_k=k.shape[1],
@@ -1761,8 +1771,8 @@ def launch_backward(
                     stride_rh=lse2.stride(-2),
                     stride_lb=lse.stride(0),
                     stride_rb=lse2.stride(0),
-                    stride_rel_bias_0=rel_bias.stride(0),
-                    stride_rel_bias_1=rel_bias.stride(1),
+                    stride_rel_bias_0=_stride(rel_bias, 0),
+                    stride_rel_bias_1=_stride(rel_bias, 1),
                     num_kv_heads=k.shape[2],
                     seqlen_q=q.shape[1],
                     seqlen_k=k.shape[1],
@@ -1774,6 +1784,7 @@ def launch_backward(
                 )
         config = chosen["_backward_captured_rel_bias_diagonals"]
         drel_bias = torch.zeros(rel_bias.shape, dtype=torch.float32, device=q.device)
+        shared_h = rel_bias.shape[0] == 1 < q.shape[2]
         if config["BLOCK_M"] != config["BLOCK_N"]:
             raise ValueError(
                 "t5_bias: _backward_captured_rel_bias_diagonals: BLOCK_M must be BLOCK_N, so that tiles of a diagonal hold the same i - j"
@@ -1783,9 +1794,9 @@ def launch_backward(
             triton.cdiv(q.shape[1], config["BLOCK_M"]) + triton.cdiv(k.shape[1], config["BLOCK_N"]) + 1
         )
         span = 2 * config["BLOCK_M"]
-        shape = [q.shape[2], num_diagonals, span]
+        shape = [(1 if shared_h else q.shape[2]), num_diagonals, span]
         drel_bias_diagonals = torch.empty(shape, dtype=torch.float32, device=q.device)
-        programs = num_diagonals * q.shape[2]
+        programs = (1 if shared_h else q.shape[2]) * num_diagonals
         if programs:
             _backward_captured_rel_bias_diagonals[(programs,)](
                 q=q,
@@ -1812,14 +1823,15 @@ def launch_backward(
                 stride_rh=lse2.stride(-2),
                 stride_lb=lse.stride(0),
                 stride_rb=lse2.stride(0),
-                stride_rel_bias_0=rel_bias.stride(0),
-                stride_rel_bias_1=rel_bias.stride(1),
+                stride_rel_bias_0=_stride(rel_bias, 0),
+                stride_rel_bias_1=_stride(rel_bias, 1),
                 num_q_heads=q.shape[2],
                 drel_bias_diagonals=drel_bias_diagonals,
                 batch=q.shape[0],
                 seqlen_q=q.shape[1],
                 seqlen_k=k.shape[1],
                 REL_BIAS_INDEX=rel_bias_index,
+                SHARED_H=shared_h,
                 **config,
             )
         config = chosen["_backward_captured_rel_bias"]
@@ -1830,7 +1842,7 @@ def launch_backward(
                 drel_bias=drel_bias,
                 size_0=drel_bias.shape[0],
                 size_1=drel_bias.shape[1],
-                num_q_heads=q.shape[2],
+                kept_h=drel_bias_diagonals.shape[0],
                 num_diagonals=num_diagonals,
                 first_diagonal=first_diagonal,
                 seqlen_q=q.shape[1],
@@ -1841,7 +1853,7 @@ def launch_backward(
     return dq, dk, dv, drel_bias.to(rel_bias.dtype)
 
 
-@torch.library.custom_op("attngen::t5_bias_adf671b6b4a7_backward", mutates_args=())
+@torch.library.custom_op("attngen::t5_bias_fda76be29885_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1918,14 +1930,19 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
     )
+    dual = (
+        not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
+    )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")
 
 
-def _check_captured(
-    name: str, tensor: torch.Tensor, dtypes: tuple, shape: tuple, like: torch.Tensor
-) -> torch.Tensor:
-    """A captured tensor: dtype, device and shape; axes of size 1 are broadcast."""
+def _check_captured(name: str, tensor: torch.Tensor, dtypes: tuple, shape: tuple, like: torch.Tensor) -> None:
+    """A captured tensor: dtype, device and shape; an axis of size 1 stands for any size."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"t5_bias: {name}: expected a tensor of shape {shape}, got {type(tensor).__name__}")
     _expect(tensor.dtype in dtypes, f"{name}: expected dtype {dtypes[0]}, got {tensor.dtype}")
@@ -1934,7 +1951,11 @@ def _check_captured(
         have == want or have == 1 for have, want in zip(tensor.shape, shape)
     )
     _expect(fits, f"{name}: expected shape {shape} (a 1 is broadcast), got {tuple(tensor.shape)}")
-    return tensor.expand(shape)
+
+
+def _stride(tensor: torch.Tensor, axis: int) -> int:
+    """Return the stride of a captured tensor's axis: 0 for size 1, where all places read the same."""
+    return tensor.stride(axis) if tensor.shape[axis] != 1 else 0
 
 
 def _extent(tensor: torch.Tensor) -> int:
@@ -1997,6 +2018,6 @@ def attention(
         num_q_heads,
         257,
     )
-    rel_bias = _check_captured("rel_bias", rel_bias, (torch.float32,), shape, q)
+    _check_captured("rel_bias", rel_bias, (torch.float32,), shape, q)
     out, lse = _forward(q, k, v, softmax_scale, rel_bias)
     return (out, lse) if return_lse else out

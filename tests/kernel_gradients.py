@@ -2,7 +2,7 @@
 
 A gradient may be twice as far from the oracle's as autograd through the same formula in the same dtype is. A kernel's
 backward starts from the forward's out, rounded to its dtype, which eager autograd does not: what that changes is
-computed too, in float64, and added. Nothing else is: a few ulps of the gradient's own size.
+computed too, in float64, and added where it may matter. Nothing else is: half an ulp of the gradient's own size.
 """
 
 from __future__ import annotations
@@ -160,13 +160,13 @@ def watched(module: ModuleType) -> Iterator[None]:
 
         def load(self, pointers: Any, mask: Any, *rest: Any) -> Any:
             if len(readable):
-                touched = np.broadcast_to(pointers, mask.shape)[mask].astype(np.int64)
+                touched = np.broadcast_to(pointers, mask.shape)[np.asarray(mask) != 0].astype(np.int64)
                 assert _places(touched, readable) is not None, "a load reads outside every argument"
             return original.load(pointers, mask, *rest)
 
         def store(self, pointers: Any, value: Any, mask: Any) -> Any:
             if len(readable):
-                touched = np.broadcast_to(pointers, mask.shape)[mask].astype(np.int64)
+                touched = np.broadcast_to(pointers, mask.shape)[np.asarray(mask) != 0].astype(np.int64)
                 places = _places(touched, writable)
                 assert places is not None, "a store writes outside the results"
                 assert not written[places].any(), "a place is written twice"
@@ -233,10 +233,12 @@ class Truth:
         moved = _autograd(
             wide, lse, leaves, dout * weights.permute(back)[..., None], dlse - changed.permute(axes)
         )
+        # in 16 bits eager autograd rounds weights, which is more than what delta's error does to all but dk
+        exempt = {"k"} if self.inputs["q"].dtype != torch.float32 else {*self.gradients}
         return {
             n: 2 * self.eager[n]
-            + 2 * largest(moved[n])
-            + 2 * (torch.finfo(self.inputs[n].dtype).eps + EPS32 * scores) * largest(x)
+            + 2 * largest(moved[n]) * (n in exempt)
+            + (torch.finfo(self.inputs[n].dtype).eps / 2 + 2 * EPS32 * scores) * largest(x)
             for n, x in self.gradients.items()
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
@@ -30,6 +31,12 @@ BASE: dict[str, Any] = {
 TILES = {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}
 
 
+def committed(name: str, **keys: Any) -> Spec:
+    """A spec of the repository with some keys changed."""
+    path = Path(__file__).parents[1] / "specs" / f"{name}.yaml"
+    return load_spec({**load_spec(path).canonical(), **keys})
+
+
 def spec_of(page_size: int = 16, *, cache: Any = (), **keys: Any) -> Spec:
     paged = {"kind": "paged", "page_size": page_size} | dict(cache)
     return load_spec({**BASE, "cache": paged, **keys})
@@ -45,10 +52,22 @@ def build(spec: Spec) -> ModuleType:
 
 
 def draw(
-    spec: Spec, lengths: Any = MIXED, *, kv_heads: int = 2, seed: int = 0, dtype: Any = torch.float32
+    spec: Spec,
+    lengths: Any = MIXED,
+    *,
+    kv_heads: int = 2,
+    seed: int = 0,
+    dtype: Any = torch.float32,
+    **params: int,
 ) -> Any:
     """The arguments of a call: queries and keys of each sequence, keys in random pages, NaN in all other slots."""
-    problem = Problem(name="drawn", lengths=tuple(lengths), kv_heads=kv_heads, seed=seed)
+    problem = Problem(
+        name="drawn",
+        lengths=tuple(lengths),
+        kv_heads=kv_heads,
+        params=tuple(params.items()),
+        seed=seed,
+    )
     return make_inputs(spec, problem, dtype)
 
 
@@ -69,6 +88,24 @@ def check(spec: Spec, inputs: Any, *, tolerance: float = 2e-6, **config: int) ->
     torch.testing.assert_close(out.double(), want, rtol=0, atol=tolerance * size)
     torch.testing.assert_close(lse.double(), want_lse, rtol=1e-6, atol=2e-6)
     return out, lse
+
+
+def moved(inputs: Any, seed: int = 1) -> Any:
+    """The same call with its pages elsewhere in the caches (dense table)."""
+    count = inputs["k_cache"].shape[0]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    found = {name: torch.empty_like(x) for name, x in inputs.items() if name.endswith("_cache")}
+    for name, cache in found.items():
+        cache[order] = inputs[name]
+    table = inputs["page_table"].clone()
+    inside = (table >= 0) & (table < count)
+    table[inside] = order.int()[table[inside].long()]
+    return {**inputs, **found, "page_table": table}
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two results have the same bits."""
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def addresses(tensor: Tensor) -> np.ndarray:

@@ -54,6 +54,7 @@ ROWS = {
     "pages of 16, causal, head dim 128": ("paged_decode_llama3", {}),
     "pages of 64, sliding window": ("paged_mixed_mistral_window", {}),
     "pages of 32, int8 per key and head": ("paged_int8", {}),
+    "pages of 32, int4 per key and head": ("paged_int4", {}),
     "causal with dropout, head dim 64": ("gpt2_dropout", {}),
     "causal with dropout, head dim 128": ("gpt2_dropout", {"head_dim": 128}),
 }
@@ -75,21 +76,71 @@ def test_instructions_per_tensor_clock(label, column, target):
     assert found == pytest.approx(stated, rel=0.01)
 
 
-DECODE_LIMIT = 160  # instructions of a warp per 16 keys of 16 bits
-
-
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
-@pytest.mark.parametrize(
-    "spec", ["paged_decode_llama3", "paged_mixed_mistral_window", "paged_gpt_oss", "paged_fp8", "paged_int8"]
+DECODE_LIMIT = 160  # instructions of a warp per 16 keys, of caches in 16 bits
+PAGED = (
+    *("paged_decode_llama3", "paged_mixed_mistral_window", "paged_gpt_oss"),
+    *("paged_fp8", "paged_int8", "paged_int4"),
+    *("spec_decode_tree", "mla_decode", "cascade_prefix"),
 )
-def test_keys_in_pages_have_no_spills_and_few_instructions_in_decode(spec, target):
+LIMITED = ("paged_decode_llama3", "paged_mixed_mistral_window", "paged_gpt_oss", "cascade_prefix")
+
+
+@pytest.mark.parametrize(("column", "target"), list(enumerate(["sm_80", "sm_90", "sm_100", "gfx942"])))
+@pytest.mark.parametrize("spec", PAGED)
+def test_keys_in_pages_have_no_spills_and_few_instructions_in_decode(spec, column, target):
     if (spec, target) in UNKNOWN_FORMATS:
         pytest.skip("no such format")
     module = ROOT / "generated" / f"{spec}.py"
     reports = inspect_modules([(module, "bfloat16")], [target], kernels=[FORWARD])
     assert [(r.compiled.error, r.compiled.spill_bytes) for r in reports] == [("", 0)] * 2
-    for loop in () if "int8" in spec or "fp8" in spec else reports[1].loops:
-        assert loop.count.instructions <= DECODE_LIMIT * reports[1].config["BLOCK_N"] / 16
+    found = [x.count.instructions * 16 / reports[1].config["BLOCK_N"] for x in reports[1].loops]
+    [row] = re.findall(rf"^\| decode, `{spec}` \|(.*)\|$", README, re.MULTILINE)
+    stated = [int(n) for n in row.split("|")[column].split("/")]
+    assert found == pytest.approx(stated, rel=0.01)
+    assert spec not in LIMITED or max(found) <= DECODE_LIMIT
+
+
+@pytest.mark.parametrize("spec", ["paged_decode_llama3", "mla_decode", "cascade_prefix"])
+def test_merging_splits_needs_no_spills(spec):
+    """Rows of 512 columns too, by twice as many warps."""
+    reports = inspect_modules(
+        [(ROOT / "generated" / f"{spec}.py", "bfloat16")],
+        ["sm_80", "sm_90", "sm_100", "gfx942"],
+        kernels=["_combine"],
+    )
+    assert [(r.compiled.error, r.compiled.spill_bytes) for r in reports] == [("", 0)] * 4
+
+
+MOST_BYTES = 1.1  # per key, of what must be read
+MORE_BYTES = {
+    (spec, "gfx942"): rf"`{spec}` on gfx942 reads ([\d.]+)\s+times" for spec in ("paged_int8", "paged_int4")
+}
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("spec", PAGED)
+def test_decode_reads_little_more_than_keys_values_scales_and_pages(spec, target):
+    if (spec, target) in UNKNOWN_FORMATS:
+        pytest.skip("no such format")
+    _, decode = inspect_modules(
+        [(ROOT / "generated" / f"{spec}.py", "bfloat16")], [target], kernels=[FORWARD]
+    )
+    most = max(loop.key_bytes / loop.least_key_bytes for loop in decode.loops)
+    stated = re.findall(MORE_BYTES.get((spec, target), "$^"), README)
+    assert [f"{most:.2f}"] == stated if stated else 1 <= most <= MOST_BYTES
+
+
+LEAST = {"paged_decode_llama3": 512 + 4 / 16, "paged_gpt_oss": 256 + 4 / 16, "mla_decode": 1152 + 4 / 64}
+LEAST |= {"paged_fp8": 256 + 4 / 16, "paged_int8": 256 + 8 + 4 / 32, "paged_int4": 128 + 8 + 4 / 32}
+
+
+@pytest.mark.parametrize("spec", LEAST)
+def test_what_must_be_read_of_a_key(spec):
+    """Two bytes per column of K and V (one in 8 bits), fp32 scales per key and head, and the number of its page."""
+    _, decode = inspect_modules(
+        [(ROOT / "generated" / f"{spec}.py", "bfloat16")], ["sm_90"], kernels=[FORWARD]
+    )
+    assert {loop.least_key_bytes for loop in decode.loops} == {LEAST[spec]}
 
 
 @pytest.mark.parametrize(("place", "head_dim"), [(0, 72), (1, 80), (2, 96)])
@@ -167,6 +218,12 @@ def assert_products_are_as_planned(target: str, dtypes: int | None = None) -> No
 
 # Of the README: `spec` on GPU does N times ...
 REPEATED = set(re.findall(r"`(\w+)` on (\w+) does ([\d.]+)\s+times", README))
+[(_targets, _times, _specs)] = re.findall(
+    r"on (gfx942 and gfx950) ([\d.]+) times of all products, for\n(.*)\.\n", README
+)
+REPEATED |= {
+    (spec, target, _times) for spec in re.findall(r"`(\w+)`", _specs) for target in _targets.split(" and ")
+}
 ROLES = {
     FORWARD: {("full", "partial"), ("partial",)},
     "_backward_dq": {("dq full", "dq partial"), ("dq partial",), ("dq merged",)},

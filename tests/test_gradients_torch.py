@@ -27,6 +27,10 @@ NAMES: dict[str, dict[str, Any]] = {
             "x": {"dtype": "float32", "axes": ["Hq"], "grad": True},
         },
     },
+    "size one": {
+        "score": "s + bias[b, h, row, j]",
+        "captured": {"bias": {"dtype": "float32", "axes": ["B", "Hq", "Sq", "Sk"], "grad": True}},
+    },
     "sinks": {"sinks": True},
     "dropout": {"dropout": True},
     "packed": {"layout": "thd", "sinks": True},
@@ -62,6 +66,7 @@ def arguments(name: str, seqlen_q: int = 9, seqlen_k: int = 12, batch: int = 2) 
     more: dict[str, Any] = {
         "param": {"cap": 1.5},
         "captured": {"y": leaf(batch, 4, seqlen_q), "x": leaf(4)},
+        "size one": {"bias": leaf(1, 1, seqlen_q, seqlen_k)},
         "sinks": {"sinks": leaf(4)},
         "dropout": {"dropout_p": 0.25, "seed": torch.tensor([3, 4])},
     }.get(name, {})
@@ -80,7 +85,7 @@ def op_arguments(name: str, op: Any) -> tuple[Any, ...]:
 
 # ---- the custom ops
 
-FAST = ("captured", "dropout", "packed")
+FAST = ("captured", "size one", "dropout", "packed")
 TIERS = [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
 
 
@@ -189,6 +194,7 @@ def test_inductor_gives_the_same():
 # ---- what is kept for the backward
 
 KEPT = {"dense": "qkv", "per head": "qkv", "captured": [*"qkv", "y", "x"], "sinks": [*"qkv", "sinks"]}
+KEPT["size one"] = [*"qkv", "bias"]
 KEPT["dropout"] = [*"qkv", "seed"]
 KEPT["packed"] = [*"qkv", "cu_seqlens_q", "cu_seqlens_k", "sinks"]
 
@@ -201,6 +207,17 @@ def test_inputs_out_and_lse_are_saved_and_nothing_else(name):
     want = [*(given[n] for n in KEPT[name]), out, lse]
     assert sorted(x.data_ptr() for x in saved) == sorted(x.data_ptr() for x in want)
     assert sum(x.numel() for x in saved) == sum(x.numel() for x in want)
+    assert vars(out.grad_fn)["kept"]
+    assert not [n for n, x in vars(out.grad_fn).items() if holds_a_tensor(x)]
+
+
+def holds_a_tensor(value: object) -> bool:
+    """Whether a tensor is a value or lies somewhere inside it."""
+    if isinstance(value, dict):
+        return any(holds_a_tensor(x) for x in value.values())
+    if isinstance(value, (tuple, list, set)):
+        return any(map(holds_a_tensor, value))
+    return isinstance(value, Tensor)
 
 
 def test_nothing_is_saved_without_gradients():
@@ -288,10 +305,39 @@ def test_a_captured_tensor_without_grad_gets_none():
         out.sum().backward()
 
 
-def test_statistics_need_tiles_that_fill_their_padding():
+@pytest.mark.parametrize(
+    ("kernel", "size", "limit"),
+    [
+        ("_backward_rows", 64, "must be 128, it fills the padding of statistics"),
+        ("_backward_rows", 256, "must be 128, it fills the padding of statistics"),
+        ("_backward_dq", 256, "must be at most 128, the padding of statistics"),
+        ("_backward_dkdv", 256, "must be at most 128, the padding of statistics"),
+    ],
+)
+def test_tiles_of_rows_fit_the_padding_of_statistics(kernel, size, limit):
     module = build()
     q, k, v = (t.detach() for t in arguments("dense").values())
     out, lse = module.launch(q, k, v, 0.25)
-    small = {"_backward_rows": {"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}}
-    with pytest.raises(ValueError, match="BLOCK_M must be a multiple of 128"):
-        module.launch_backward(out, None, out, lse, q, k, v, 0.25, configs=small)
+    chosen = {**module.MANIFEST["kernels"][kernel]["configs"]["cpu"][0], "BLOCK_M": size}
+    with pytest.raises(ValueError, match=f"citizen: {kernel}: BLOCK_M {limit}"):
+        module.launch_backward(out, None, out, lse, q, k, v, 0.25, configs={kernel: chosen})
+
+
+def test_a_tensor_that_only_the_mask_reads_has_no_gradient_to_ask_for():
+    captured = {"bound": {"dtype": "float32", "axes": ["Hq"]}}
+    module = build(mask="j <= i and bound[h] > 0.0", captured=captured)
+    given = arguments("dense") | {"bound": torch.ones(4).requires_grad_()}
+    out = module.attention(**given)
+    with refused("citizen: bound: only the mask reads it, so that it has no gradient: detach it"):
+        out.sum().backward()
+
+
+def test_forward_mode_gradients_are_refused_and_not_zero():
+    given = {name: tensor.detach() for name, tensor in arguments("dense").items()}
+    module = build()
+
+    def of_queries(q: Tensor) -> Tensor:
+        return module.attention(**{**given, "q": q})
+
+    with pytest.raises(ValueError, match="q: forward-mode gradients are not generated"):
+        torch.func.jvp(of_queries, (given["q"],), (given["q"],))

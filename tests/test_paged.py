@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from paged import BASE, MIXED, TILES, addresses, build, check, draw, run, slots, spec_of, watched
+from paged import BASE, MIXED, TILES, addresses, build, check, draw, moved, run, same, slots, spec_of, watched
 
 import attngen
 from attngen.errors import PlanError, SpecError, TensorError
@@ -89,14 +89,7 @@ def test_bf16_and_strides() -> None:
 def test_physical_pages_can_be_permuted() -> None:
     spec = spec_of(8)
     inputs = draw(spec)
-    order = torch.randperm(inputs["k_cache"].shape[0], generator=torch.Generator().manual_seed(1))
-    moved = {name: torch.empty_like(inputs[name]) for name in ("k_cache", "v_cache")}
-    for name, cache in moved.items():
-        cache[order] = inputs[name]
-    table = inputs["page_table"].clone()
-    inside = (table >= 0) & (table < len(order))
-    table[inside] = order.int()[table[inside].long()]
-    assert same(run(spec, {**inputs, **moved, "page_table": table}), run(spec, inputs))
+    assert same(run(spec, moved(inputs)), run(spec, inputs))
 
 
 @pytest.mark.parametrize("page_size", [1, 3, 64])
@@ -122,10 +115,6 @@ def test_a_request_alone_has_the_bits_it_has_in_a_batch(at: int) -> None:
     found, found_lse = run(spec, alone)
     assert torch.equal(found, out[begin:end])
     assert torch.equal(found_lse, lse[:, begin:end])
-
-
-def same(one: Any, other: Any) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 # ---- what is not read

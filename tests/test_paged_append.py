@@ -10,6 +10,7 @@ from paged import BASE, build, check, draw, spec_of
 from torch import Tensor
 
 import attngen
+from attngen.check.stored import quantised, scales_of
 from attngen.errors import SpecError
 
 STORED = [
@@ -17,13 +18,16 @@ STORED = [
     {"dtype": "float8_e4m3", "scales": "per_head"},
     {"dtype": "float8_e5m2", "scales": "per_token_head", "layout": "hnd"},
     {"dtype": "int8"},
+    {"dtype": "int4"},
 ]
 TORCH = {
     None: torch.float32,
     "float8_e4m3": torch.float8_e4m3fn,
     "float8_e5m2": torch.float8_e5m2,
     "int8": torch.int8,
+    "int4": torch.uint8,
 }
+UNUSED = {torch.int8: -128, torch.uint8: 0x88}  # as far from zero as numbers go
 
 
 @pytest.mark.parametrize("cache", STORED)
@@ -46,13 +50,13 @@ def test_stored_numbers_mean_themselves_times_their_scales(cache: Any, keys: Any
 
 
 def empty(cache: Any, pages: int, heads: int, columns: int) -> tuple[Tensor, Tensor | None]:
-    """A cache of pages of 4 and its scales, all NaN (or -128)."""
+    """A cache of pages of 4 and its scales, all NaN (or what is as far from zero)."""
     shape = (pages, 4, heads) if cache.get("layout", "nhd") == "nhd" else (pages, heads, 4)
     dtype = TORCH[cache.get("dtype")]
-    filling = -128 if dtype == torch.int8 else float("nan")
-    whole = torch.full((*shape, columns), filling, dtype=torch.float32).to(dtype)
+    columns = columns // 2 if cache.get("dtype") == "int4" else columns
+    whole = torch.full((*shape, columns), UNUSED.get(dtype, float("nan")), dtype=torch.float32).to(dtype)
     scales = {"per_tensor": (), "per_head": (heads,), "per_token_head": shape, None: None}
-    kind = "per_token_head" if cache.get("dtype") == "int8" else cache.get("scales")
+    kind = "per_token_head" if cache.get("dtype") in ("int8", "int4") else cache.get("scales")
     size = scales[kind]
     return whole, None if size is None else torch.full(
         size, 0.01 if kind != "per_token_head" else float("nan")
@@ -60,7 +64,14 @@ def empty(cache: Any, pages: int, heads: int, columns: int) -> tuple[Tensor, Ten
 
 
 def by_slot(cache: Any, x: Tensor) -> Tensor:
+    x = numbers(x) if x.dtype == torch.uint8 else x
     return (x if cache.get("layout", "nhd") == "nhd" else x.transpose(1, 2)).double()
+
+
+def numbers(packed: Tensor) -> Tensor:
+    """4-bit numbers of bytes, by looking them up: the low half of a byte first, 8 to 15 stand for -8 to -1."""
+    table = torch.tensor([*range(8), *range(-8, 0)])
+    return torch.stack([table[packed.int() % 16], table[packed.int() // 16]], -1).flatten(-2)
 
 
 @pytest.mark.parametrize("cache", [{}, {"layout": "hnd"}, *STORED])
@@ -90,14 +101,15 @@ def test_rows_come_back_from_their_slots(cache: Any) -> None:
         touched = torch.zeros(4, 4, dtype=torch.bool)
         touched[slots[kept] // 4, slots[kept] % 4] = True
         rest = stored[~touched]
-        assert (rest == -128).all() if whole.dtype == torch.int8 else rest.isnan().all()
+        least = {"int8": -128.0, "int4": -8.0}.get(cache.get("dtype"), float("nan"))
+        assert torch.equal(rest.nan_to_num(nan=99.0), torch.full_like(rest, least).nan_to_num(nan=99.0))
 
 
 def bound(dtype: str | None, size: Tensor, scale: Tensor) -> Tensor:
     """Half a step between stored numbers, and what fp32 adds to it."""
     if dtype is None:
         return torch.zeros_like(size)
-    if dtype == "int8":
+    if dtype in ("int8", "int4"):
         return (0.5 + 1e-4) * scale
     relative, least = {"float8_e4m3": (2.0**-4, 2.0**-10), "float8_e5m2": (2.0**-3, 2.0**-17)}[dtype]
     return torch.maximum(size * relative, scale * least) * (1 + 1e-5)
@@ -204,6 +216,50 @@ def test_wrong_arguments_of_append(name: str) -> None:
         build(spec_of(4)).append_kv(**{**given, name.strip(): value})
 
 
+ROTARY: dict[str, tuple[dict[str, Any], str]] = {
+    "spread": ({"positions": torch.arange(4)[::2]}, "positions: must be contiguous"),
+    "beyond": ({"positions": torch.tensor([0, 9])}, "positions: must lie within the 4 rows of cos and sin"),
+    "negative": ({"positions": torch.tensor([-1, 0])}, "positions: must lie within the 4 rows"),
+    "few": ({"positions": torch.tensor([0])}, "positions: expected int32 or int64"),
+    "integers": (
+        {"sin": torch.zeros(4, 8, dtype=torch.int32)},
+        "cos, sin: expected one floating-point dtype",
+    ),
+    "wide": ({"cos": torch.zeros(4, 9), "sin": torch.zeros(4, 9)}, "cos: 18 columns to rotate, keys have 16"),
+    "pair": ({"sin": torch.zeros(4, 6)}, "cos, sin: expected two contiguous"),
+    "elsewhere": (
+        {"positions": torch.zeros(2, dtype=torch.int64, device="meta")},
+        "positions: is on meta, k is on cpu",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_wrong_rotary(name: str) -> None:
+    change, message = ROTARY[name]
+    rows, cache = torch.zeros(2, 2, 16), torch.zeros(1, 4, 2, 16)
+    given = {"cos": torch.zeros(4, 8), "sin": torch.zeros(4, 8), "positions": torch.arange(2)} | change
+    with pytest.raises(ValueError, match=message):
+        build(spec_of(4)).append_kv(rows, rows, cache, cache.clone(), torch.tensor([0, 1]), **given)
+
+
+def test_positions_of_rows_that_are_left_out_may_be_anything() -> None:
+    rows, cache = torch.ones(2, 2, 16), torch.zeros(1, 4, 2, 16)
+    given: Any = {"cos": torch.ones(4, 8), "sin": torch.zeros(4, 8), "positions": torch.tensor([99, 0])}
+    build(spec_of(4)).append_kv(rows, rows, cache, cache.clone(), torch.tensor([-1, 1]), **given)
+    assert cache[0, 1].eq(1).all()
+    assert cache[0, 0].eq(0).all()
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_scales_of_all_keys_are_positive(scale: float) -> None:
+    """A scale of 0 would make scores of -inf times 0."""
+    spec = spec_of(16, cache={"dtype": "float8_e4m3", "scales": "per_head"})
+    inputs = draw(spec)
+    with pytest.raises(ValueError, match="k_scale: must be positive and finite"):
+        build(spec).attention(**{**inputs, "k_scale": torch.full_like(inputs["k_scale"], scale)})
+
+
 def test_wrong_scales() -> None:
     spec = spec_of(16, cache={"dtype": "int8"})
     inputs = draw(spec)
@@ -231,3 +287,28 @@ def test_wrong_caches(cache: Any, message: str) -> None:
 def test_a_cache_of_stored_numbers_keeps_its_form(cache: Any) -> None:
     spec = spec_of(16, cache=cache)
     assert attngen.load_spec(spec.canonical()) == spec
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("stored", ["int8", "int4", "float8_e4m3"])
+def test_small_values_beside_a_key_that_takes_most_weight(stored: str, dtype: str) -> None:
+    """A weight times a scale is of the size 1e-3 * 1e-4: half precision has no such numbers."""
+    spec = spec_of(16, cache={"dtype": stored, "scales": "per_token_head"}, dtype=dtype, heads=1)
+    assert spec.cache is not None
+    keys, values = torch.zeros(512, 1, 16), 0.02 + 0.01 * torch.rand(512, 1, 16)
+    keys[0], values[0] = 9 / 4, 0
+    rows: dict[str, Tensor] = {}
+    for name, x in (("k", keys), ("v", values)):
+        scale = scales_of(x, spec.cache)
+        held = quantised(x, scale, spec.cache)
+        rows |= {f"{name}_cache": held.unflatten(0, (32, 16)), f"{name}_scale": scale.unflatten(0, (32, 16))}
+    call: Any = {
+        "q": torch.ones(1, 1, 16, dtype=getattr(torch, dtype)),
+        "page_table": torch.arange(32, dtype=torch.int32)[None],
+        "cache_seqlens": torch.tensor([512], dtype=torch.int32),
+        "cu_seqlens_q": torch.tensor([0, 1], dtype=torch.int32),
+        "max_seqlen_q": 1,
+    }
+    found = build(spec).attention(**call, **rows).double()
+    right = attngen.reference(spec, **call, **rows)
+    assert (found - right).norm() < 2 * torch.finfo(getattr(torch, dtype)).eps * right.norm()

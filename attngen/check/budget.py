@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from attngen.check.stored import numbers
 from attngen.check.uses import largest_number
 from attngen.reference.oracle import reference
 from attngen.spec import Spec
@@ -69,7 +70,7 @@ def _values(inputs: dict[str, Any]) -> Tensor:
     name = next(name for name in ("v", "v_cache", "k", "k_cache") if name in inputs)
     scale = inputs.get(name.replace("cache", "scale"))
     if name.endswith("cache") and scale is not None:
-        return torch.tensor(size(inputs[name].double()) * size(scale))
+        return torch.tensor(size(numbers(inputs[name])) * size(scale))
     return inputs[name]
 
 

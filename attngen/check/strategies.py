@@ -124,6 +124,7 @@ def specs_and_problems(draw: st.DrawFn) -> tuple[Spec, Problem]:
             "page_size": draw(st.sampled_from([1, 3, 8, 16, 32, 48, 64])),
             "layout": draw(st.sampled_from(["nhd", "hnd"])),
             "table": draw(st.sampled_from(["dense", "csr"])),
+            "dtype": draw(_stored(data["head_dim"])),
         }
     if draw(st.integers(0, 9)):
         data["mask"] = draw(_masks(parts))
@@ -133,6 +134,13 @@ def specs_and_problems(draw: st.DrawFn) -> tuple[Spec, Problem]:
         data["precision"] = draw(st.sampled_from(["tf32x3", "tf32"]))
     data |= {key: value for key, value in (("params", parts.params), ("captured", parts.captured)) if value}
     return load_spec(data), draw(_problems(parts, kv))
+
+
+def _stored(head_dim: Any) -> st.SearchStrategy[str | None]:
+    """What a cache may store: bytes of int4 hold two columns, and a view of K in them whole chunks."""
+    dims: list[int] = [head_dim] if isinstance(head_dim, int) else [*head_dim.values()]
+    packs = all(n % 2 == 0 for n in dims) and dims[-1] % 32 == 0
+    return st.sampled_from([None, None, "float8_e4m3", "float8_e5m2", "int8", *(["int4"] * packs)])
 
 
 @st.composite

@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from attngen.check.append import append_errors
 from attngen.check.budget import Truth, max_error, truth
 from attngen.check.gradients import gradient_truth, of_graph, of_kernels, wanted
 from attngen.check.inputs import Inputs, make_inputs
@@ -94,8 +95,32 @@ def check_problem(subject: Subject, problem: Problem, dtype: str, number: int = 
             if not one.holds:
                 raise Broken(layer, f"{one}{_where(found, expected)}")
         _check_empty_rows(layer, what, results, known, subject.spec.layout)
+    if subject.spec.cache is not None and subject.module is not None:
+        done += _appended(subject.spec, subject.module, problem, dtype, number)
     if subject.spec.grad:
         done += _gradients(subject, problem, dtype, inputs, known)
+    return done
+
+
+def _appended(spec: Spec, module: ModuleType, problem: Problem, dtype: str, number: int) -> list[Comparison]:
+    """What `append_kv` writes is what it should be; errors in units of what each number may be off by."""
+    found = _guarded(
+        "emission", lambda: [*append_errors(spec, module, problem, getattr(torch, dtype), number)]
+    )
+    done: list[Comparison] = []
+    for tensor, error in found:
+        one = Comparison(
+            layer="emission",
+            what="append_kv = oracle",
+            tensor=tensor,
+            problem=problem.name,
+            dtype=dtype,
+            error=error,
+            budget=1.0,
+        )
+        done.append(one)
+        if not one.holds:
+            raise Broken("emission", str(one))
     return done
 
 

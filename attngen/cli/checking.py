@@ -61,6 +61,8 @@ def _row(report: SpecReport) -> list[str]:
     out, lse = (max((c.share for c in kernels if c.tensor == t), default=0.0) for t in ("out", "lse"))
     gradients = [c.share for c in kernels if c.tensor.startswith("d")]
     used = f"of the error budget: out {out:.0%}, lse {lse:.0%}" if report.passed else ""
+    written = [c.share for c in kernels if c.tensor.endswith(("_cache", "_scale"))]
+    used += f", append_kv {max(written):.0%}" if report.passed and written else ""
     used += f", gradients {max(gradients):.0%}" if report.passed and gradients else ""
     return [
         verdict,

@@ -56,6 +56,8 @@ def assume(spec: Spec, tiles: Tiles, example: Example) -> Assumed:
     read = {name for end in ends for name in (*symbols(end), *tensors(end))}
     env: dict[str, Any] = {"b": 0, "h": 0, "hk": 0}
     words: dict[str, str] = {}
+    if "prefix_start" in read:  # where the keys of a piece begin
+        env["prefix_start"], words["prefix_start"] = 0, "0"
     for param in spec.params:
         if param.runtime and (param.name in read or param.name in example.params):
             env[param.name] = _param(param, example)

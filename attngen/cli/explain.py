@@ -67,6 +67,10 @@ def _run_time(spec: Spec) -> dict[str, str]:
         "strides": "any, with a contiguous last dimension",
         "softmax_scale": f"{spec.head_dim.qk**-0.5:.6g} unless given",
     }
+    if spec.cache is not None and spec.cache.prefix:
+        found["prefixes"] = (
+            "per group of sequences: prefix_table, prefix_seqlens and cu_groups; none, or any number of keys"
+        )
     found |= {param.name: f"{param.type} param" for param in spec.params if param.runtime}
     for captured in spec.captured:
         axes = ", ".join(str(axis) for axis in captured.axes)

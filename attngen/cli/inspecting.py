@@ -153,6 +153,8 @@ def _loop_data(loop: LoopReport) -> dict[str, object]:
         "repeated_flops": loop.repeated_flops,
         "found_flops": loop.found_flops,
         "bytes_per_flop": loop.bytes_per_flop,
+        "bytes_per_key": loop.key_bytes,
+        "least_bytes_per_key": loop.least_key_bytes,
         "clocks": dict(predicted.clocks),
         "busiest": predicted.busiest,
         "issue_per_1k_tensor": predicted.issue_per_1k_tensor,
@@ -222,7 +224,8 @@ def _resources(report: KernelReport) -> str:
     )
 
 
-# instructions per 1000 tensor clocks of useful work; TFLOP/s of useful work under three assumptions
+# instructions per 1000 tensor clocks of useful work; TFLOP/s of useful work under three assumptions; of keys in pages, the
+# bytes that a program asks for, and how many times that is what it must read
 _HEADINGS = (
     "loop",
     "line",
@@ -233,6 +236,7 @@ _HEADINGS = (
     "serial",
     "busiest",
     "bytes/FLOP",
+    "bytes/key",
     "matrix instructions",
 )
 
@@ -261,6 +265,7 @@ def _row(loop: LoopReport) -> list[str]:
         f"{predicted.tflops_serial:.0f}",
         predicted.busiest,
         f"{loop.bytes_per_flop:.4f}",
+        f"{loop.key_bytes:.1f} ({loop.key_bytes / loop.least_key_bytes:.2f} x)" if loop.key_bytes else "-",
         ", ".join([matrix, *notes]),
     ]
 

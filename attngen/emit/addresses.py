@@ -22,8 +22,9 @@ def chunks(
     """The chunks of a tensor's rows. `valid` guards walked keys, `owner` the tile that the program owns, `walked`
     says that walked rows of queries may reach past the last one, `cast` what turns a loaded tile into numbers of q's dtype."""
     chunks: list[Chunk] = []
-    for index, (start, width) in enumerate(load.chunks):
-        inside = "" if start + width <= load.columns else f"({vector}_{index} < {load.columns})[None, :]"
+    for index, (start, width) in enumerate(_pieces(load)):
+        last = load.chunks[index // 2 if load.halves else index]
+        inside = "" if sum(last) <= load.columns else f"({vector}_{index} < {load.columns})[None, :]"
         masks = [m for m in (valid, inside) if m]
         rows = [m for m in (f"{owner}[:, None]", inside) if m]
         chunks.append(
@@ -40,9 +41,19 @@ def chunks(
                 value=f"{value}_{index}",
                 want="",
                 cast=cast,
+                half=("low", "high")[index % 2] if load.halves else "",
+                brings_bytes=index % 2 == 0,
+                bytes_of=index - index % 2,
             )
         )
     return tuple(chunks)
+
+
+def _pieces(load: Load) -> tuple[tuple[int, int], ...]:
+    """What a program holds of a row, as (first column, width): chunks, or the even and the odd columns of each."""
+    if not load.halves:
+        return load.chunks
+    return tuple((start + odd, width // 2) for start, width in load.chunks for odd in (0, 1))
 
 
 def _masked(tests: list[str]) -> str:
@@ -53,10 +64,17 @@ def _masked(tests: list[str]) -> str:
 def columns(parts: Parts) -> tuple[str, ...]:
     rows = [("d", parts.k), ("e", parts.v)]
     return tuple(
-        f"{vector}_{n} = tl.arange({start}, {start + width})"
+        f"{vector}_{n} = {_vector(load, start, width)}"
         for vector, load in rows
-        for n, (start, width) in enumerate(load.chunks)
+        for n, (start, width) in enumerate(_pieces(load))
     )
+
+
+def _vector(load: Load, start: int, width: int) -> str:
+    """The columns of a piece."""
+    if not load.halves:
+        return f"tl.arange({start}, {start + width})"
+    return f"{f'{start} + ' if start else ''}2 * tl.arange(0, {width})"
 
 
 def bases(parts: Parts) -> tuple[str, ...]:
@@ -134,6 +152,16 @@ def row_places(parts: Parts, short: str) -> str:
     return f"row_offsets * stride_{short}s{heads}"
 
 
+def _places(load: Load, vector: str) -> list[tuple[int, str]]:
+    """Where the columns of a chunk lie in its row, by the number of its first piece; halves are bytes."""
+    if not load.halves:
+        return [(n, f"{vector}_{n}") for n in range(len(load.chunks))]
+    return [
+        (2 * n, f"tl.arange({start // 2}, {(start + width) // 2})")
+        for n, (start, width) in enumerate(load.chunks)
+    ]
+
+
 def descriptors(parts: Parts, hull: Hull) -> tuple[str, ...]:
     if parts.pages is not None:
         return ()
@@ -150,9 +178,9 @@ def descriptors(parts: Parts, hull: Hull) -> tuple[str, ...]:
 def offsets(parts: Parts) -> tuple[str, ...]:
     if parts.pages is not None:  # rows are found one by one
         return tuple(
-            f"{name}_offsets_{n} = {vector}_{n}[None, :]"
+            f"{name}_offsets_{n} = {place}[None, :]"
             for name, vector, load in _tile_loads(parts)
-            for n in range(len(load.chunks))
+            for n, place in _places(load, vector)
         )
     return tuple(
         f"{name}_offsets_{n} = rows_n[:, None] * stride_{name}s + {vector}_{n}[None, :]"

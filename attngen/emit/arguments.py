@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attngen.emit.cascade import PREFIX_TENSORS
 from attngen.emit.paged import table_tensors
 from attngen.emit.parts import attending
 from attngen.ir import expr as ex
@@ -12,7 +13,7 @@ from attngen.ir.nodes import Fold, Input, Map
 TRITON = {
     "io": "io",
     "float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32", "int64": "i64", "bool": "i1",
-    "float8_e4m3fn": "fp8e4nv", "float8_e5m2": "fp8e5", "int8": "i8",
+    "float8_e4m3fn": "fp8e4nv", "float8_e5m2": "fp8e5", "int8": "i8", "int4": "u8",
 }  # fmt: skip
 
 
@@ -75,14 +76,21 @@ class Arguments:
     def length_tensors(self) -> tuple[str, ...]:
         """int32 tensors that say where sequences and their keys lie."""
         if self.pages is not None:
-            return ("cu_seqlens_q", *table_tensors(self.pages))
+            own = ("places", "prefix_starts") if self.pages.prefix else ()
+            return ("cu_seqlens_q", *table_tensors(self.pages), *own)
         return ("cu_seqlens_q", "cu_seqlens_k", "seqused_k") if self.packed else ()
+
+    def tables(self) -> tuple[str, ...]:
+        """The caller's int32 tensors that say where keys lie in pages."""
+        assert self.pages is not None
+        return (*table_tensors(self.pages), *(PREFIX_TENSORS if self.pages.prefix else ()))
 
     def lengths(self) -> list[tuple[str, str, str]]:
         if self.pages is not None:
             row = [("stride_table", "i32", "page_table.stride(0)")] if self.pages.table == "dense" else []
             row += [("num_tiles_m", "i32", "num_tiles_m"), ("num_seqs", "i32", "num_seqs")]
             split = [("num_splits", "i32", "num_splits"), ("total_q", "i32", "q.shape[0]")]
+            split += [("first_part", "i32", "prefix_splits")] if self.pages.prefix else []
             return [*row, *(split if self.splits else [])]
         if self.packed:
             return [("max_seqlen_q", "i32", "max_seqlen_q")]
@@ -104,6 +112,7 @@ class Arguments:
             same = [("SAME_STRIDES", "k.stride() == v.stride()")] if "v" in self.tensors else []
             rows += [("LARGE_CACHE", "large"), *same, ("ONE_TILE", "one_tile")]
             rows += [("SPLIT", "split")] if self.splits else []
+            rows += [("PREFIX", "False")] if self.pages.prefix else []
             return [*rows, ("BLOCK_M", ""), ("BLOCK_N", "")]
         rows += [*self.drops(), ("LARGE_STRIDES", "large"), ("BLOCK_M", ""), ("BLOCK_N", "")]
         return [*rows, ("USE_DESCRIPTORS", "")]
@@ -126,7 +135,9 @@ class Arguments:
         rows += [("stride_lh", "i32", "lse.stride(-2)")]
         rows += [] if self.packed else [("stride_lb", "i32", "lse.stride(0)")]
         rows += [
-            (f"stride_{c}_{p}", "i32", f"{c}.stride({p})") for c in self.captured for p in range(self.rank(c))
+            (f"stride_{c}_{p}", "i32", f"_stride({c}, {p})")
+            for c in self.captured
+            for p in range(self.rank(c))
         ]
         if self.inputs["k"].scales == "token_head":
             dims = {c: n for n, c in enumerate(self.inputs["k"].layout)}
@@ -150,7 +161,7 @@ class Arguments:
     def op_arguments(self) -> list[tuple[str, str]]:
         rows = [(t, "torch.Tensor") for t in self.tensors]
         if self.pages is not None:
-            tables = [*table_tensors(self.pages), "cu_seqlens_q"]
+            tables = [*self.tables(), "cu_seqlens_q"]
             rows += [*((n, "torch.Tensor") for n in tables), ("max_seqlen_q", "int")]
             rows += [(n, "torch.Tensor") for n in self.scale_names]
         elif self.packed:
@@ -164,7 +175,7 @@ class Arguments:
     def public_arguments(self) -> tuple[str, ...]:
         rows = [f"{self.host(t)}: torch.Tensor" for t in self.tensors]
         if self.pages is not None:
-            rows += [f"{n}: torch.Tensor" for n in (*table_tensors(self.pages), "cu_seqlens_q")]
+            rows += [f"{n}: torch.Tensor" for n in (*self.tables(), "cu_seqlens_q")]
             rows += ["max_seqlen_q: int"]
         elif self.packed:
             rows += [

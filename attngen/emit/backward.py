@@ -8,7 +8,7 @@ from functools import reduce
 from typing import Any
 
 from attngen.emit.addresses import Hull, chunks, columns, descriptors
-from attngen.emit.adjoint import ONE, Adjoint, S, find_adjoint
+from attngen.emit.adjoint import ONE, Adjoint, S
 from attngen.emit.loops import (
     conjuncts,
     hull_of,
@@ -29,16 +29,16 @@ from attngen.ir.expr import Apply, Const, Expr, Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Fold, Input, Load
 from attngen.ir.proofs import at_most, tile_facts
-from attngen.ir.tile_ranges import SMALLEST_BLOCKS, Range, Ranges, ranges_along
+from attngen.ir.tile_ranges import LARGEST_BLOCK, SMALLEST_BLOCKS, Range, Ranges, ranges_along
 from attngen.ir.tiles import Interval
 
 J = Symbol("j")
-PADDING = 128  # of a sequence's rows in the buffers of statistics: no tile is larger
 
 
-def backward(graph: Graph, parts: Parts, captured: Mapping[str, Captured], helpers: set[str]) -> Backward:
+def backward(
+    graph: Graph, adjoint: Adjoint, parts: Parts, captured: Mapping[str, Captured], helpers: set[str]
+) -> Backward:
     """Return everything that the backward part of a module prints."""
-    adjoint = find_adjoint(graph)
     by_rows = Printer(captured, helpers=helpers)
     by_keys = Printer(captured, helpers=helpers, walks="rows")
     per_head = adjoint.per_head
@@ -46,11 +46,12 @@ def backward(graph: Graph, parts: Parts, captured: Mapping[str, Captured], helpe
     cut = _cut(graph, parts, "dk_heads" if per_head else "dk")
     dq, dkdv = _kernel(graph, "dq", adjoint, parts, by_rows), _kernel(graph, "dk", adjoint, cut, by_keys)
     own, sums = ("k",) if parts.v_in_k else ("k", "v"), ("dk",) if parts.v_in_k else ("dk", "dv")
+    beside = bool(adjoint.sums or adjoint.added or adjoint.sinks)
     return Backward(
         dq=dq,
         dkdv=dkdv,
         row_bases=bases(parts, ("out", "dout")),
-        dq_bases=bases(parts, ("q", *own, "dout", "dq"), per_row=bool(adjoint.sums)),
+        dq_bases=bases(parts, ("q", *own, "dout", "dq"), per_row=bool(adjoint.sums or adjoint.sinks)),
         dkdv_bases=bases(parts, ("q", *own, "dout", *sums), "hk" if not per_head else "h"),
         dkdv_columns=columns(cut),
         v_columns=tuple(line for line in columns(parts) if line.startswith("e_")),
@@ -59,13 +60,19 @@ def backward(graph: Graph, parts: Parts, captured: Mapping[str, Captured], helpe
         v_in_k=parts.v_in_k,
         scale=ex.text(adjoint.dq.factor) if adjoint.dq.factor is not None else "1.0",
         has_slope=adjoint.slope is not None,
-        keeps_ds=bool(adjoint.sums or adjoint.added),
-        slope_later=adjoint.slope is not None and bool(adjoint.sums or adjoint.added),
+        keeps_ds=beside,
+        slope_later=adjoint.slope is not None and beside,
         captured=(),
         places=(),
+        dp_precision=adjoint.dp.precision,
+        dq_precision=adjoint.dq.precision,
+        dk_precision=adjoint.dk.precision,
+        dv_precision=adjoint.dv.precision,
+        padding=LARGEST_BLOCK,
         has_dropout=parts.has_dropout,
         dv_weight="weight" if parts.has_dropout else "p",
         sums=tuple(RowSum(name, factor and f" * {factor}") for name, factor in _sum_factors(adjoint)),
+        has_p_dp=bool(adjoint.sums or adjoint.sinks),
         sinks=parts.sink.operand if parts.sink and adjoint.sinks else "",
         sinks_rows=adjoint.sinks,
         per_head=per_head,
@@ -448,7 +455,7 @@ def bases(
         )
         lines.append(f"{name}_base = {name} + {first} + tl.cast({head}, tl.int64) * stride_{short}h")
     where = "q_start" if packed else "tl.cast(b, tl.int64) * stride_lb"
-    padded = f"{PADDING} * b + q_start" if packed else "tl.cast(b, tl.int64) * stride_rb"
+    padded = f"{LARGEST_BLOCK} * b + q_start" if packed else "tl.cast(b, tl.int64) * stride_rb"
     statistics = f"{padded} + tl.cast(h, tl.int64) * stride_rh"
     if "dk" in tensors:
         return (*lines, *(f"{n}_base = {n} + {statistics}" for n in ("lse2", "delta")))

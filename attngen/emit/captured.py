@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from attngen.emit.addresses import chunks
-from attngen.emit.adjoint import Adjoint, factor_of, find_adjoint
+from attngen.emit.adjoint import Adjoint, factor_of
 from attngen.emit.backward import (
     bases,
     formula_lines,
@@ -16,27 +16,27 @@ from attngen.emit.backward import (
 )
 from attngen.emit.faces import BackwardFace, KernelFace
 from attngen.emit.loops import mask_body, named, words
-from attngen.emit.parts import Parts, launch_of
+from attngen.emit.parts import LETTERS, Parts, launch_of, owned
 from attngen.emit.printer import Body, Captured, Printer
 from attngen.emit.records import Backward, CapturedKernel, PlaceKernel
 from attngen.ir import expr as ex
-from attngen.ir.expr import Apply, Const, Element, Expr, Symbol
+from attngen.ir.expr import Apply, Const, Expr, Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.linear import normal
-from attngen.ir.nodes import Fold, Launch
+from attngen.ir.nodes import Axis, Fold, Launch
 from attngen.ir.tile_ranges import SMALLEST_BLOCKS, ranges_along
 
 
 def with_captured(
     reverse: Backward,
     graph: Graph,
+    adjoint: Adjoint,
     parts: Parts,
     face: BackwardFace,
     captured: Mapping[str, Captured],
     helpers: set[str],
 ) -> Backward:
     """Add the kernels of captured gradients to the backward part of a module."""
-    adjoint = find_adjoint(graph)
     folds = [(n, f) for n, f in graph.all(Fold) if f.level == "tile" and f.order == "sequential"]
     places = [n for n, f in graph.all(Fold) if f.axis == "Sd"]
     faces = {x.stores: x.kernel for x in face.captured}
@@ -81,21 +81,25 @@ def _scores(
     body = Body(printer, "tile", guard="allowed", named=masks.named)
     formula = [*mask, "allowed = allowed & row_valid[:, None]", *formula_lines(own, printer, body)]
     formula += hidden_lines(own, printer)
-    target = Body(printer, "keys" if launch.tile_axis == "Sk" else "tile")
-    pointer, guard = ("", "") if diagonal else target.address(Element(stored, fold.at, "float"))
-    steps, walked = _places(graph, launch, parts)
+    steps, owns, walked = _places(graph, launch, parts)
+    place = Place("", "") if diagonal else _place(printer, captured[stored], fold, across=bool(launch.across))
+    steps += [*place.lines, *printer.prologue]
     loaded = () if parts.v_in_k else ("v",)
-    steps += [*printer.prologue, *target.lines, *bases(parts, ("q", "k", *loaded, "dout"), per_row=False)]
+    steps += bases(parts, ("q", "k", *loaded, "dout"), per_row=False)
+    shares = " * ".join(f"shared_{letter}" for letter, _ in owns)
+    share = _numbered("share", [(_NAMES[x], f"own_{_NAMES[x]} + ", f"shared_{x}") for x, _ in owns])
     turns = " * ".join(count for _, count in walked) or "1"
-    before, turn = _split(
-        _used(steps, [*formula, *within, pointer, guard, *_turns(walked), turns]),
-        [name for name, _ in walked],
-    )
+    turned = _numbered("turn", [(name, "", count) for name, count in walked])
+    later = [*formula, *within, place.pointer, place.guard, *share, shares, *turned, turns]
+    before, turn = _split(_used(steps, later), [name for name, _ in walked])
+    own, shared = _split(before, [_NAMES[x] for x, _ in owns])
     return CapturedKernel(
         face=face,
-        own=tuple(before),
+        own=tuple(own),
+        shares=shares,
+        share=(*share, *shared),
         turns=turns,
-        turn=(*_turns(walked), *turn),
+        turn=(*turned, *turn),
         visited=f"{_exists(diagonal)} & ({' | '.join(within) or 'tile_n < 0'})",
         formula=tuple(formula),
         weight="qk * factor" if is_plain(adjoint.weight) else "qk",
@@ -103,9 +107,11 @@ def _scores(
         k_chunks=chunks(parts.k, "d", "key_valid"),
         v_chunks=chunks(parts.v, "e", "key_valid", "k" if parts.v_in_k else "v"),
         is_diagonal=diagonal,
-        pointer=stored if diagonal else pointer,
+        flat_m="SHARED_M" * bool(launch.across),
+        flat_n="SHARED_N" * (not diagonal),
+        pointer=stored if diagonal else place.pointer,
         value="tl.sum(total, 0)" if launch.tile_axis == "Sk" else "total",
-        mask=f", mask={guard}" if guard else "",
+        mask=f", mask={place.guard}" if place.guard else "",
     )
 
 
@@ -114,8 +120,17 @@ def _exists(diagonal: bool) -> str:
     return f"(start_m > -BLOCK_M) & {tests}" if diagonal else tests
 
 
-def _places(graph: Graph, launch: Launch, parts: Parts) -> tuple[list[str], list[tuple[str, str]]]:
-    """Statements that find a program's places, and what it walks over: names and how many of each."""
+AT_I = Symbol("i")
+_NAMES = {"n": "tile_n", "m": "tile_m", "h": "h", "b": "b"}
+
+
+def _places(
+    graph: Graph, launch: Launch, parts: Parts
+) -> tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]:
+    """Statements that find a program's places, what it owns one of, and what it walks over: names and how many of each.
+
+    Of an axis that it owns, all places are the program's where the tensor has size 1 there: SHARED_B and so on.
+    """
     packed = parts.packed
     lines = [
         f"num_tiles_m = tl.cdiv({'max_seqlen_q' if packed else 'seqlen_q'}, BLOCK_M)",
@@ -124,28 +139,23 @@ def _places(graph: Graph, launch: Launch, parts: Parts) -> tuple[list[str], list
     walked: list[tuple[str, str]] = []
     along_i = launch.tile_axis == "Sd" and packed  # each sequence has a shift of its own
     before = "num_tiles_m" if along_i else "num_tiles_n"
-    kinds = {
-        "Sq": ("tile_n = program % num_tiles_n", "tile_m = program // num_tiles_n % num_tiles_m"),
-        "Sk": ("tile_n = program % num_tiles_n",),
-        "Sd": (
-            "num_diagonals = num_tiles_m + num_tiles_n + 1",
-            f"diagonal = program % num_diagonals - {before}",
-        ),
-    }
-    rest = {"Sq": "num_tiles_n // num_tiles_m", "Sk": "num_tiles_n", "Sd": "num_diagonals"}[launch.tile_axis]
-    lines += [*kinds[launch.tile_axis], f"rest = program // {rest}"]
+    rest = ["program"]
+    if launch.tile_axis == "Sd":
+        lines.append("num_diagonals = num_tiles_m + num_tiles_n + 1")
+        lines.append(f"diagonal = program % num_diagonals - {before}")
+        rest.append("num_diagonals")
     walked += {"Sq": [], "Sk": [("tile_m", "num_tiles_m")], "Sd": [("tile_n", "num_tiles_n")]}[
         launch.tile_axis
     ]
-    heads = "Hq" in launch.program_axes
-    if heads:
-        lines.append("h = rest % num_q_heads")
-    else:
-        walked.append(("h", "num_q_heads"))
-    if "B" in launch.program_axes:
-        lines.append("b = rest // num_q_heads" if heads else "b = rest")
-    else:
-        walked.append(("b", "batch"))
+    counts = {"n": "num_tiles_n", "m": "num_tiles_m", "h": "num_q_heads", "b": "batch"}
+    owns = [(letter, counts[letter]) for letter in owned(launch)]
+    walked += [(x, counts[x]) for x in ("h", "b") if x not in dict(owns)]
+    for n, (x, count) in enumerate(owns):
+        lines.append(f"owned_{x} = 1 if SHARED_{x.upper()} else {count}")
+        lines.append(f"shared_{x} = {count} if SHARED_{x.upper()} else 1")
+        own = " // ".join(rest)
+        lines.append(f"own_{_NAMES[x]} = {own}" + (f" % owned_{x}" if n < len(owns) - 1 else ""))
+        rest.append(f"owned_{x}")
     lines.append(f"hk = h // {parts.group}")
     if packed:
         lines += [
@@ -169,7 +179,63 @@ def _places(graph: Graph, launch: Launch, parts: Parts) -> tuple[list[str], list
         "i_lo = start_m + shift",
         "i_hi = tl.minimum(start_m + BLOCK_M, seqlen_q) - 1 + shift",
     ]
-    return lines, walked
+    return lines, owns, walked
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a program stores its sum, under which mask, and the statements before that."""
+
+    pointer: str
+    guard: str
+    lines: tuple[str, ...] = ()
+
+
+def _place(printer: Printer, tensor: Captured, fold: Fold, *, across: bool) -> Place:
+    """The places that a program owns; place 0 of an axis of size 1, whose places it all walks over.
+
+    ``across``: the program owns rows too.
+    """
+    scalars = Body(printer, "scalar")
+    lines = [f"own_{x} = own_tile_{y} * BLOCK_{y.upper()} + rows_{y}" for x, y in (("row", "m"), ("j", "n"))]
+    lines.append("own_i = own_row + (0 if SHARED_M else seqlen_k - seqlen_q)")
+    terms, guards = [tensor.name], list[str]()
+    for p, (index, axis) in enumerate(zip(fold.at, tensor.axes, strict=True)):
+        letter = LETTERS.get(ex.text(index), "")
+        fixed = isinstance(index, Const)
+        place = ex.text(index) if fixed else f"own_{ex.text(index)}"
+        size, start = scalars.text(axis.size), ""
+        if axis.origin:
+            start = f"own_{axis.origin}"
+            lines.append(f"{start} = 0 if SHARED_B else tl.load(cu_seqlens_{axis.origin[0]} + own_b)")
+            size = _own_length(axis.origin, start)
+        if axis.origin or letter in ("m", "n"):
+            first = f"{place} + 1" if fixed else "1"
+            lines.append(f"limit_{p} = {first} if SHARED_{(letter or 'b').upper()} else {size}")
+            size = f"limit_{p}"
+        column = {"m": "[:, None]", "n": "[None, :]"}.get(letter, "") if across else ""
+        guards += [f"({place} >= 0){column}"] if index == AT_I else []
+        guards += [] if _is_on(index, axis) else [f"({place} < {size}){column}"]
+        place = f"({start} + {place})" if start else place
+        wide = f"{tensor.name.upper()}_INDEX" if letter in ("m", "n") else "tl.int64"
+        cast = "" if fixed and not start else f"{column}.to({wide})"
+        terms.append(f"{place}{cast} * {tensor.strides[p]}")
+    return Place(" + ".join(terms), " & ".join(guards), tuple(lines))
+
+
+def _is_on(index: Expr, axis: Axis) -> bool:
+    """Whether a place is known to be on its axis: graphs refuse numbers outside one whose size is a number."""
+    if isinstance(index, Const):
+        return isinstance(axis.size, Const)
+    return axis.name in ("B", "Hq") and index == Symbol(axis.symbol)
+
+
+def _own_length(origin: str, start: str) -> str:
+    """The length of the sequence that a program owns tokens of."""
+    if origin == "q_start":
+        return f"tl.load(cu_seqlens_q + own_b + 1) - {start}"
+    whole = f"tl.load(cu_seqlens_k + own_b + 1) - {start}"
+    return f"tl.load(seqused_k + own_b) if HAS_SEQUSED_K else {whole}"
 
 
 _READ = ("start_m", "start_n", "row", "j", "row_valid", "key_valid", "seqlen_q", "seqlen_k")
@@ -202,13 +268,12 @@ def _split(steps: list[str], walked: Iterable[str]) -> tuple[list[str], list[str
     return before, turn
 
 
-def _turns(walked: list[tuple[str, str]]) -> list[str]:
-    """Which of the walked places a turn is: the first name varies fastest."""
+def _numbered(turn: str, walked: list[tuple[str, str, str]]) -> list[str]:
+    """Which of the walked places a turn is: names, what comes before, and how many of each. The first varies fastest."""
     lines: list[str] = []
-    before = "turn"
-    for n, (name, count) in enumerate(walked):
-        lines.append(f"{name} = {before} % {count}" if n < len(walked) - 1 else f"{name} = {before}")
-        before = f"{before} // {count}"
+    for n, (name, first, count) in enumerate(walked):
+        lines.append(f"{name} = {first}{turn}" + (f" % {count}" if n < len(walked) - 1 else ""))
+        turn = f"{turn} // {count}"
     return lines
 
 
@@ -231,10 +296,11 @@ def _diagonals(
     symbols = [graph.axis(axis).symbol for axis in part.axes[:-1]]
     kept = "0"
     for symbol in symbols:
-        kept = known[symbol] if kept == "0" else f"({kept} * num_q_heads + {known[symbol]})"
+        kept = known[symbol] if kept == "0" else f"({kept} * kept_{symbol} + {known[symbol]})"
+    exists = "".join(f" & ({known[x]} < kept_{x})" for x in symbols)
     body = Body(printer, "rows")
     tests = [
-        f"(({body.text(_of_difference(x))}) == at_{n})"
+        f"((size_{n} == 1) | (({body.text(_of_difference(x))}) == at_{n}))"
         for n, x in enumerate(fold.at)
         if f"at_{n}" not in known.values()
     ]
@@ -244,6 +310,7 @@ def _diagonals(
         gradient=gradient,
         own=(*lines, *printer.prologue),
         kept=kept,
+        exists=exists,
         shift="" if graph.packed else " + seqlen_k - seqlen_q",
         match=" & ".join(tests),
     )

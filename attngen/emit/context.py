@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 
 from attngen.emit.addresses import bases, chunks, columns, descriptors, offsets, row_places
+from attngen.emit.adjoint import find_adjoint
 from attngen.emit.backward import backward
 from attngen.emit.captured import with_captured
+from attngen.emit.cascade import position_lines
 from attngen.emit.format import json_text
 from attngen.emit.interface import interface
-from attngen.emit.loops import range_loops, table_kernel, table_loops, with_positions
-from attngen.emit.manifest import description, manifest
+from attngen.emit.loops import range_loops, table_kernel, table_loops, with_positions, words
+from attngen.emit.manifest import description, manifest, mask_text
 from attngen.emit.paged import LARGEST, scale_lines, sequence_lines, stored_dtype, value_scale
 from attngen.emit.parts import SMALLEST_TILE, Parts, find_parts
 from attngen.emit.printer import Captured, Printer
 from attngen.emit.records import Context, Table
-from attngen.ir import expr as ex
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Input
 
@@ -23,18 +24,22 @@ from attngen.ir.nodes import Input
 def context(graph: Graph, *, version: str, regenerate: str) -> Context:
     """Return the finished context of a scheduled graph."""
     parts = find_parts(graph)
+    adjoint = find_adjoint(graph, parts) if "dq" in graph.nodes else None
     face = interface(graph)
     printer = Printer(_captured(graph))
     if parts.heads_in_rows:
         printer.row_symbols |= {"h"}
         printer.row_block = "BLOCK_Q"
+    printer.shares_prefix = parts.shares_prefix
     listed = parts.fold.domain.table
     table = table_kernel(parts, face, printer) if listed else Table((), (), (), "", "", "")
     loops, hull = table_loops(parts, printer) if listed else range_loops(parts, printer)
     provenance = graph.provenance
-    reverse = backward(graph, parts, printer.captured, printer.helpers) if face.backward else None
-    if reverse and face.backward:
-        reverse = with_captured(reverse, graph, parts, face.backward, printer.captured, printer.helpers)
+    reverse = None
+    if adjoint and face.backward:
+        found = printer.captured, printer.helpers
+        reverse = backward(graph, adjoint, parts, *found)
+        reverse = with_captured(reverse, graph, adjoint, parts, face.backward, *found)
     return Context(
         name=provenance.name,
         version=version,
@@ -49,7 +54,7 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
         qk_dim=parts.k.columns,
         v_dim=parts.v.columns,
         dtypes=", ".join(_dtypes(graph, parts)),
-        mask_text=ex.text(parts.fold.domain.mask),
+        mask_text=mask_text(parts),
         batch_word="sequence" if parts.packed else "batch entry",
         is_packed=parts.packed,
         is_paged=parts.pages is not None,
@@ -59,17 +64,23 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
         value_scale=value_scale(parts),
         largest=LARGEST.get(stored_dtype(graph), ""),
         needs_sm_89=stored_dtype(graph) == "float8_e4m3fn",
-        rounds=stored_dtype(graph) == "int8",
+        rounds=stored_dtype(graph) in ("int8", "int4"),
+        packs=parts.k.halves,
+        cache_qk_dim=parts.k.columns // (2 if parts.k.halves else 1),
+        cache_v_dim=parts.v.columns // (2 if parts.k.halves else 1),
         per_key_scales=parts.scales == "token_head",
         scale_of_all="scale + h" if parts.scales == "head" else "scale",
         q_rows=row_places(parts, "q"),
         out_rows=row_places(parts, "o"),
         has_splits=parts.splits is not None,
+        has_prefix=parts.shares_prefix,
+        part="(first_part + split)" if parts.shares_prefix else "split",
         combine_columns=tuple(line for line in columns(parts) if line.startswith("e_")),
+        combine_warps=parts.combine.configs[0][1][0].num_warps if parts.combine else 0,
         combine_rows="row_offsets * stride_os + head_offsets * stride_oh",
         partial_chunks=chunks(parts.v, "e", "", owner="filled"),
         lse_rows="row + h * stride_lh" if parts.heads_in_rows else "row",
-        prologue=with_positions(printer.prologue, [line for loop in loops for line in loop.scores]),
+        prologue=_prologue(parts, printer, [line for loop in loops for line in loop.scores]),
         columns=columns(parts),
         bases=bases(parts)[:-2],
         out_bases=bases(parts)[-2:],
@@ -93,6 +104,14 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
         has_backward=reverse is not None,
         backward=reverse,
     )
+
+
+def _prologue(parts: Parts, printer: Printer, statements: list[str]) -> tuple[str, ...]:
+    """What a program names before its loops, positions first."""
+    if not parts.shares_prefix:
+        return with_positions(printer.prologue, statements)
+    used = words([*printer.prologue, *statements])
+    return (*position_lines(printer.row_block, with_start="prefix_start" in used), *printer.prologue)
 
 
 def _dtypes(graph: Graph, parts: Parts) -> tuple[str, ...]:

@@ -67,7 +67,9 @@ class BackwardFace:
     kept: str  # and plain values
     named: str  # the gradients of the backward op
     results: str  # a gradient, or None, per argument of the forward op
-    without: tuple[tuple[int, str], ...]  # captured tensors of floats that get none, by their place
+    without: tuple[
+        tuple[int, str, str], ...
+    ]  # captured tensors of floats that get none: place, name, what to do
     fake: str
     grads: str  # of q, k and v
     gradient_arguments: tuple[str, ...]
@@ -147,6 +149,9 @@ class Interface:
     v_scale_given: str
     page_size: int
     heads_first: bool
+    prefix_config: str  # the schedule of the launch that folds shared prefixes
+    prefix_lines: tuple[str, ...]
+    prefix_values: tuple[str, ...]
     grid_length: str
     launch_length: str
     launch_keys: str

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from attngen.emit.arguments import Arguments, index_type, number
+from attngen.emit.cascade import prefix_config, prefix_lines, prefix_values
 from attngen.emit.faces import CapturedArgument, Interface, ScalarArgument, unspecialized
 from attngen.emit.interface_backward import backward_face
-from attngen.emit.paged import tile_lines
+from attngen.emit.paged import queries_per_tile, tile_lines, torch_name
 from attngen.emit.parts import SMALLEST_TILE
 from attngen.emit.split import num_splits_lines
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const, Symbol
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Axis
+from attngen.ir.nodes import Axis, Pages
 
 
 def interface(graph: Graph) -> Interface:
@@ -52,7 +53,9 @@ class _Forward(Arguments):
             public_arguments=self.public_arguments(),
             scalars=tuple(self._scalar_argument(n) for n in self.params),
             captured=tuple(self._captured_argument(n) for n in self.captured),
-            reads_values=self.packed or any(self.inputs[n].sorted for n in self.captured),
+            reads_values=self.packed
+            or bool(self.scale_names)
+            or any(self.inputs[n].sorted for n in self.captured),
             has_sinks="sinks" in self.inputs,
             has_extents=bool(self.captured) or self.pages is not None,
             default_scale=self.inputs["softmax_scale"].default,
@@ -109,12 +112,15 @@ class _Forward(Arguments):
                 "v_scale_given": "",
                 "page_size": 0,
                 "heads_first": False,
+                "prefix_config": "",
+                "prefix_lines": (),
+                "prefix_values": (),
             }
-        extents = ", ".join(f"_extent({t})" for t in self.tensors if t != "q")
-        heads = f"k.shape[{self.key_dim('k', 'h')}]"
-        if self.group > SMALLEST_TILE:
-            heads += f' * triton.cdiv({self.group}, min({self.group}, config["BLOCK_M"]))'
-        programs = f"num_tiles_m * {heads if self.in_rows else 'q.shape[1]'}"
+        stored = torch_name(self.inputs["k"].dtype)
+        spread = [t for t in self.tensors if t != "q"]
+        spread += self.scale_names if self.inputs["k"].scales == "token_head" else ()
+        extents = ", ".join(f"_extent({t})" for t in spread)
+        programs = f"num_tiles_m * {self._head_programs('config')}"
         lines = tile_lines(self.group, self.in_rows)
         if self.splits:
             lines += num_splits_lines(self.splits, pages, programs)
@@ -132,14 +138,35 @@ class _Forward(Arguments):
             "tile_lines": lines,
             "programs": f"{programs} * num_splits" if self.splits else programs,
             "is_csr": pages.table == "csr",
-            "stored": "q.dtype" if not self.scale_names else f"torch.{self.inputs['k'].dtype}",
-            "stored_doc": "same dtype" if not self.scale_names else self.inputs["k"].dtype,
+            "stored": "q.dtype" if not self.scale_names else f"torch.{stored}",
+            "stored_doc": "same dtype" if not self.scale_names else stored,
             "scales": self.scale_names,
             "scale_shape": self._scale_shape(),
             "scale_doc": self._scale_doc(),
             **self._appending(),
             "page_size": pages.size,
             "heads_first": self.inputs["k"].layout == "phsd",
+            **self._cascading(pages, few),
+        }
+
+    def _head_programs(self, config: str) -> str:
+        """How many programs share the keys of a tile of queries."""
+        if not self.in_rows:
+            return "q.shape[1]"
+        heads = f"k.shape[{self.key_dim('k', 'h')}]"
+        if self.group > SMALLEST_TILE:
+            heads += f' * triton.cdiv({self.group}, min({self.group}, {config}["BLOCK_M"]))'
+        return heads
+
+    def _cascading(self, pages: Pages, few: int) -> dict[str, Any]:
+        """How the launcher folds prefixes that groups of sequences share."""
+        if not pages.prefix or self.splits is None:
+            return {"prefix_config": "", "prefix_lines": (), "prefix_values": ()}
+        block_q = queries_per_tile(self.group, self.in_rows, "prefix_config")
+        return {
+            "prefix_config": prefix_config(few, bool(self.launch.decode)),
+            "prefix_lines": prefix_lines(self.splits, pages, block_q, self._head_programs("prefix_config")),
+            "prefix_values": prefix_values(self.kernel_arguments(), self.constants()),
         }
 
     def _combining(self) -> dict[str, Any]:
@@ -154,9 +181,10 @@ class _Forward(Arguments):
         ]
         rows += [(f"stride_o{c}", "i32", f"out.stride({n})") for n, c in enumerate("sh")]
         rows += [("stride_lh", "i32", "lse.stride(-2)")]
-        rows += [("stride_sinks_0", "i32", "sinks.stride(0)")] if sink else []
+        rows += [("stride_sinks_0", "i32", "_stride(sinks, 0)")] if sink else []
         rows += [("num_q_heads", "i32", "q.shape[1]"), ("num_seqs", "i32", "num_seqs")]
-        rows += [("num_splits", "i32", "num_splits"), ("total_rows", "i32", "rows")]
+        parts = "prefix_splits + num_splits" if self.pages and self.pages.prefix else "num_splits"
+        rows += [("num_splits", "i32", parts), ("total_rows", "i32", "rows")]
         rows = rows if self.splits else []
         return {
             "has_decode": bool(self.launch.decode),
@@ -170,7 +198,8 @@ class _Forward(Arguments):
     def _key_doc(self, letters: str, dim: int) -> str:
         if self.pages is None:
             return self._doc(letters, "k", dim)
-        names = {"p": "num_pages", "s": str(self.pages.size), "h": "Hkv", "d": str(dim)}
+        columns = dim // 2 if self.inputs["k"].dtype == "int4" else dim
+        names = {"p": "num_pages", "s": str(self.pages.size), "h": "Hkv", "d": str(columns)}
         return f"[{', '.join(names[c] for c in self.inputs['k'].layout)}]"
 
     def _lse_empty(self) -> str:
@@ -244,7 +273,7 @@ class _Forward(Arguments):
             "token_head": "as the cache without its last axis",
             "": "",
         }
-        return docs[self.inputs["k"].scales]
+        return f"{', '.join(self.scale_names)}: {docs[self.inputs['k'].scales]}"
 
 
 def _size(axis: Axis) -> str:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from attngen.emit.arguments import TRITON, Arguments, formulas, index_type, uses_tanh
 from attngen.emit.faces import BackwardFace, CapturedFace, KernelFace
-from attngen.emit.parts import launch_of
+from attngen.emit.parts import LETTERS, launch_of, owned
+from attngen.ir import expr as ex
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Config, Fold, Store
+from attngen.ir.nodes import Config, Fold, Map, Store
+from attngen.ir.tile_ranges import LARGEST_BLOCK
 
 
 def backward_face(graph: Graph) -> BackwardFace:
@@ -19,8 +21,8 @@ def backward_face(graph: Graph) -> BackwardFace:
 class _Backward(Arguments):
     def build(self) -> BackwardFace:
         stored = {name: self._stored(name) for name in ("lse2", "dq")}
-        added = [n for n in stored["dq"][1:] if self._fold(n).into]
-        sums = [n for n in (*stored["lse2"][2:], *stored["dq"][1:]) if n not in added]
+        added = [n for n in stored["dq"][1:] if isinstance(self.graph.nodes[n], Fold)]
+        per_row = [n for n in stored["dq"][1:] if n not in added]
         graded = [n for n, i in self.inputs.items() if i.grad]
         forward = [n for n, _ in self.op_arguments()]
         tensors = [n for n, t in self.op_arguments() if t.startswith("torch.Tensor")]
@@ -39,16 +41,17 @@ class _Backward(Arguments):
         wants = ("want_dk", "want_dv") if "v" in keys else ("want_low", "want_high")
         return BackwardFace(
             rows=self._face(
-                "_backward_rows", ["out", "dout"], ["lse", "dlse", *stored["lse2"]], sinks, ["HAS_DLSE"]
+                "_backward_rows", ["out", "dout"], ["lse", "dlse", *stored["lse2"]], [], ["HAS_DLSE"]
             ),
             dq=self._face(
                 "_backward_dq",
                 [*self.tensors, "dout", "dq"],
-                ["lse2", "delta", *(n for n in sums if n in stored["dq"])],
+                ["lse2", "delta", *(["dlse"] if per_row else []), *per_row],
                 None,
-                [],
+                ["HAS_DLSE"] if per_row else [],
                 more=[row for n in added for row in self._places(n)],
                 indices=added,
+                sinks=sinks if "ds_sinks" in per_row else [],
             ),
             dkdv=self._face(
                 "_backward_dkdv",
@@ -69,7 +72,7 @@ class _Backward(Arguments):
             gradient_arguments=tuple(f"{t}: torch.Tensor" for t in self.tensors),
             gradient_call=", ".join(self.tensors),
             results=", ".join(f"d{n}" if n in graded else "None" for n in forward),
-            without=tuple((p, n) for p, n in enumerate(forward) if self._is_ungraded(n)),
+            without=tuple((p, n, self._cure(n)) for p, n in enumerate(forward) if self._is_ungraded(n)),
             index_types=tuple(index_type(n) for n in self.captured if n != "sinks"),
             padded=self._padded(),
             keys_length=self._lengths_of_keys(),
@@ -81,7 +84,7 @@ class _Backward(Arguments):
             descriptor_tensors=", ".join([*self.tensors, "dout"]),
             grads_empty=tuple(self._gradient(n, per_head) for n in self.tensors),
             buffers=(
-                *(f"{n} = torch.zeros_like(lse)" for n in sums),
+                *(f"{n} = torch.zeros_like(lse)" for n in per_row),
                 *(line for n in added for line in (self._zeros(n), index_type(n))),
             ),
             captured=self._captured_faces(),
@@ -99,7 +102,7 @@ class _Backward(Arguments):
     def _places(self, gradient: str) -> list[tuple[str, str, str]]:
         """The arguments by which a kernel finds the places of a captured gradient."""
         rank = self.rank(gradient.removeprefix("d"))
-        strides = [(f"stride_{gradient}_{p}", "i32", f"{gradient}.stride({p})") for p in range(rank)]
+        strides = [(f"stride_{gradient}_{p}", "i32", f"_stride({gradient}, {p})") for p in range(rank)]
         return [(gradient, "*fp32", gradient), *strides]
 
     def _captured_faces(self) -> tuple[CapturedFace, ...]:
@@ -113,13 +116,13 @@ class _Backward(Arguments):
         sizes = dict(zip((long_q, long_k), self._long(), strict=True))
         tiles_m = f'triton.cdiv({sizes[long_q]}, config["BLOCK_M"])'
         tiles_n = f'triton.cdiv({sizes[long_k]}, config["BLOCK_N"])'
-        counts = {"B": self.batch(), "Hq": f"q.shape[{self.heads}]"}
-        kept = [counts[axis] for axis in launch.program_axes]
         gradient = stored if fold.into else stored.removesuffix("_diagonals")
         diagonal = not fold.into
         name = f"_backward_captured_{stored.removeprefix('d')}"
-        tiles = {"Sq": [tiles_m, tiles_n], "Sk": [tiles_n], "Sd": ["num_diagonals"]}[launch.tile_axis]
-        before = [self._zeros(gradient)]
+        letters = owned(launch)
+        places = {"n": tiles_n, "m": tiles_m, "h": f"q.shape[{self.heads}]", "b": self.batch()}
+        counts = [f"(1 if shared_{x} else {places[x]})" for x in reversed(letters)]
+        before = [self._zeros(gradient), *self._shared(gradient, letters)]
         if not diagonal:
             before.append(index_type(gradient))
         else:
@@ -130,7 +133,7 @@ class _Backward(Arguments):
                 f"first_diagonal = {tiles_m if self.packed else tiles_n}",
                 f"num_diagonals = {tiles_m} + {tiles_n} + 1",
                 'span = 2 * config["BLOCK_M"]',
-                f"shape = [{', '.join([*kept, 'num_diagonals', 'span'])}]",
+                f"shape = [{', '.join([*counts, 'num_diagonals', 'span'])}]",
                 f"{stored} = torch.empty(shape, dtype=torch.float32, device=q.device)",
             ]
         more = [(stored, "*fp32", stored)] if diagonal else self._places(gradient)
@@ -142,16 +145,42 @@ class _Backward(Arguments):
             [],
             more=[*more, ("batch", "i32", self.batch())],
             indices=[] if diagonal else [gradient],
+            shared=letters,
         )
-        own = CapturedFace(stored, face, tuple(before), " * ".join([*tiles, *kept]))
+        programs = [*counts, "num_diagonals"] if diagonal else counts
+        own = CapturedFace(stored, face, tuple(before), " * ".join(programs))
         return [own, self._place_face(gradient, stored)] if diagonal else [own]
+
+    def _shared(self, gradient: str, letters: tuple[str, ...]) -> list[str]:
+        """Statements that say which of the axes that programs own have but one place, which a program then walks over.
+
+        A place of packed tokens is of one sequence, unless that axis has but one place.
+        """
+        tensor = gradient.removeprefix("d")
+        ones: dict[str, list[str]] = {x: [] for x in letters}
+        lengths = {
+            "b": self.batch(),
+            "h": f"q.shape[{self.heads}]",
+            **dict(zip("mn", self._long(), strict=True)),
+        }
+        for p, (index, axis) in enumerate(
+            zip(self._fold(gradient).at, self.inputs[tensor].axes, strict=True)
+        ):
+            letter = LETTERS.get(ex.text(index), "")
+            origin = self.graph.axis(axis).origin
+            length = f"{origin[0]}.shape[0]" if origin else lengths.get(letter, "")
+            for x in (letter, "b" if origin else ""):
+                if x in letters:
+                    ones[x].append(f"{tensor}.shape[{p}] == 1 < {length}")
+        return [f"shared_{x} = {' and '.join(tests)}" for x, tests in ones.items()]
 
     def _place_face(self, gradient: str, diagonals: str) -> CapturedFace:
         rank = self.rank(gradient.removeprefix("d"))
         rows = [(diagonals, "*fp32", diagonals), (gradient, "*fp32", gradient)]
         rows += [(p, TRITON[self.inputs[p].dtype], p) for p in self.params]
         rows += [(f"size_{p}", "i32", f"{gradient}.shape[{p}]") for p in range(rank)]
-        rows += [("num_q_heads", "i32", f"q.shape[{self.heads}]")]
+        kept = [self.graph.axis(axis).symbol for axis in self._fold(diagonals).axes[:-1]]
+        rows += [(f"kept_{x}", "i32", f"{diagonals}.shape[{p}]") for p, x in enumerate(kept)]
         rows += [(n, "i32", n) for n in ("num_diagonals", "first_diagonal")]
         rows += [] if self.packed else self.lengths()
         face = KernelFace(
@@ -172,11 +201,20 @@ class _Backward(Arguments):
         node = self.inputs.get(name)
         return node is not None and node.role == "captured" and not node.grad and "float" in node.dtype
 
+    def _cure(self, name: str) -> str:
+        """What to do where a tensor without a gradient asks for one."""
+        in_score = any(name in ex.tensors(node.expr) for _, node in self.graph.all(Map))
+        if not in_score:
+            return "only the mask reads it, so that it has no gradient: detach it"
+        return f"the spec asks for no gradient of it: add `grad: true` to captured.{name}, or detach it"
+
     def _padded(self) -> str:
         heads = f"q.shape[{self.heads}]"
         if self.packed:
-            return f"{heads}, q.shape[0] + 128 * (cu_seqlens_q.shape[0] - 1)"
-        return f"q.shape[0], {heads}, triton.cdiv(q.shape[{self.dim('s')}], 128) * 128"
+            return f"{heads}, q.shape[0] + {LARGEST_BLOCK} * (cu_seqlens_q.shape[0] - 1)"
+        return (
+            f"q.shape[0], {heads}, triton.cdiv(q.shape[{self.dim('s')}], {LARGEST_BLOCK}) * {LARGEST_BLOCK}"
+        )
 
     def _stored(self, result: str) -> list[str]:
         _, launch = launch_of(self.graph, result)
@@ -203,12 +241,15 @@ class _Backward(Arguments):
         heads: str = "num_q_heads",
         more: Sequence[tuple[str, str, str]] = (),
         indices: Sequence[str] = (),
+        shared: Sequence[str] = (),
+        sinks: Sequence[str] = (),
     ) -> KernelFace:
         """The argument list of a backward kernel over some tensors and per-row statistics."""
         used = [c for c in self.captured if c != "sinks"] if captured is None else captured
         rows = [(t, "*fp32" if t in ("dk", "dv") and self.per_head() else "*io", t) for t in tensors]
         rows += [(n, "*fp32", n) for n in statistics]
-        rows += [(c, f"*{TRITON[self.inputs[c].dtype]}", c) for c in used]
+        read = [*used, *sinks]  # sinks are found by h alone
+        rows += [(c, f"*{TRITON[self.inputs[c].dtype]}", c) for c in read]
         if self.packed:
             rows += [(n, "*i32", n) for n in ("cu_seqlens_q", "cu_seqlens_k", "seqused_k")]
         if captured is None:
@@ -227,7 +268,7 @@ class _Backward(Arguments):
             if self.packed
             else [("stride_lb", "i32", "lse.stride(0)"), ("stride_rb", "i32", "lse2.stride(0)")]
         )
-        rows += [(f"stride_{c}_{p}", "i32", f"{c}.stride({p})") for c in used for p in range(self.rank(c))]
+        rows += [(f"stride_{c}_{p}", "i32", f"_stride({c}, {p})") for c in read for p in range(self.rank(c))]
         number = {"num_q_heads": f"q.shape[{self.heads}]", "num_kv_heads": f"k.shape[{self.heads}]"}
         rows.append((heads, "i32", number[heads]))
         rows += more
@@ -241,6 +282,7 @@ class _Backward(Arguments):
         fixed = self._backward_constants(used, captured is None) + [(n, "") for n in constants]
         fixed = [row for row in fixed if not both or row[0] != "LARGE_STRIDES"]
         fixed += [(f"{n.upper()}_INDEX", f"{n}_index") for n in indices]
+        fixed += [(f"SHARED_{x.upper()}", f"shared_{x}") for x in shared]
         fixed += [("BLOCK_M", ""), ("BLOCK_N", "")]
         fixed += [] if both or captured is not None else [("USE_DESCRIPTORS", "")]
         merged = not both and any(config.merged for config in self._configs(tensors))

@@ -75,6 +75,8 @@ def _usable(tiles: Tiles, printer: Printer) -> tuple[str, ...]:
 def tile_positions(printer: Printer, used: Iterable[str]) -> None:
     """Name the positions of the program's first and last row or key, once, where something uses them."""
     rows = printer.row_block
+    if printer.shares_prefix:  # positions of a program's rows stand in front
+        return
     lines = {
         "i_lo": f"i_lo = tile_m * {rows} + shift",
         "i_hi": f"i_hi = tl.minimum(tile_m * {rows} + {rows}, seqlen_q) - 1 + shift",
@@ -201,7 +203,7 @@ def _walk(
         tile_row=hull.tile_row(),
         valid=hull.valid(),
         scores=("qk = qk * k_scales[None, :]", *scores) if per_key else scores,
-        weights="(p * v_scales[None, :])" if per_key else "p",
+        value_scales="v_scales" if per_key else "",
         k_chunks=chunks(parts.k, "d", valid, cast=cast),
         v_chunks=values,
     )

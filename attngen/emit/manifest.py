@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from attngen.emit.arguments import TRITON
 from attngen.emit.faces import BackwardFace, Interface
-from attngen.emit.paged import stored_dtype
+from attngen.emit.paged import page_numbers, stored_dtype
 from attngen.emit.parts import Parts, launch_of
 from attngen.emit.records import Backward, Loop
 from attngen.ir import expr as ex
+from attngen.ir.expr import Const
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Config, Contract, Fold, Input, Load, Pages
 
@@ -18,12 +19,17 @@ def description(graph: Graph, parts: Parts) -> str:
     tiles = parts.fold.tiles
     assert tiles is not None
     lines = [
-        f"Softmax attention over keys j with: {ex.text(parts.fold.domain.mask)}.",
+        f"Softmax attention over keys j with: {mask_text(parts)}.",
         "A tile of queries at positions i_lo..i_hi meets keys in "
         + " and ".join(str(i) for i in tiles.may)
         + (f"; all are allowed in {' and '.join(str(i) for i in tiles.must)}." if tiles.must else "."),
     ]
     return "\n".join(lines)
+
+
+def mask_text(parts: Parts) -> str:
+    """The mask in the positions of a sequence."""
+    return ex.text(ex.substitute(parts.fold.domain.mask, {"prefix_start": Const(0)}))
 
 
 def manifest(
@@ -71,7 +77,7 @@ def _backward(graph: Graph, parts: Parts, face: BackwardFace, reverse: Backward)
         ],
     }
     loads = {
-        "dq": _loads(parts),
+        "dq": _loads(graph, parts),
         "dk": [
             {"tensor": n, "tile": ["BLOCK_M"], **_columns(x)} for n, x in (("q", parts.k), ("dout", parts.v))
         ],
@@ -148,7 +154,7 @@ def _kernels(
         "_attention_forward": {
             "arguments": dict(face.kernel_types),
             "constants": list(face.kernel_constants),
-            "loops": [_loop(graph, loop, _products(graph, parts), _loads(parts)) for loop in loops],
+            "loops": [_loop(graph, loop, _products(graph, parts), _loads(graph, parts)) for loop in loops],
         }
     }
     if parts.pages is not None:
@@ -189,10 +195,26 @@ def _products(graph: Graph, parts: Parts) -> list[object]:
     ]
 
 
-def _loads(parts: Parts) -> list[object]:
-    """Tiles of keys and values that one turn of the loop brings in."""
+def _loads(graph: Graph, parts: Parts) -> list[object]:
+    """Tiles of keys and values that one turn of the loop brings in; with pages, all that it must read of its keys.
+
+    An entry with ``keys`` is read once for so many.
+    """
     loaded = [parts.k] if parts.v_in_k else [parts.k, parts.v]
-    return [{"tensor": load.operand, "tile": ["BLOCK_N"], **_columns(load)} for load in loaded]
+    tiles: list[dict[str, object]] = [
+        {"tensor": load.operand, "tile": ["BLOCK_N"], **_columns(load)} for load in loaded
+    ]
+    if parts.pages is None:
+        return list(tiles)
+    stored = {"dtype": stored_dtype(graph)}
+    one = {"tile": ["BLOCK_N"], "columns": 1}
+    scales = [
+        {"tensor": f"{load.operand}_scale", **one, "dtype": "float32"}
+        for load in loaded
+        if parts.scales == "token_head"
+    ]
+    table = {"tensor": page_numbers(parts.pages), **one, "dtype": "int32", "keys": parts.pages.size}
+    return [*({**tile, **stored} for tile in tiles), *scales, table]
 
 
 def _columns(load: Load) -> dict[str, object]:
@@ -208,8 +230,10 @@ def _compiled_in(graph: Graph, parts: Parts) -> dict[str, object]:
         "layout": q.layout,
         "group": graph.axis("Hkv").group,
         "head_dim": {"qk": parts.k.columns, "v": parts.v.columns},
-        "mask": ex.text(parts.fold.domain.mask),
-        "score": "s" if parts.score is None else ex.text(parts.score.expr),
+        "mask": mask_text(parts),
+        "score": "s"
+        if parts.score is None
+        else ex.text(ex.substitute(parts.score.expr, {"prefix_start": Const(0)})),
         "sinks": parts.sink is not None,
         **({"cache": _cache(graph, parts.pages)} if parts.pages else {}),
         **({"splits": str(parts.splits)} if parts.splits else {}),
@@ -225,6 +249,7 @@ def _cache(graph: Graph, pages: Pages) -> dict[str, object]:
         "page_size": pages.size,
         "layout": {"pshd": "nhd", "phsd": "hnd"}[k.layout],
         "table": pages.table,
+        **({"prefix": "shared"} if pages.prefix else {}),
     }
     return form | ({"dtype": k.dtype, "scales": f"per_{k.scales}"} if k.scales else {})
 

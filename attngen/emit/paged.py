@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from attngen.emit.addresses import Hull
     from attngen.emit.parts import Parts
 
-LARGEST = {"float8_e4m3fn": "448.0", "float8_e5m2": "57344.0", "int8": "127.0"}
+LARGEST = {"float8_e4m3fn": "448.0", "float8_e5m2": "57344.0", "int8": "127.0", "int4": "7.0"}
+LEAST_SCALE = 1e-30
 TABLES = {"dense": ("page_table", "cache_seqlens"), "csr": ("page_indptr", "page_indices", "last_page_len")}
 
 
@@ -87,7 +88,10 @@ def scale_lines(parts: Parts) -> tuple[str, ...]:
         return tuple(
             f"{t}_scale_base = {t}_scale + tl.cast(hk, tl.int64) * stride_{t}_scale_h" for t in tensors
         )
-    return (f"softmax_scale = softmax_scale * tl.load({_of_all(parts, 'k')})",) if parts.scales else ()
+    if not parts.scales:
+        return ()
+    # of a head without any key but zeros it may be 0, and scores of -inf times 0 would be NaN
+    return (f"softmax_scale = softmax_scale * tl.maximum(tl.load({_of_all(parts, 'k')}), {LEAST_SCALE})",)
 
 
 def value_scale(parts: Parts) -> str:
@@ -122,13 +126,21 @@ def table_tensors(pages: Pages) -> tuple[str, ...]:
     return TABLES[pages.table]
 
 
+def page_numbers(pages: Pages) -> str:
+    """The table of pages' numbers."""
+    return {"dense": "page_table", "csr": "page_indices"}[pages.table]
+
+
+def queries_per_tile(group: int, heads_in_rows: bool, config: str = "config") -> str:
+    """How many queries a tile of rows holds, as text of the launcher."""
+    rows = f'{config}["BLOCK_M"]'
+    return f"{rows} // min({group}, {rows})" if heads_in_rows else rows
+
+
 def tile_lines(group: int, heads_in_rows: bool) -> tuple[str, ...]:
     """Statements of the launcher that bound the tiles of all sequences, from shapes alone."""
-    block_q = (
-        f'config["BLOCK_M"] // min({group}, config["BLOCK_M"])' if heads_in_rows else 'config["BLOCK_M"]'
-    )
     return (
-        f"block_q = {block_q}",
+        f"block_q = {queries_per_tile(group, heads_in_rows)}",
         "num_seqs = cu_seqlens_q.shape[0] - 1",
         "one_tile = max_seqlen_q <= block_q",
         "num_tiles_m = num_seqs if one_tile else q.shape[0] // block_q + num_seqs",
@@ -140,3 +152,8 @@ def stored_dtype(graph: Graph) -> str:
     k = graph.nodes["k"]
     assert isinstance(k, Input)
     return k.dtype
+
+
+def torch_name(stored: str) -> str:
+    """torch's dtype of a cache: 4-bit numbers are bytes there."""
+    return "uint8" if stored == "int4" else stored

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from attngen.emit.rules import Rule, broken, node_of, rule, strangers
 from attngen.errors import InternalError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const, Expr, Symbol
@@ -26,6 +27,8 @@ from attngen.ir.nodes import (
 )
 
 SMALLEST_TILE = 16  # rows
+ROWS = ("B", "Hq", "Sq")
+SCORES = (*ROWS, "Sk")
 _THRESHOLD, _NUMBERS = Symbol("dropout_threshold"), Const(65536)
 _KEPT: Expr = ex.apply("div", _NUMBERS, ex.apply("sub", _NUMBERS, _THRESHOLD))
 DROPOUT: Expr = ex.apply("where", ex.apply("lt", Symbol("s"), _THRESHOLD), Const(0.0), _KEPT)
@@ -52,6 +55,7 @@ class Parts:
     splits: Splits | None
     combine: Launch | None
     has_dropout: bool
+    shares_prefix: bool
 
 
 def launch_of(graph: Graph, result: str) -> tuple[str, Launch]:
@@ -61,6 +65,15 @@ def launch_of(graph: Graph, result: str) -> tuple[str, Launch]:
         if any(s.name == result for s in stored):
             return name, launch
     raise InternalError(f"{graph.provenance.name}: no kernel stores {result}")
+
+
+LETTERS = {"b": "b", "h": "h", "row": "m", "i": "m", "j": "n"}  # short names of axes, by what runs along them
+
+
+def owned(launch: Launch) -> tuple[str, ...]:
+    """The axes of whose places or tiles the programs of a captured gradient have one each, the fastest first."""
+    tiles = {"Sq": ("n", "m"), "Sk": ("n",), "Sd": ()}[launch.tile_axis]
+    return (*tiles, *(x for axis, x in (("Hq", "h"), ("B", "b")) if axis in launch.program_axes))
 
 
 def _scales(graph: Graph) -> str:
@@ -76,29 +89,12 @@ def attending(graph: Graph) -> Launch:
 def find_parts(graph: Graph) -> Parts:
     _, last = launch_of(graph, "out")
     launch = attending(graph)
-    stores = [graph.nodes[s] for s in last.stores]
-    finishes = [graph.nodes[s.operand] for s in stores if isinstance(s, Store)]
-    results = {f.operand for f in finishes if isinstance(f, Finish)}
-    if len(results) != 1:
-        raise InternalError(f"a forward kernel stores results of one fold, found {sorted(results)}")
-    node = graph.nodes[results.pop()]
-    sink = None
-    if isinstance(node, Merge):
-        sink = graph.nodes[node.right]
-        node = graph.nodes[node.left]
-    if not isinstance(node, Fold) or not (sink is None or isinstance(sink, Lift)):
-        raise InternalError(
-            "a forward kernel stores a fold, or a fold merged with a lifted sink on its right"
-        )
-    element = graph.nodes[node.element]
+    sink = node_of(graph, "sink", Lift) if "with_sink" in graph.nodes else None
+    node = node_of(graph, "fold", Fold)
+    element = graph.nodes.get(node.element)
     score = element if isinstance(element, Map) else None
-    contract = graph.nodes[score.operand] if score else element
-    if not isinstance(contract, Contract):
-        raise InternalError(
-            f"the element of a fold is a contraction under at most one map, found a {contract.kind}"
-        )
-    loads = [graph.nodes[n] for n in (contract.left, contract.right, node.value)]
-    q, k, v = (load for load in loads if isinstance(load, Load))
+    contract = node_of(graph, score.operand if score else node.element, Contract)
+    q, k, v = (node_of(graph, name, Load) for name in (contract.left, contract.right, node.value))
     parts = Parts(
         launch,
         node,
@@ -107,7 +103,7 @@ def find_parts(graph: Graph) -> Parts:
         q,
         k,
         v,
-        isinstance(graph.nodes[v.operand], Slice),
+        isinstance(graph.nodes.get(v.operand), Slice),
         sink,
         graph.axis("Hkv").group,
         graph.packed,
@@ -117,28 +113,80 @@ def find_parts(graph: Graph) -> Parts:
         node.domain.splits,
         last if node.level == "split" else None,
         bool(node.dropout),
+        node.domain.prefix is not None,
     )
     _refuse_unsupported(graph, parts)
     return parts
 
 
+def forward_rules(graph: Graph, parts: Parts) -> dict[str, Rule]:
+    """What each node of a forward has to be."""
+    fold, score, split = parts.fold, parts.score, parts.combine is not None
+    contract = score.operand if score else fold.element
+    rules = {
+        contract: rule(Contract, "precision", left="q_tile", right="k_tile", over="Dqk", axes=SCORES),
+        "fold": rule(
+            Fold,
+            "element domain precision factor tiles level",
+            monoid="softmax",
+            value="v_tile",
+            dropout="dropout" if parts.has_dropout else "",
+            captured=ex.tensors(fold.domain.mask),
+            axis="Sk",
+            axes=ROWS,
+            base="2",
+            order="full-then-partial",
+            carrier="buffer" if split else "register",
+        ),
+        "kernel": rule(
+            Launch,
+            "rows program_axes configs decode",
+            stores=("store_partial_out", "store_partial_lse") if split else ("store_out", "store_lse"),
+            tile_axis="Sq",
+        ),
+    }
+    for name, tile_axis in (("q", "Sq"), ("k", "Sk"), ("v", "Sk")):
+        axes = ("B", "Hq" if name == "q" else "Hkv", tile_axis, "Dv" if name == "v" else "Dqk")
+        rules[f"{name}_tile"] = rule(
+            Load, "columns chunks address halves", operand=name, axes=axes, tile_axis=tile_axis
+        )
+        if name == "v" and parts.v_in_k:
+            rules["v"] = rule(Slice, operand="k", columns=parts.v.columns, axes=axes)
+    if score:
+        rules[fold.element] = rule(
+            Map, "expr", operand=contract, captured=ex.tensors(score.expr), axes=SCORES
+        )
+    if parts.has_dropout:
+        rules["random"] = rule(Random, seed="seed", axes=SCORES)
+        rules["dropout"] = rule(Map, operand="random", expr=DROPOUT, axes=SCORES)
+    result = "fold"
+    if parts.sink:
+        rules["sink"] = rule(Lift, monoid="softmax", operand="sinks", axes=("Hq",))
+        rules["with_sink"] = rule(Merge, monoid="softmax", left="fold", right="sink", axes=ROWS)
+        result = "with_sink"
+    for name, dtype, axes in (("out", "io", (*ROWS, "Dv")), ("lse", "float32", ROWS)):
+        rules[name] = rule(Finish, monoid="softmax", operand=result, result=name, axes=axes)
+        rules[f"store_{name}"] = rule(Store, operand=name, name=name, dtype=dtype, axes=axes)
+        part = f"partial_{name}"
+        if split:
+            rules[f"store_{part}"] = rule(Store, operand="fold", name=part, dtype="float32", axes=ROWS)
+    if split:
+        rules["combine"] = rule(
+            Launch, "configs", stores=("store_out", "store_lse"), tile_axis="Sq", program_axes=("Hq",)
+        )
+    return rules
+
+
 def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
     """Refuse what these templates cannot print, so that no field of a node is silently ignored."""
-    last = parts.combine or parts.launch
-    stores = [s for n in last.stores if isinstance(s := graph.nodes[n], Store)]
-    results = {s.name: (f.result, s.dtype) for s in stores if isinstance(f := graph.nodes[s.operand], Finish)}
     tensors = {name: x for name, x in graph.all(Input) if x.role == "tensor"}
     layouts = {x.layout for name, x in tensors.items() if parts.pages is None or name != "q"}
     searched = parts.launch.rows == "search"
     planned = parts.fold.tiles.end_symbols() if parts.fold.tiles else frozenset[str]()
     rules = {
-        "stores are out in the tensors' dtype and lse in fp32": results
-        == {"out": ("out", "io"), "lse": ("lse", "float32")},
-        "rows are tiles of Sq, programs run over heads and batch": (
-            (parts.launch.tile_axis, parts.q.tile_axis) == ("Sq", "Sq")
-            and parts.launch.program_axes in ((("Hq",), ("Hkv",)) if searched else (("Hq", "B"),))
+        "programs run over heads and batch": (
+            parts.launch.program_axes in ((("Hq",), ("Hkv",)) if searched else (("Hq", "B"),))
         ),
-        "keys are tiles of Sk": (parts.k.tile_axis, parts.v.tile_axis, parts.fold.axis) == ("Sk", "Sk", "Sk"),
         "the fold runs over the sequence's keys": parts.fold.domain.size == Symbol("seqlen_k"),
         "queries are addressed by strides, keys and values alike": (
             parts.q.address == "strided" and parts.k.address == parts.v.address
@@ -155,22 +203,32 @@ def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
             (parts.splits is None) == (parts.combine is None)
             and (parts.splits is None or (parts.pages is not None and _fit(parts, parts.splits)))
         ),
+        "a prefix is that of the pages, and what it gives is merged as splits are": (
+            parts.shares_prefix == bool(parts.pages and parts.pages.prefix)
+            and not (parts.shares_prefix and parts.combine is None)
+            and parts.fold.domain.prefix in (None, Symbol("prefix_len"))
+        ),
         "splits leave partial results in fp32, merged in rows of 16": (
-            parts.combine is None or _merges(graph, parts, parts.combine)
+            parts.combine is None or _merges(parts.combine)
         ),
-        "q and k are contracted over all their columns, in the same chunks": (
-            parts.contract.over == parts.q.axes[-1] == parts.k.axes[-1] and parts.q.chunks == parts.k.chunks
+        "q and k come in the same chunks": (
+            (parts.q.columns, parts.q.chunks) == (parts.k.columns, parts.k.chunks)
         ),
-        "exponentials are in base 2": parts.fold.base == "2",
+        "columns come in halves where a cache stores two to a byte": (
+            {parts.q.halves, parts.k.halves, parts.v.halves}
+            == {any(x.dtype == "int4" for x in tensors.values())}
+        ),
         "q, k and v share layout and dtypes": len(layouts) == len({x.dtypes for x in tensors.values()}) == 1,
-        "dropout compares random numbers with a threshold": _drops(graph, parts.fold),
         "keys and values are stored alike": (
             len({(x.dtype, x.scales) for name, x in tensors.items() if name != "q"}) == 1
         ),
     }
-    broken = [rule for rule, holds in rules.items() if not holds]
-    if broken:
-        raise InternalError(f"{graph.provenance.name}: the forward templates need: {'; '.join(broken)}")
+    nodes = forward_rules(graph, parts)
+    wrong = [*(text for text, holds in rules.items() if not holds), *broken(graph, nodes)]
+    if "dq" not in graph.nodes:
+        wrong += strangers(graph, nodes)
+    if wrong:
+        raise InternalError(f"{graph.provenance.name}: the forward templates need: {'; '.join(wrong)}")
 
 
 def _fit(parts: Parts, splits: Splits) -> bool:
@@ -179,22 +237,6 @@ def _fit(parts: Parts, splits: Splits) -> bool:
     return not splits.keys or (not parts.launch.decode and all(splits.keys % n == 0 for n in sizes))
 
 
-def _merges(graph: Graph, parts: Parts, combine: Launch) -> bool:
-    stores = [s for n in parts.launch.stores if isinstance(s := graph.nodes[n], Store)]
-    partial = [(s.name, s.dtype, graph.nodes[s.operand]) for s in stores]
-    wanted = [(name, "float32", parts.fold) for name in ("partial_out", "partial_lse")]
+def _merges(combine: Launch) -> bool:
     [(_, [config, *_]), *others] = combine.configs
-    place = (combine.rows, combine.tile_axis, combine.program_axes, config.block_m, config.num_warps)
-    return partial == wanted and not others and place == ("grid", "Sq", ("Hq",), 16, 4)
-
-
-def _drops(graph: Graph, fold: Fold) -> bool:
-    """Whether a fold's dropout, if it has one, is what the templates print."""
-    if not fold.dropout:
-        return True
-    factor = graph.nodes[fold.dropout]
-    return (
-        isinstance(factor, Map)
-        and factor.expr == DROPOUT
-        and graph.nodes[factor.operand] == Random(seed="seed", axes=("B", "Hq", "Sq", "Sk"))
-    )
+    return not others and config.block_m == 16

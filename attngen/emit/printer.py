@@ -87,6 +87,7 @@ class Printer:
     walks: Walked = "keys"
     row_symbols: frozenset[str] = ROW_SYMBOLS  # and h, where a tile holds rows of several heads
     row_block: str = "BLOCK_M"  # rows of queries in a tile
+    shares_prefix: bool = False  # rows may be those of several sequences
     prologue: list[str] = field(default_factory=list[str])
     helpers: set[str] = field(default_factory=set[str])
     named: dict[Expr, str] = field(default_factory=dict[Expr, str])

@@ -23,6 +23,9 @@ class Chunk:
     value: str  # name of the V tile
     want: str  # the flag of a launch that adds up this part of dk, where V lies inside K
     cast: str  # what follows a load of stored numbers
+    half: str  # low or high: which four bits of its bytes hold it, '' where there is no other half
+    brings_bytes: bool
+    bytes_of: int  # the chunk that brings those bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class Loop:
     )
     key_rows: tuple[str, ...]  # statements that find where the tile's keys lie
     value_rows: tuple[str, ...]
-    weights: str  # what V is multiplied with
+    value_scales: str  # of stored values, one per key, '' where there are none
     before_loads: tuple[str, ...]
     row_max: str  # the largest score of each row of the tile, in the units of m_i
     tile_row: str  # where the tile begins in the descriptors' coordinates
@@ -121,6 +124,8 @@ class CapturedKernel:
 
     face: KernelFace
     own: tuple[str, ...]
+    shares: str  # how many places the tensor has but one for, of axes that programs own; '' is 1
+    share: tuple[str, ...]  # which one
     turns: str  # how many tiles it looks at
     turn: tuple[str, ...]  # which one, and where it lies
     visited: str
@@ -130,6 +135,8 @@ class CapturedKernel:
     k_chunks: tuple[Chunk, ...]
     v_chunks: tuple[Chunk, ...]
     is_diagonal: bool
+    flat_m: str  # the flag under which a tile's rows share a place, where programs own rows
+    flat_n: str  # and its keys
     pointer: str  # where the sum is stored
     value: str
     mask: str
@@ -144,6 +151,7 @@ class PlaceKernel:
     gradient: str
     own: tuple[str, ...]
     kept: str  # which of the rows of diagonals
+    exists: str  # and whether it is there
     shift: str  # from the rows and keys of a diagonal to its i - j
     match: str  # the diagonals of this place
 
@@ -164,13 +172,19 @@ class Backward:
     v_in_k: bool  # what dv would be is part of dk
     scale: str
     has_slope: bool
-    keeps_ds: bool  # sums per row need ds before the slope of the score is in it
+    keeps_ds: bool  # sums per row, and that of p dp, need ds before the slope of the score is in it
     slope_later: bool
+    dp_precision: str
+    dq_precision: str
+    dk_precision: str
+    dv_precision: str
+    padding: int  # statistics have a multiple of so many rows
     has_dropout: bool
     dv_weight: str  # what multiplies dout in dv
     sums: tuple[RowSum, ...]
     captured: tuple[CapturedKernel, ...]
     places: tuple[PlaceKernel, ...]
+    has_p_dp: bool  # the sum of p dp per row, which delta should be
     sinks: str
     sinks_rows: str
     per_head: bool
@@ -210,12 +224,18 @@ class Context:
     value_scale: str  # of all values, '' is 1
     largest: str  # number that a cache stores
     rounds: bool
+    packs: bool  # two numbers to a byte
+    cache_qk_dim: int  # what the last axis of a cache counts
+    cache_v_dim: int
     needs_sm_89: bool
     per_key_scales: bool
     scale_of_all: str
     has_splits: bool
+    has_prefix: bool  # groups of sequences share their first keys
+    part: str  # which of a row's partial results a program stores
     combine_columns: tuple[str, ...]
     combine_rows: str
+    combine_warps: int
     partial_chunks: tuple[Chunk, ...]
     prologue: tuple[str, ...]
     columns: tuple[str, ...]

@@ -33,18 +33,31 @@ def clipped(begin: str, end: str) -> tuple[str, str]:
     return f"tl.maximum({begin}, split_first)", f"tl.minimum({end}, split_end)"
 
 
-def num_splits_lines(splits: Splits, pages: Pages, programs: str) -> tuple[str, ...]:
-    """Statements of the launcher that leave ``num_splits`` and ``split``, from shapes alone."""
-    most = f"page_table.shape[1] * {pages.size}"
+def num_splits(
+    splits: Splits, pages: Pages, programs: str, *, table: str = "page_table", config: str = "config"
+) -> str:
+    """The number of splits as text, from shapes alone: of the keys in ``table``, for so many ``programs`` without splits."""
+    most = f"{table}.shape[1] * {pages.size}"
     if splits.keys:
-        return (f"num_splits = max(triton.cdiv({most}, {splits.keys}), 1)", "split = True")
+        return f"max(triton.cdiv({most}, {splits.keys}), 1)"
     chosen = str(splits.count)
     if not splits.count:
         if pages.table == "csr":  # of all sequences together: an average is all that shapes tell
             most = f"triton.cdiv(page_indices.shape[0], max(num_seqs, 1)) * {pages.size}"
-        chosen = f'_num_splits({programs}, triton.cdiv({most}, config["BLOCK_N"]), q.device)'
+        chosen = f'_num_splits({programs}, triton.cdiv({most}, {config}["BLOCK_N"]), q.device)'
+    return f'{config}.get("num_splits") or {chosen}'
+
+
+def without_splits(splits: Splits, config: str = "config") -> tuple[str, ...]:
+    """Statements that leave a schedule with what the kernel takes of it."""
+    kept = f'{{name: value for name, value in {config}.items() if name != "num_splits"}}'
+    return () if splits.keys else (f"{config} = {kept}",)
+
+
+def num_splits_lines(splits: Splits, pages: Pages, programs: str) -> tuple[str, ...]:
+    """Statements of the launcher that leave ``num_splits`` and ``split``."""
     return (
-        f'num_splits = config.get("num_splits") or {chosen}',
-        'config = {name: value for name, value in config.items() if name != "num_splits"}',
-        "split = num_splits > 1",
+        f"num_splits = {num_splits(splits, pages, programs)}",
+        *without_splits(splits),
+        *(("split = True",) if splits.keys or pages.prefix else ("split = num_splits > 1",)),
     )

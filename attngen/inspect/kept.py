@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from attngen.cache import write_atomic
+from attngen.inspect.assembly import Source
 from attngen.inspect.layouts import Dot
 from attngen.inspect.loops import CountedLoop
 from attngen.target.compile import CompileReport
 from attngen.target.seal import seal, unseal
 
-FORMAT = 2  # raise it when counts of the same code change
+_BY_LINE = ("sources", "loads")
+FORMAT = 3  # raise it when counts of the same code change
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class Counts:
     matrix_instructions: int
     loops: tuple[CountedLoop, ...]
     dots: tuple[Dot, ...]
+    shares: Mapping[Source, float]
 
 
 def kept_counts(compiled: CompileReport, count: Callable[[], Counts]) -> Counts:
@@ -43,11 +46,17 @@ def kept_counts(compiled: CompileReport, count: Callable[[], Counts]) -> Counts:
 def _data(counts: Counts) -> dict[str, Any]:
     loops: list[dict[str, Any]] = []
     for loop in counts.loops:
-        plain = {f.name: getattr(loop, f.name) for f in fields(loop) if f.name not in ("sources", "code")}
+        plain = {f.name: getattr(loop, f.name) for f in fields(loop) if f.name not in (*_BY_LINE, "code")}
         maps = {name: dict(value) for name, value in plain.items() if hasattr(value, "items")}
-        loops.append(plain | maps | {"sources": [[*source, n] for source, n in loop.sources.items()]})
+        by_line = {name: [[*source, n] for source, n in getattr(loop, name).items()] for name in _BY_LINE}
+        loops.append(plain | maps | by_line)
     head = {"format": FORMAT, "code_bytes": counts.code_bytes, "matrix": counts.matrix_instructions}
-    return head | {"loops": loops, "dots": [[*d.source, d.flops, d.repeats, d.loop] for d in counts.dots]}
+    shared = [[*source, share] for source, share in counts.shares.items()]
+    return head | {
+        "loops": loops,
+        "dots": [[*d.source, d.flops, d.repeats, d.loop] for d in counts.dots],
+        "shares": shared,
+    }
 
 
 def _read(data: dict[str, Any]) -> Counts:
@@ -55,7 +64,11 @@ def _read(data: dict[str, Any]) -> Counts:
         raise ValueError("counts of another format")
     loops: list[CountedLoop] = []
     for loop in data["loops"]:
-        sources = {(file, line): n for file, line, n in loop.pop("sources")}
-        loops.append(CountedLoop(**loop, sources=sources, code=()))
+        sources, loads = (_lines(loop.pop(name)) for name in _BY_LINE)
+        loops.append(CountedLoop(**loop, sources=sources, loads=loads, code=()))
     dots = tuple(Dot((file, line), *rest) for file, line, *rest in data["dots"])
-    return Counts(data["code_bytes"], data["matrix"], tuple(loops), dots)
+    return Counts(data["code_bytes"], data["matrix"], tuple(loops), dots, _lines(data["shares"]))
+
+
+def _lines(rows: list[Any]) -> dict[Source, Any]:
+    return {(file, line): value for file, line, value in rows}

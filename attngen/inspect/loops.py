@@ -36,6 +36,7 @@ class CountedLoop:
     shared_bytes: int
     global_bytes: int
     descriptor_loads: int
+    loads: Mapping[Source, int]  # line to bytes that one thread loads there
     sources: Mapping[Source, int]  # line to instructions made from it
     code: tuple[Instruction, ...]
 
@@ -111,9 +112,19 @@ def _count(
         shared_bytes=lanes * sum(bytes_of(isa, i.op) for i in turn if kind_of(isa, i.op) == "shared"),
         global_bytes=lanes * sum(bytes_of(isa, i.op) for i in turn if _loads(isa, i.op)),
         descriptor_loads=sum(i.op.startswith("UTMALDG") for i in everywhere),
+        loads=_by_line(turn, isa),
         sources=Counter(i.source for i in everywhere if i.source is not None),
         code=tuple(turn),
     )
+
+
+def _by_line(turn: list[Instruction], isa: Isa) -> Counter[Source]:
+    """Bytes that one thread loads from global memory, by the line that they are loaded for."""
+    found: Counter[Source] = Counter()
+    for i in turn:
+        if _loads(isa, i.op):
+            found[i.source or ("", 0)] += bytes_of(isa, i.op)
+    return found
 
 
 def _multiply_adds(op: str) -> int:

@@ -29,7 +29,9 @@ Figures of `inspect` are predictions of a model, not measurements.
   once: for precision (tf32x3), or by several warps, as Triton's layout says. Elements that a partial tile masks count as
   useful. "Instructions per 1000 tensor clocks" divides by the clocks that useful work takes at the full matrix rate
   (products by FMA: at the FMA rate).
-- Bytes per FLOP: what the loop's loads ask for, whichever cache serves them."""
+- Bytes per FLOP: what the loop's loads ask for, whichever cache serves them.
+- Bytes per key, of keys in pages: what the warps of a program ask for, lanes of a warp that share an address once (by
+  Triton's layout), whichever cache serves them; against K and V, their scales and the page table, each once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from attngen.errors import UserError
-from attngen.inspect.assembly import Listing, parse_amd, parse_sass
+from attngen.inspect.assembly import Listing, Source, parse_amd, parse_sass
 from attngen.inspect.instructions import Isa, kind_of
 from attngen.inspect.kept import Counts, kept_counts
-from attngen.inspect.layouts import Dot, dots, one_turn
+from attngen.inspect.layouts import Dot, dots, one_turn, shares
 from attngen.inspect.loops import CountedLoop, matrix_loops
 from attngen.inspect.model import Prediction, predict
 from attngen.inspect.residency import Residency, residency
@@ -43,6 +43,10 @@ class LoopReport:
     repeated_flops: int  # of those planned: done by several warps each
     found_flops: int
     bytes_per_flop: float
+    key_bytes: (
+        float  # that a program asks for per key, where the manifest lists all that it must read; else 0
+    )
+    least_key_bytes: float  # each of those once
     count: CountedLoop
     prediction: Prediction
 
@@ -143,6 +147,7 @@ def _counted(basis: KernelReport, goal: Target, with_code: bool) -> KernelReport
                 loop,
                 place,
                 one_turn(counts.dots, file, place.first, place.last) if place else [],
+                counts.shares,
                 goal,
                 num_warps,
             )
@@ -153,15 +158,16 @@ def _counted(basis: KernelReport, goal: Target, with_code: bool) -> KernelReport
 
 def _read(compiled: CompileReport, goal: Target, num_warps: int) -> Counts:
     """Disassemble and count; where there are no products, there is nothing to count."""
-    found = tuple(dots(Path(compiled.artifacts["ttgir"]).read_text(encoding="utf-8")))
+    ttgir = Path(compiled.artifacts["ttgir"]).read_text(encoding="utf-8")
+    found = tuple(dots(ttgir))
     if not found:
-        return Counts(_code_bytes(compiled), 0, (), ())
+        return Counts(_code_bytes(compiled), 0, (), (), {})
     isa: Isa = "amd" if goal.backend == "hip" else "sass"
     listing = disassembled(compiled)
     lines = {dot.source for dot in found}
     loops = matrix_loops(listing, isa, num_warps=num_warps, lanes=goal.warp_size, wanted=lines.__contains__)
     matrix = sum(kind_of(isa, i.op) == "matrix" for i in listing.instructions)
-    return Counts(_code_bytes(compiled), matrix, tuple(loops), found)
+    return Counts(_code_bytes(compiled), matrix, tuple(loops), found, shares(ttgir))
 
 
 def disassembled(compiled: CompileReport) -> Listing:
@@ -184,13 +190,20 @@ def _assembly(compiled: CompileReport) -> str:
 
 
 def _loop(
-    count: CountedLoop, place: SourceLoop | None, turn: Sequence[Dot], goal: Target, num_warps: int
+    count: CountedLoop,
+    place: SourceLoop | None,
+    turn: Sequence[Dot],
+    shared: Mapping[Source, float],
+    goal: Target,
+    num_warps: int,
 ) -> LoopReport:
     found = count.all_flops
     repeated = sum((dot.repeats - 1) * dot.flops for dot in turn)
     work = place.work if place and place.work.useful_flops else None
     useful = work.useful_flops if work else found
     by_descriptor = work.load_bytes if work and count.descriptor_loads else 0
+    asked = num_warps * goal.warp_size * sum(n * shared.get(line, 1.0) for line, n in count.loads.items())
+    keys = work.keys if work else 0
     return LoopReport(
         role=work.role if work else "",
         node=work.node if work else "",
@@ -200,6 +213,8 @@ def _loop(
         repeated_flops=repeated,
         found_flops=found,
         bytes_per_flop=(by_descriptor + num_warps * count.global_bytes) / useful,
+        key_bytes=asked / keys if keys else 0.0,
+        least_key_bytes=work.least_bytes / keys if work and keys else 0.0,
         count=count,
         prediction=predict(count, useful, goal, num_warps),
     )

@@ -6,6 +6,7 @@ import ast
 import functools
 import math
 import re
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,17 @@ from attngen.errors import InternalError
 from attngen.inspect.assembly import Source
 from attngen.target.requests import manifest
 
+BYTES = {
+    "int4": 0.5,
+    "int8": 1,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "int32": 4,
+    "float32": 4,
+}  # others are those of the products
+# Python counts the depth of trees that it makes for all threads together: a garbage collection in between lets another
+# thread in, and the first fails with "AST constructor recursion depth mismatch" (python/cpython issue 106905).
+_PARSING = threading.Lock()
 PASSES = {"tf32x3": 3}  # products of fp32 as sums of rounded ones
 
 
@@ -24,7 +36,8 @@ class Work:
     """What the plan says of one tile of a loop, for a whole program: FLOPs of its products, and bytes that it loads.
 
     `padded_flops` are those of the products as they are cut into powers of two, each done as often as its precision asks;
-    idle columns and further passes are not useful work.
+    idle columns and further passes are not useful work. `least_bytes` is what its `keys` need, read once; both are 0 where
+    the manifest does not list all that is read.
     """
 
     role: str
@@ -32,6 +45,8 @@ class Work:
     useful_flops: int
     padded_flops: int
     load_bytes: int
+    keys: int = 0
+    least_bytes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +92,19 @@ def _for_statements(text: str, kernel: str) -> list[tuple[int, int]]:
     if function is None:
         return []
     above = text.count("\n", 0, function.start())
-    loops = _loops_in(ast.parse(function[0]).body)
+    with _PARSING:
+        tree = ast.parse(function[0])
+    loops = _loops_in(tree.body)
     return sorted((above + x.lineno, above + (x.end_lineno or x.lineno)) for x in loops)
 
 
 def _loops_in(statements: Sequence[ast.stmt]) -> list[ast.For]:
+    """All loops but those over `share`, which only number what the loop in them does."""
     found: list[ast.For] = []
     for statement in statements:
-        found += [statement] if isinstance(statement, ast.For) else []
+        found += (
+            [statement] if isinstance(statement, ast.For) and ast.unparse(statement.target) != "share" else []
+        )
         for block in ("body", "orelse"):
             found += _loops_in(getattr(statement, block, ()))
     return found
@@ -97,13 +117,19 @@ def _work(loop: dict[str, Any], sizes: Mapping[str, Any], element_bytes: int, pa
     products = [
         p for p in loop["products"] if sizes.get(p.get("when", ""), True)
     ]  # a flag may leave some out
-    loads = loop["loads"]
+    loads = [x for x in loop["loads"] if "dtype" not in x or x["tensor"] in ("k", "v")]
+    listed = [x for x in loop["loads"] if "dtype" in x]
     return Work(
         role=loop["role"],
         node=loop["node"],
         useful_flops=sum(2 * area(p["tile"]) * p["columns"] for p in products),
         padded_flops=passes * sum(2 * area(p["tile"]) * p["padded"] for p in products),
         load_bytes=sum(area(x["tile"]) * x["padded"] * element_bytes for x in loads),
+        keys=max((area(x["tile"]) for x in listed), default=0),
+        least_bytes=sum(
+            area(x["tile"]) / x.get("keys", 1) * x["columns"] * BYTES.get(x["dtype"], element_bytes)
+            for x in listed
+        ),
     )
 
 

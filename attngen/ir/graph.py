@@ -144,7 +144,7 @@ def graph_text(graph: Graph) -> str:
 def node_text(name: str, node: Node) -> str:
     """Return one node's line: ``%id = kind(%operands) attribute=value ... : [axes]``."""
     operands = ", ".join(f"%{o}" for o in node.operands())
-    shown = [f"{key}={_value(value)}" for key, value in node.attributes() if _shown(node, key, value)]
+    shown = [f"{key}={value_text(value)}" for key, value in node.attributes() if _shown(node, key, value)]
     axes = getattr(node, "axes", None)
     tail = f" : [{', '.join(axes)}]" if axes is not None else ""
     return f"%{name} = {node.kind}({operands})" + "".join(f" {s}" for s in shown) + tail
@@ -155,16 +155,17 @@ def _shown(node: Node, key: str, value: object) -> bool:
     return key != "axes" and value != default
 
 
-def _value(value: object) -> str:
+def value_text(value: object) -> str:
+    """Return a field's value as the text form shows it."""
     if isinstance(value, Const | Symbol | Apply | Element | Search):
         return f"({_expr(value)})"
     if isinstance(value, Interval | Pages | Splits):
         return str(value)
     if is_dataclass(value) and not isinstance(value, type):
         inner = ((f.name, getattr(value, f.name), f.default) for f in fields(value))
-        return "{" + " ".join(f"{n}={_value(v)}" for n, v, default in inner if v != default) + "}"
+        return "{" + " ".join(f"{n}={value_text(v)}" for n, v, default in inner if v != default) + "}"
     if isinstance(value, tuple):
-        return "[" + ", ".join(_value(v) for v in value) + "]"
+        return "[" + ", ".join(value_text(v) for v in value) + "]"
     return str(value)
 
 

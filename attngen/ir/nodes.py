@@ -21,14 +21,17 @@ Monoid = Literal["softmax", "sum"]
 class Pages:
     """An address map: key j of a sequence lies in slot j % size of the page that entry j // size of its table names.
 
-    ``table`` is how the tables are given: ``dense``, a row per sequence, or ``csr``, one after the other.
+    ``table`` is how the tables are given: ``dense``, a row per sequence, or ``csr``, one after the other. With a ``prefix``
+    the first keys of a sequence are those of its group, in pages that a table of groups names; j counts on from them.
     """
 
     size: int
     table: Literal["dense", "csr"]
+    prefix: bool = False
 
     def __str__(self) -> str:
-        return f"pages(size={self.size}, table={self.table})"
+        prefix = ", prefix=True" if self.prefix else ""
+        return f"pages(size={self.size}, table={self.table}{prefix})"
 
 
 Address = Literal["strided"] | Pages
@@ -71,13 +74,15 @@ class Domain:
     """The positions of an axis that a fold runs over: [0, size) where ``mask`` holds.
 
     ``table`` asks that tiles which the plan cannot decide are looked at once, by a kernel of their own, before the fold;
-    ``splits`` that several programs share the keys of a row.
+    ``splits`` that several programs share the keys of a row; ``prefix`` that the fold is cut after so many keys, which rows
+    of several sequences share. In the formulas of such a fold ``prefix_start`` is where the keys of a piece begin.
     """
 
     size: Expr
     mask: Expr = TRUE
     table: bool = False
     splits: Splits | None = None
+    prefix: Expr | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +137,8 @@ class Input(Node):
     order in which the argument holds batch, sequence, head and dim (``bshd``, ``bhsd``; ``thd`` packs sequences into tokens;
     in ``pshd`` and ``phsd`` p are the ``pages`` of a cache and s the slots of a page). ``argument`` is the caller's name of
     it, where that is another. With ``scales`` the values are those stored (in ``dtype``) times a scale per tensor, head, or
-    token and head, which an argument of its own brings.
+    token and head, which an argument of its own brings. ``int4`` is no name of torch: numbers from -8 to 7 in two's
+    complement, two to a byte, column 2 c in the low four bits of byte c and column 2 c + 1 in the high ones.
     ``default`` is the text of a scalar's default ('' when the caller must give it). ``grad``: the backward returns a
     gradient for it. The role ``gradient`` is that of a result's gradient, which autograd hands to the backward; ``seed`` that
     of the two integers (seed, offset) which a call's random numbers come from.
@@ -327,7 +333,8 @@ class Load(Node):
 
     The chunks cover the last axis once; the last may reach past its end, where lanes read zero. ``columns`` limits a view
     (MLA's V is the first columns of K). ``address`` says how rows are found: by strides (from where the axis begins), or
-    in pages.
+    in pages. With ``halves`` a chunk is brought in as two of half its width, its even and its odd columns: in a cache of
+    4-bit numbers they are the low and the high halves of the same bytes.
     """
 
     kind: ClassVar[str] = "load"
@@ -339,18 +346,21 @@ class Load(Node):
     columns: int
     chunks: tuple[tuple[int, int], ...]
     address: Address
+    halves: bool = False
 
     def verify(self) -> None:
-        """Chunks are powers of two of at least 16, adjacent, and cover the columns."""
-        end = 0
+        """Chunks are powers of two of at least 16 (twice that in halves), adjacent, and cover the columns."""
+        end, least = 0, 32 if self.halves else 16
         for start, width in self.chunks:
             _require(
-                start == end and width >= 16 and width & (width - 1) == 0, f"load: bad chunks {self.chunks}"
+                start == end and width >= least and width & (width - 1) == 0,
+                f"load: bad chunks {self.chunks}",
             )
             end = start + width
         _require(end >= self.columns, f"load: chunks {self.chunks} do not cover {self.columns} columns")
         _require(
-            end - self.columns < 16, f"load: chunks {self.chunks} waste 16 or more of {self.columns} columns"
+            end - self.columns < least,
+            f"load: chunks {self.chunks} waste {least} or more of {self.columns} columns",
         )
 
 

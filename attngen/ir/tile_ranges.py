@@ -21,6 +21,7 @@ from attngen.ir.tile_order import TileOrder
 from attngen.ir.tiles import Interval, Tiles
 
 ZERO, ONE = Const(0), Const(1)
+LARGEST_BLOCK = 128  # of a backward: statistics per row are padded to a multiple of it
 SMALLEST_BLOCKS = {"BLOCK_M": 16, "BLOCK_N": 16}  # tiles of kernels: the least that tl.dot takes
 
 

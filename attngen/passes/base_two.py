@@ -73,8 +73,9 @@ def _adjoints(graph: Graph, fold: Fold) -> Graph:
         name: _after_sum(graph, node) for name, node in graph.all(Fold) if node.monoid == "sum" and node.value
     }
     graph = graph.with_nodes(folds)
-    read = {operand for node in graph.nodes.values() for operand in node.operands()}
-    return graph.without({n for n in changed if n not in read and isinstance(graph.nodes[n], Map)})
+    while unread := {n for n, _ in graph.all(Map) if n in changed and not graph.dag.out_degree(n)}:
+        graph = graph.without(unread)
+    return graph
 
 
 def graph_axes(graph: Graph, name: str) -> tuple[str, ...]:

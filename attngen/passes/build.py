@@ -161,7 +161,11 @@ def _pages(spec: Spec, argument: str) -> dict[str, Any]:
     if cache is None:
         return {"layout": spec.layout}
     layout = {"nhd": "pshd", "hnd": "phsd"}[cache.layout]
-    form = {"layout": layout, "pages": Pages(size=cache.page_size, table=cache.table), "argument": argument}
+    form = {
+        "layout": layout,
+        "pages": Pages(size=cache.page_size, table=cache.table, prefix=cache.prefix is not None),
+        "argument": argument,
+    }
     if cache.dtype is None or cache.scales is None:
         return form
     return form | {
@@ -199,7 +203,13 @@ def _fold(spec: Spec, nodes: dict[str, Node]) -> None:
         dropout=_dropout(nodes) if spec.dropout else "",
         captured=ex.tensors(mask),
         axis="Sk",
-        domain=Domain(size=symbol("seqlen_k"), mask=mask, table=spec.mask_table, splits=_splits(spec)),
+        domain=Domain(
+            size=symbol("seqlen_k"),
+            mask=mask,
+            table=spec.mask_table,
+            splits=_splits(spec),
+            prefix=symbol("prefix_len") if spec.cache and spec.cache.prefix else None,
+        ),
         axes=_ROWS,
         precision=spec.precision,
     )

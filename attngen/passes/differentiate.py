@@ -238,7 +238,9 @@ def _captured(
     if len(elements) > 1:
         ways = " and ".join(ex.text(e) for e in elements)
         raise _no_gradient(
-            reverse.graph, tensor, f"the score reads {ways}; a gradient needs one way to read it"
+            reverse.graph,
+            tensor,
+            f"the score reads {ways}; a gradient needs one way to read it: capture as many tensors",
         )
     [element] = elements
     if any("s" in ex.symbols(index) for index in element.indices):

@@ -8,6 +8,7 @@ from attngen.ir.expr import Const
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Fold, Input, Launch, Load, Node, Slice
 from attngen.passes.schedules import ANYTHING, Wanted, paged_configurations, restricted
+from attngen.passes.tile_backward import reads_per_element
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,14 @@ class Page:
             "h" in fold.tiles.end_symbols() for _, fold in graph.all(Fold) if fold.tiles is not None
         )
         stored = any(node.scales for _, node in graph.all(Input))
-        prefill, decode = paged_configurations(dims[0], dims[1], stored=stored)
+        prefill, decode = paged_configurations(
+            dims[0],
+            dims[1],
+            group=1 if by_head else graph.axis("Hkv").group,
+            stored=stored,
+            reads_per_element=reads_per_element(graph),
+            prefix=any(fold.domain.prefix is not None for _, fold in graph.all(Fold)),
+        )
         return replace(
             launch,
             rows="search",

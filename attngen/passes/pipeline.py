@@ -11,6 +11,7 @@ from attngen.passes.differentiate import Differentiate
 from attngen.passes.page import Page
 from attngen.passes.plan_masks import PlanMasks
 from attngen.passes.schedules import ANYTHING, Wanted
+from attngen.passes.share import Share
 from attngen.passes.split import Split
 from attngen.passes.tile import Tile
 from attngen.spec import Spec
@@ -29,7 +30,7 @@ class Pass(Protocol):
         ...
 
 
-PIPELINE: tuple[Pass, ...] = (Differentiate(), PlanMasks(), BaseTwo(), Tile(), Page(), Split())
+PIPELINE: tuple[Pass, ...] = (Differentiate(), Share(), PlanMasks(), BaseTwo(), Tile(), Page(), Split())
 
 
 def run(graph: Graph, passes: tuple[Pass, ...] = PIPELINE) -> Graph:

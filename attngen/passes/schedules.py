@@ -12,6 +12,7 @@ from itertools import product
 from typing import Literal, TypeVar
 
 from attngen.ir.nodes import Config
+from attngen.ir.tile_ranges import LARGEST_BLOCK
 
 Choices = tuple[tuple[str, tuple[Config, ...]], ...]
 _T = TypeVar("_T")
@@ -132,8 +133,10 @@ _PAGED: dict[str, tuple[Row, ...]] = {
         (192, (_config(128, 128, 8, 3),)),
         (320, (_config(128, 128, 8, 3),)),
         (512, (_config(128, 64, 8, 2),)),
-        (1088, (_config(64, 32, 8, 2),)),
+        (1088, (_config(32, 64, 8, 2), _config(64, 32, 8, 2))),
     ),
+    "sm_100/16": (*_BLACKWELL[:4], (1088, (_config(32, 64, 8, 2), _config(64, 32, 8, 2)))),
+    "gfx942/16": (*_CDNA[:2], (1088, (_config(64, 16, 4, 2),))),
 }
 _PAGED_DECODE: tuple[Row, ...] = (
     (320, (_config(16, 128, 4, 2),)),
@@ -147,6 +150,27 @@ _PAGED_DECODE_32: tuple[Row, ...] = (
 _PAGED_CPU = (_config(32, 64, 4, 1),)
 
 
+# Decode of many query heads per kv head (MLA): each tile of rows reads all keys again, so it holds 64 of them
+_WIDE: tuple[Row, ...] = ((320, (_config(64, 64, 4, 2),)), (512, (_config(64, 32, 4, 2),)))
+_WIDE_MLA = (1088, (_config(64, 16, 8, 2), _config(64, 32, 8, 2)))
+_DECODE_WIDE: dict[str, tuple[Row, ...]] = {
+    "sm_80/16": (*_WIDE, (1088, (_config(64, 64, 8, 2),))),
+    "sm_89/16": _WIDE[:1],
+    "sm_90/16": (*_WIDE, _WIDE_MLA),
+    "sm_100/16": (_WIDE[0], (512, (_config(64, 64, 8, 2),)), _WIDE_MLA),
+    "gfx942/16": (*_WIDE, (1088, (_config(64, 16, 4, 2),))),
+}
+MANY_HEADS = 32  # of a group
+# Tensors read per element need registers: fewer rows, and on AMD less shared memory for decode
+_PAGED_PER_ELEMENT: dict[str, tuple[Row, ...]] = dict.fromkeys(
+    ("sm_80/16", "sm_90/16", "sm_100/16"),
+    ((320, (_config(64, 128, 8, 2),)),),
+)
+_DECODE_PER_ELEMENT: dict[str, tuple[Row, ...]] = {"gfx942/16": ((320, (_config(16, 64, 4, 2),)),)}
+
+# So do positions of rows, where these are loaded
+_PAGED_PREFIX: dict[str, tuple[Row, ...]] = {"sm_80/16": ((320, (_config(128, 32, 8, 2),)),)}
+
 # 8-bit numbers are made 16-bit ones in registers
 _PAGED_8BIT: dict[str, tuple[Row, ...]] = {
     "sm_90/16": ((320, (_config(128, 64, 8, 2),)), (512, (_config(64, 64, 4, 2),)), *_HOPPER[3:]),
@@ -157,19 +181,36 @@ _DECODE_8BIT: dict[str, tuple[Row, ...]] = {
 }
 
 
-def paged_configurations(qk_dim: int, v_dim: int, *, stored: bool) -> tuple[Choices, Choices]:
+def paged_configurations(
+    qk_dim: int,
+    v_dim: int,
+    *,
+    group: int = 1,
+    stored: bool = False,
+    reads_per_element: bool = False,
+    prefix: bool = False,
+) -> tuple[Choices, Choices]:
     """Return schedules of a kernel with keys in pages: for any batch, and for few queries per sequence.
 
-    ``stored``: caches hold 8-bit numbers, which need registers of their own.
+    ``group`` query heads read each kv head. ``stored``: caches hold 8-bit numbers; ``reads_per_element``: formulas read
+    tensors per element; ``prefix``: rows may be those of several sequences. All of these need registers of their own.
     """
     columns = qk_dim + v_dim
-    tables, smaller = (_PAGED_8BIT, _DECODE_8BIT) if stored else (_PAGED, dict[str, tuple[Row, ...]]())
+    nothing: dict[str, tuple[Row, ...]] = {}
+    tables, smaller = (_PAGED_8BIT, _DECODE_8BIT) if stored else (_PAGED, nothing)
+    wide = _DECODE_WIDE if group >= MANY_HEADS and not stored else nothing
+    first, first_few = (_PAGED_PREFIX if prefix else nothing), wide
+    if reads_per_element:
+        first, first_few = _PAGED_PER_ELEMENT, _DECODE_PER_ELEMENT
     many: list[tuple[str, tuple[Config, ...]]] = []
     few: list[tuple[str, tuple[Config, ...]]] = []
     for name, rows in _TARGETS.items():
         decode_rows = _PAGED_DECODE_32 if name.endswith("/32") else _nearest(smaller, name, _PAGED_DECODE)
-        many.append((name, _without_descriptors(_choices(_nearest(tables, name, rows), columns))))
-        few.append((name, _choices(decode_rows, columns)))
+        usual = _choices(_nearest(tables, name, rows), columns)
+        special = _choices(_nearest(first, name, ()), columns)
+        many.append((name, _without_descriptors(special or usual)))
+        special = _choices(_nearest(first_few, name, ()), columns)
+        few.append((name, special or _choices(decode_rows, columns)))
     fallback = ("default", _choices(_ANY, columns))
     decode = ("default", (_config(16, 16, 4, 1),))
     return (
@@ -187,7 +228,7 @@ def _without_descriptors(choices: tuple[Config, ...]) -> tuple[Config, ...]:
     return tuple(replace(config, use_descriptors=False) for config in choices)
 
 
-_ROWS_KERNEL = (_config(128, 16, 4, 2),)  # 128 rows: it fills the padding
+_ROWS_KERNEL = (_config(LARGEST_BLOCK, 16, 4, 2),)  # it fills the padding
 
 
 def _b(m: int, n: int, warps: int, stages: int, **more: bool) -> Config:
@@ -256,7 +297,7 @@ _BACKWARD: dict[str, dict[str, tuple[Row, ...]]] = {
             (512, (_b(16, 16, 4, 2, apart=True),)),
         ),
         "amd/32": (
-            (256, (_b(16, 128, 4, 1), _b(16, 64, 4, 1))),
+            (256, (_b(16, 128, 4, 1), _b(16, 64, 2, 1))),
             (320, (_b(16, 64, 4, 1),)),
             (512, (_b(16, 64, 4, 1, apart=True),)),
         ),
@@ -352,6 +393,10 @@ _DIAGONALS: dict[str, tuple[Row, ...]] = {  # square tiles: those of a diagonal 
     "sm_8": ((128, (_config(64, 64, 8, 1),)), _SMALL_SQUARE),
 }
 _CAPTURED_FP32: tuple[Row, ...] = ((320, (_config(32, 32, 4, 1),)), (1 << 30, (_config(16, 16, 4, 1),)))
+_CAPTURED_AMD_FP32: tuple[Row, ...] = (
+    (256, (_config(64, 64, 4, 1),)),
+    (1 << 30, (_config(16, 16, 1, 1),)),
+)
 _PLACES = (_config(1, 1024, 4, 1),)  # a place, and how many diagonals it looks at together
 
 
@@ -364,7 +409,8 @@ def captured_configurations(columns: int, tiles: Literal["scores", "diagonals", 
     found: list[tuple[str, tuple[Config, ...]]] = []
     for name in _TARGETS:
         family = next(stem for stem in ("gfx", "sm_8", "sm") if name.startswith(stem))
-        rows = _CAPTURED_FP32 if name.endswith("/32") else tables[family]
+        fp32 = _CAPTURED_AMD_FP32 if family == "gfx" else _CAPTURED_FP32
+        rows = fp32 if name.endswith("/32") else tables[family]
         found.append((name, _choices(rows, columns)))
     return (("default", _choices(_CAPTURED_FP32, columns)), ("cpu", (_config(32, 32, 4, 1),)), *found)
 

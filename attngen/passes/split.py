@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from attngen.ir.expr import Const
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Config, Fold, Launch, Node, Splits, Store
 from attngen.passes.schedules import within_split
 
 PARTIAL = ("partial_out", "partial_lse")
-_COMBINE = (("default", (Config(block_m=16, block_n=16, num_warps=4, num_stages=2),)),)
+_WIDE = 256  # columns of V: rows of more need the registers of twice as many threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,9 @@ def _cut(graph: Graph, name: str, fold: Fold, splits: Splits) -> Graph:
     first = replace(launch, stores=tuple(parts))
     if splits.keys:  # one schedule for all calls, since tiles decide the order of sums
         first = replace(first, configs=within_split(launch.configs, splits.keys), decode=())
-    last = Launch(stores=launch.stores, tile_axis=launch.tile_axis, program_axes=("Hq",), configs=_COMBINE)
+    columns = graph.axis("Dv").size
+    warps = 8 if isinstance(columns, Const) and columns.value > _WIDE else 4
+    merging = (("default", (Config(block_m=16, block_n=16, num_warps=warps, num_stages=2),)),)
+    last = Launch(stores=launch.stores, tile_axis=launch.tile_axis, program_axes=("Hq",), configs=merging)
     cut = replace(fold, level="split", carrier="buffer")
     return graph.with_nodes({**parts, name: cut, kernel: first, "combine": last})

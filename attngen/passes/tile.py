@@ -47,12 +47,12 @@ class Tile:
         return graph.with_nodes(changed, level="scheduled")
 
 
-def cover(columns: int) -> tuple[tuple[int, int], ...]:
+def cover(columns: int, least: int = 16) -> tuple[tuple[int, int], ...]:
     """Cover columns by descending powers of two of at least 16, as (start, width): 72 is 64 + 16, with 8 idle lanes.
 
     Splitting costs less than padding to the next power of two: the products of the idle columns are not computed.
     """
-    rest = -(-columns // 16) * 16
+    rest = -(-columns // least) * least
     chunks: list[tuple[int, int]] = []
     start = 0
     while rest:
@@ -77,6 +77,7 @@ def _loaded(graph: Graph, name: str) -> str:
 
 def _loads(graph: Graph) -> dict[str, Node]:
     loads: dict[str, Node] = {}
+    halves = _in_halves(graph)
     for name in _tensors(graph):
         node = graph.nodes[name]
         assert isinstance(node, Input | Slice)
@@ -86,12 +87,18 @@ def _loads(graph: Graph) -> dict[str, Node]:
             axes=node.axes,
             tile_axis=node.axes[-2],
             columns=columns,
-            chunks=_cover_with_view(columns, _viewed_columns(graph))
+            chunks=_cover_with_view(columns, _viewed_columns(graph), 32 if halves else 16)
             if name in ("q", "k")
-            else cover(columns),
+            else cover(columns, 32 if halves else 16),
             address="strided",
+            halves=halves,
         )
     return loads
+
+
+def _in_halves(graph: Graph) -> bool:
+    """Whether even and odd columns of keys share bytes: then each half is a product of its own, and nothing is shuffled."""
+    return any(node.dtype == "int4" for _, node in graph.all(Input))
 
 
 def _columns(graph: Graph, node: Input | Slice) -> int:
@@ -104,14 +111,14 @@ def _viewed_columns(graph: Graph) -> int:
     return sum(node.columns for _, node in graph.all(Slice))
 
 
-def _cover_with_view(columns: int, viewed: int) -> tuple[tuple[int, int], ...]:
+def _cover_with_view(columns: int, viewed: int, least: int) -> tuple[tuple[int, int], ...]:
     """Cover K so that a view of its first columns (MLA's V) is a whole number of chunks: they are loaded once for both."""
     if not viewed:
-        return cover(columns)
-    if viewed % 16:
-        raise PlanError(f"head_dim: v_from_k is {viewed}; a view of K needs a multiple of 16 columns")
-    rest = cover(columns - viewed) if columns > viewed else ()
-    return (*cover(viewed), *((viewed + start, width) for start, width in rest))
+        return cover(columns, least)
+    if viewed % least:
+        raise PlanError(f"head_dim: v_from_k is {viewed}; a view of K needs a multiple of {least} columns")
+    rest = cover(columns - viewed, least) if columns > viewed else ()
+    return (*cover(viewed, least), *((viewed + start, width) for start, width in rest))
 
 
 def _stores(graph: Graph) -> dict[str, Node]:

@@ -61,7 +61,7 @@ def tile_backward(
         changed[f"kernel_{kernel}"] = (
             _launch_captured(graph, kernel, launched, cut)
             if cut
-            else _launch(graph, kernel, launched, merges, heavy)
+            else _launch(graph, kernel, launched, merges, heavy, by_head)
         )
     return changed, tuple(dict.fromkeys(axis for cut in cuts.values() for axis in cut.axes))
 
@@ -141,9 +141,11 @@ def _dims(graph: Graph) -> list[int]:
     return [int(s.value) for s in sizes if isinstance(s, Const)]
 
 
-def _launch(graph: Graph, kernel: str, stores: tuple[str, ...], merges: bool, heavy: bool) -> Launch:
+def _launch(
+    graph: Graph, kernel: str, stores: tuple[str, ...], merges: bool, heavy: bool, by_head: bool
+) -> Launch:
     dims = _dims(graph)
-    owned = ("Sk", "Hkv") if kernel == "dkdv" else ("Sq", "Hq")
+    owned = ("Sk", "Hq" if by_head else "Hkv") if kernel == "dkdv" else ("Sq", "Hq")
     v_in_k = not isinstance(graph.nodes["v"], Input)
     parts = not v_in_k or dims[0] > 256  # one sum of so many columns needs no second launch
     found = backward_configurations(

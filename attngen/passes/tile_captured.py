@@ -20,7 +20,7 @@ from attngen.ir import expr as ex
 from attngen.ir.expr import Apply, Const, Expr, Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.linear import linear, normal
-from attngen.ir.nodes import Axis, Fold, Node
+from attngen.ir.nodes import Axis, Fold, Map, Node
 from attngen.passes.plan_masks import ROW_FROM_I
 
 ROWS = ("B", "Hq", "Sq")
@@ -33,6 +33,8 @@ DIAGONALS = Axis(
 )
 # the i - j of a diagonal: they begin with that of the first row and the last key
 DIFFERENCE = ex.apply("add", ex.apply("sub", DIAGONAL, Symbol("seqlen_q")), Const(1))
+S = Symbol("s", "float")
+DELTA_ERROR = ex.apply("sub", ex.apply("add", S, Symbol("dlse", "float")), Symbol("p_dp_rows", "float"))
 Kind = Literal["rows", "keys", "elements", "diagonals", "anywhere"]
 
 
@@ -53,8 +55,7 @@ class Cut:
 def cut_captured(graph: Graph, name: str, fold: Fold, *, deterministic: bool) -> Cut:
     """Cut the fold of one captured gradient; raise `PlanError` for a place that has no fixed order, unless atomics may do."""
     if getattr(graph.nodes[fold.element], "axes", ()) == ROWS:
-        whole = replace(fold, level="split", order="sequential", carrier="buffer")
-        return Cut({name: whole}, {"rows": (fold.element,)})
+        return _sinks(graph, name, fold)
     match _kind(graph, fold, deterministic):
         case "rows":
             return _rows(graph, name, fold)
@@ -74,9 +75,8 @@ def _kind(graph: Graph, fold: Fold, deterministic: bool) -> Kind:
     positions = set(used & {"i", "row", "j"})
     packed = any(a.origin for a in map(graph.axis, fold.axes)) or _layout(graph) == "thd"
     plain = all(isinstance(index, Symbol | Const) for index in fold.at)
-    once = len([x for x in fold.at if isinstance(x, Symbol)]) == len(used)
-    reason = "it needs a place of its own for each b, h, row or j, or a function of i - j alone"
-    if plain and once and used <= {"b", "h", "row", "j", "i"}:
+    reason = "it needs a place of its own for each b, h, row or j (not hk), or a function of i - j alone"
+    if plain and used <= {"b", "h", "row", "j", "i"}:
         if positions <= {"row"} and len(used) == len(fold.at) > 0:
             if not ({"b", "row"} <= used and any(a.origin for a in map(graph.axis, fold.axes))):
                 return "rows"
@@ -131,12 +131,56 @@ def _is_of_difference(expr: Expr) -> bool:
 
 
 def _rows(graph: Graph, name: str, fold: Fold) -> Cut:
-    """Sums per row beside dq, which the launcher adds up."""
-    part = f"{name}_rows"
-    changed = replace(
+    """Sums per row beside dq, which the launcher adds up.
+
+    What rounding of out did to delta, times p, is in every ds of a row; a slope that is large there makes a large error of
+    it, where dq and dk have a small one. Beside dq the row is seen whole: the sum of p dp is what delta should be, less dlse.
+    """
+    part, about, weights = f"{name}_rows", f"{name}_about", f"{name}_weights"
+    per_row = replace(
         fold, at=(), into="", axes=ROWS, level="tile", order="full-then-partial", carrier="register"
     )
-    return Cut({part: changed, name: _over_buffer(graph, fold, part, "Sq", fold.at)}, {"dq": (part,)})
+    slope = graph.nodes[fold.element]
+    assert isinstance(slope, Map)
+    nodes: dict[str, Node] = {
+        **_delta_error(graph),
+        about: per_row,
+        weights: replace(per_row, element="p"),
+    }
+    if fold.element != "ds":
+        nodes[f"p_{fold.into}"] = replace(slope, operand="p")
+        nodes[weights] = replace(per_row, element=f"p_{fold.into}")
+    moved = ex.apply("mul", Symbol("delta_error", "float"), Symbol(weights, "float"))
+    nodes[part] = Map(
+        operand=about, others=("delta_error", weights), expr=ex.apply("add", S, moved), axes=ROWS
+    )
+    return Cut({**nodes, name: _over_buffer(graph, fold, part, "Sq", fold.at)}, {"dq": (part,)})
+
+
+def _delta_error(graph: Graph) -> dict[str, Node]:
+    """What rounding of out did to delta, from the keys that dq visits."""
+    ds, dq = graph.nodes["ds"], graph.nodes["dq"]
+    assert isinstance(ds, Map)
+    assert isinstance(dq, Fold)
+    product = ex.apply("mul", S, Symbol("p", "float"))
+    per_row = replace(dq, element="p_dp", value="", axes=ROWS, factor=None, precision="ieee")
+    return {
+        "p_dp": Map(operand=ds.operand, others=("p",), expr=product, axes=ds.axes),
+        "p_dp_rows": replace(per_row, level="tile", order="full-then-partial", carrier="register"),
+        "delta_error": Map(operand="delta", others=("dlse", "p_dp_rows"), expr=DELTA_ERROR, axes=ROWS),
+    }
+
+
+def _sinks(graph: Graph, name: str, fold: Fold) -> Cut:
+    """A sink's share per row is its weight times delta alone: beside dq, where delta's error is known."""
+    per_row = graph.nodes[fold.element]
+    assert isinstance(per_row, Map)
+    right = ex.apply("sub", S, Symbol("delta_error", "float"))
+    moved = replace(
+        per_row, others=(*per_row.others, "delta_error"), expr=ex.substitute(per_row.expr, {"s": right})
+    )
+    whole = replace(fold, tiles=None, level="split", order="sequential", carrier="buffer")
+    return Cut({**_delta_error(graph), fold.element: moved, name: whole}, {"dq": (fold.element,)})
 
 
 def _owned(graph: Graph, name: str, fold: Fold, tiles: tuple[str, ...]) -> Cut:

@@ -6,6 +6,7 @@ partial ones, so a wrong plan gives the same wrong numbers here and in the kerne
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -92,12 +93,15 @@ class _Run:
         self.values: dict[str, Any] = {}
         q, k = problem.tensors["q"], problem.tensors["k"]
         self.seqlen_q, self.seqlen_k = q.shape[2], k.shape[2]
+        self.shift = self.seqlen_k - self.seqlen_q
+        self.prefix_len = max((cached.sequence.prefix_keys for cached in problem.caches.values()), default=0)
         self.group = graph.axis("Hkv").group
         self.scalars: dict[str, Any] = {
             **problem.scalars,
             **{name: reader(tensor) for name, tensor in problem.captured.items()},
             "seqlen_q": self.seqlen_q,
             "seqlen_k": self.seqlen_k,
+            "prefix_start": 0,
         }
         self.grid = self._grid(q.shape[0], q.shape[1])
 
@@ -129,10 +133,18 @@ class _Run:
 
     def program_env(self, span: tuple[slice, slice], first: int, stop: int) -> dict[str, Any]:
         """The scalars of one program: its place, its rows' positions, and the tensors it may look up."""
-        shift = self.seqlen_k - self.seqlen_q
         b, h = span[0].start, span[1].start
         place = {"b": b + self.problem.first_b, "h": h, "hk": h // self.group, "BLOCK_N": self.block[1]}
-        return {**self.scalars, **place, "i_lo": first + shift, "i_hi": stop - 1 + shift}
+        return {**self.scalars, **place, "i_lo": first + self.shift, "i_hi": stop - 1 + self.shift}
+
+    def piece(self, first: int, stop: int) -> _Run:
+        """The run of a fold over keys [first, stop), whose positions count from the first of them."""
+        part = copy.copy(self)
+        part.seqlen_k, part.shift = stop - first, self.shift - first
+        part.scalars = {**self.scalars, "seqlen_k": part.seqlen_k, "prefix_start": first}
+        places = {"j": torch.arange(part.seqlen_k), "i": self.grid["i"] - first}
+        part.grid = {**self.grid, **part.scalars, **places}
+        return part
 
     def key_env(self, span: tuple[slice, slice], first: int, stop: int) -> dict[str, Any]:
         """The scalars of a program that owns a tile of keys and walks over queries."""
@@ -324,7 +336,18 @@ def _fold(run: _Run, name: str, node: Fold) -> Softmax | Tensor:
         allowed = run.formula(node.domain.mask).expand_as(scores)
         seen = torch.where(allowed, scores, NEGATIVE_INFINITY)
         return _element(seen, _unused_to_zero(values, allowed), times)
-    return _fold_tiles(run, node, scores, values, times)
+    if node.domain.prefix is None or node.level != "split":
+        return _fold_tiles(run, node, scores, values, times)
+    pieces = (0, run.prefix_len), (run.prefix_len, run.seqlen_k)
+    return functools.reduce(
+        merge,
+        (
+            _fold_tiles(
+                run.piece(*p), node, scores[..., slice(*p)], values[:, :, slice(*p)], times[..., slice(*p)]
+            )
+            for p in pieces
+        ),
+    )
 
 
 def _element(scores: Tensor, values: Tensor, times: Tensor) -> Softmax:

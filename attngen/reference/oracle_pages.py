@@ -11,6 +11,7 @@ from torch import Tensor
 from attngen.errors import TensorError
 from attngen.spec import Cache, Spec
 
+PREFIXES = ("prefix_table", "prefix_seqlens", "cu_groups")
 TABLES = {"dense": ("page_table", "cache_seqlens"), "csr": ("page_indptr", "page_indices", "last_page_len")}
 
 
@@ -18,7 +19,7 @@ def required(spec: Spec, cache: Cache) -> list[str]:
     """Names of the arguments that a call with a cache needs, params and captured tensors aside."""
     caches = ["k_cache"] if spec.head_dim.v_from_k else ["k_cache", "v_cache"]
     scales = [name.replace("cache", "scale") for name in caches] if cache.dtype else []
-    return ["q", *caches, *TABLES[cache.table], "cu_seqlens_q", "max_seqlen_q", *scales]
+    return ["q", *caches, *_tables(cache), "cu_seqlens_q", "max_seqlen_q", *scales]
 
 
 def unpaged(spec: Spec, cache: Cache, inputs: Mapping[str, Any], *, same: bool) -> dict[str, Any]:
@@ -27,16 +28,21 @@ def unpaged(spec: Spec, cache: Cache, inputs: Mapping[str, Any], *, same: bool) 
     What a cache stores is multiplied by its scales in float64, or for `same` in float32, as kernels do; q is then of that
     dtype too.
     """
-    tables = [_page_ids(name, inputs) for name in TABLES[cache.table]]
+    tables = [_page_ids(name, inputs) for name in _tables(cache)]
     k_cache = inputs["k_cache"]
-    places = _dense(cache, *tables) if cache.table == "dense" else _csr(cache, *tables)
+    if cache.prefix:
+        pieces = _behind_prefixes(cache, *tables)
+    else:
+        own = _dense(cache, *tables) if cache.table == "dense" else _csr(cache, *tables)
+        pieces = [[place] for place in own]
+    places = [place for sequence in pieces for place in sequence]
     num_pages = k_cache.shape[0] if isinstance(k_cache, Tensor) and k_cache.dim() else 0
-    for b, pages in enumerate(pages for pages, _ in places):
-        outside = [p for p in pages if not 0 <= p < num_pages]
+    for b, sequence in enumerate(pieces):
+        outside = [p for pages, _ in sequence for p in pages if not 0 <= p < num_pages]
         if outside:
             raise TensorError(f"sequence {b} has page {outside[0]}, the cache has {num_pages} pages")
-    lengths = [0, *(keys for _, keys in places)]
-    given = {name: value for name, value in inputs.items() if name not in TABLES[cache.table]}
+    lengths = [0, *(sum(keys for _, keys in sequence) for sequence in pieces)]
+    given = {name: value for name, value in inputs.items() if name not in _tables(cache)}
     given = {name: value for name, value in given.items() if name not in CACHES}
     rows = {
         name[0]: _rows(name, inputs[name], cache, places) for name in ("k_cache", "v_cache") if name in inputs
@@ -52,6 +58,10 @@ def unpaged(spec: Spec, cache: Cache, inputs: Mapping[str, Any], *, same: bool) 
 CACHES = ("k_cache", "v_cache", "k_scale", "v_scale")
 Places = list[tuple[list[int], int]]
 """Per sequence the pages that hold keys, and the number of keys."""
+
+
+def _tables(cache: Cache) -> tuple[str, ...]:
+    return (*TABLES[cache.table], *(PREFIXES if cache.prefix else ()))
 
 
 def _page_ids(name: str, inputs: Mapping[str, Any]) -> Tensor:
@@ -74,6 +84,25 @@ def _dense(cache: Cache, page_table: Tensor, cache_seqlens: Tensor) -> Places:
     return places
 
 
+def _behind_prefixes(
+    cache: Cache,
+    page_table: Tensor,
+    cache_seqlens: Tensor,
+    prefix_table: Tensor,
+    prefix_seqlens: Tensor,
+    cu_groups: Tensor,
+) -> list[Places]:
+    """Per sequence the pages of its group's prefix, then its own."""
+    own, shared = _dense(cache, page_table, cache_seqlens), _dense(cache, prefix_table, prefix_seqlens)
+    sizes = [int(n) for n in cu_groups.diff()]
+    if int(cu_groups[0]) != 0 or min(sizes, default=0) < 0 or int(cu_groups[-1]) != len(own):
+        raise TensorError(
+            f"cu_groups must rise from 0 to {len(own)}, the number of sequences, got {cu_groups.tolist()}"
+        )
+    of_group = [prefix for prefix, size in zip(shared, sizes, strict=True) for _ in range(size)]
+    return [[prefix, rest] for prefix, rest in zip(of_group, own, strict=True)]
+
+
 def _csr(cache: Cache, page_indptr: Tensor, page_indices: Tensor, last_page_len: Tensor) -> Places:
     places: Places = []
     for b in range(len(page_indptr) - 1):
@@ -94,10 +123,20 @@ def _rows(name: str, whole: Any, cache: Cache, places: Places) -> Tensor:
         raise TensorError(
             f"{name} has pages of {slots.shape[1]} keys, the spec says page_size {cache.page_size}"
         )
-    if cache.dtype:  # torch gathers no 8-bit floats
+    if cache.dtype == "int4":
+        slots = _unpacked(name, slots)
+    elif cache.dtype:  # torch gathers no 8-bit floats
         slots = slots.double()
     found = [slots[pages].flatten(0, 1)[:keys] for pages, keys in places if pages]
     return torch.cat(found) if found else slots[:0, 0]
+
+
+def _unpacked(name: str, slots: Tensor) -> Tensor:
+    """Two numbers of each byte, the low four bits before the high ones; from 8 on they stand for 16 less."""
+    if slots.dtype != torch.uint8:
+        raise TensorError(f"{name} must be uint8, two 4-bit numbers in a byte, got {slots.dtype}")
+    nibbles = torch.stack([slots & 15, slots >> 4], -1).flatten(-2).double()
+    return torch.where(nibbles > 7, nibbles - 16, nibbles)
 
 
 def _scaled(name: str, rows: Tensor, scale: Any, cache: Cache, places: Places) -> Tensor:

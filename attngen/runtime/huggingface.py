@@ -39,6 +39,8 @@ HARMLESS: Final = frozenset(
     | {"output_router_logits", "num_items_in_batch"}
 )
 """Arguments that transformers hands through and that do not change what attention computes."""
+UNDERSTOOD: Final = frozenset({"dropout", "scaling", "sliding_window", "softcap", "s_aux", "is_causal"})
+"""Arguments that say what a layer computes."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,23 @@ class Layer:
     group: int
     head_dims: tuple[int, int]
     dtype: str
+
+    @classmethod
+    def of(
+        cls, module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, asked: Mapping[str, Any]
+    ) -> Layer:
+        """What a layer asks for, with tensors [B, H, S, D] and transformers' other arguments by name."""
+        causal = asked.get("is_causal")
+        return cls(
+            causal=bool(getattr(module, "is_causal", True) if causal is None else causal),
+            window=asked.get("sliding_window"),
+            softcap=asked.get("softcap"),
+            sinks=asked.get("s_aux") is not None,
+            dropout=asked.get("dropout", 0.0) > 0,
+            group=query.shape[1] // key.shape[1],
+            head_dims=(query.shape[3], value.shape[3]),
+            dtype=str(query.dtype).removeprefix("torch."),
+        )
 
     def __str__(self) -> str:
         seen = "causal" if self.causal else "bidirectional"
@@ -82,24 +101,25 @@ def register(name: str, modules: ModuleType | Sequence[ModuleType]) -> None:
 
     A forward pass raises TensorError, naming the argument, where a layer asks for what no module computes.
     """
-    attention, masks = _interfaces()
+    attention, masks = interfaces(name, _Attention)
     attend = _Attention(name, tuple([modules] if isinstance(modules, ModuleType) else modules))
-    known = attention._global_mapping.get(name)
-    if name == "eager" or (known is not None and not isinstance(known, _Attention)):
-        raise LoadError(f"'{name}' is an attention implementation of transformers; choose another name")
     attention.register(name, attend)
     masks.register(name, _no_mask)
 
 
-def _interfaces() -> tuple[Any, Any]:
-    """The tables in which transformers finds attention and mask functions."""
+def interfaces(name: str, kind: type) -> tuple[Any, Any]:
+    """The tables in which transformers finds attention and mask functions; `name` is free there, or of our `kind`."""
     try:
         transformers: Any = importlib.import_module("transformers")
-        return transformers.AttentionInterface, transformers.AttentionMaskInterface
+        attention, masks = transformers.AttentionInterface, transformers.AttentionMaskInterface
     except (ImportError, AttributeError) as error:
         raise LoadError(
             "attngen.runtime.huggingface needs transformers 5 or newer: pip install transformers"
         ) from error
+    known = attention._global_mapping.get(name)
+    if name == "eager" or (known is not None and not isinstance(known, kind)):
+        raise LoadError(f"'{name}' is an attention implementation of transformers; choose another name")
+    return attention, masks
 
 
 # ---- the attention function
@@ -112,7 +132,7 @@ class _Attention:
         if not modules:
             raise LoadError(f"{name}: no modules; give at least one built with attngen.build")
         self.name = name
-        self.candidates = [_Candidate(module) for module in modules]
+        self.candidates = [Candidate(module) for module in modules]
         self.choose = functools.cache(self._choose)
 
     def __call__(
@@ -122,65 +142,61 @@ class _Attention:
         key: Tensor,
         value: Tensor,
         attention_mask: Tensor | None = None,
-        dropout: float = 0.0,
-        scaling: float | None = None,
-        sliding_window: int | None = None,
-        softcap: float | None = None,
-        s_aux: Tensor | None = None,
-        is_causal: bool | None = None,
-        **others: Any,
+        **asked: Any,
     ) -> tuple[Tensor, None]:
-        self._refuse(module, attention_mask, others)
-        layer = Layer(
-            causal=bool(getattr(module, "is_causal", True) if is_causal is None else is_causal),
-            window=sliding_window,
-            softcap=softcap,
-            sinks=s_aux is not None,
-            dropout=dropout > 0,
-            group=query.shape[1] // key.shape[1],
-            head_dims=(query.shape[3], value.shape[3]),
-            dtype=str(query.dtype).removeprefix("torch."),
+        refuse(self.name, module, attention_mask, asked)
+        layer = Layer.of(module, query, key, value, asked)
+        return self.choose(layer).run(query, key, value, layer, **arguments(asked)), None
+
+    def _choose(self, layer: Layer) -> Candidate:
+        return chosen(self.name, self.candidates, layer)
+
+
+def refuse(name: str, module: torch.nn.Module, mask: Tensor | None, asked: Mapping[str, Any]) -> None:
+    """Raise TensorError for what a layer asks of the implementation `name` and no generated module does."""
+    if mask is not None:
+        raise TensorError(
+            f"{name}: attention_mask: a generated module has its mask compiled in and takes none,"
+            f" got shape {tuple(mask.shape)}"
         )
-        given = {"softmax_scale": scaling, "sinks": s_aux, "dropout_p": dropout}
-        out = self.choose(layer).run(query, key, value, layer, **given)
-        return out, None
-
-    def _refuse(self, module: torch.nn.Module, mask: Tensor | None, others: Mapping[str, Any]) -> None:
-        if mask is not None:
-            raise TensorError(
-                f"{self.name}: attention_mask: a generated module has its mask compiled in and takes none,"
-                f" got shape {tuple(mask.shape)}"
-            )
-        if others.get("output_attentions") or getattr(
-            getattr(module, "config", None), "output_attentions", False
-        ):
-            raise TensorError(f"{self.name}: output_attentions: the weights are never stored; use 'eager'")
-        for argument, value in others.items():
-            if argument not in HARMLESS and value is not None and value is not False:
-                raise TensorError(
-                    f"{self.name}: {argument}: generated modules do not support it; leave it out"
-                )
-
-    def _choose(self, layer: Layer) -> _Candidate:
-        reasons: list[str] = []
-        for candidate in self.candidates:
-            reason = candidate.why_not(layer)
-            if reason is None:
-                return candidate
-            reasons.append(f"{candidate.spec.name} {reason}")
-        raise TensorError(f"{self.name}: no module computes a layer with {layer}: {'; '.join(reasons)}")
+    if asked.get("output_attentions") or getattr(getattr(module, "config", None), "output_attentions", False):
+        raise TensorError(f"{name}: output_attentions: the weights are never stored; use 'eager'")
+    for argument, value in asked.items():
+        if argument not in UNDERSTOOD | HARMLESS and value is not None and value is not False:
+            raise TensorError(f"{name}: {argument}: generated modules do not support it; leave it out")
 
 
-class _Candidate:
+def arguments(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What a layer gives, by the names of generated modules."""
+    dropout_p = asked.get("dropout", 0.0)
+    return {"softmax_scale": asked.get("scaling"), "sinks": asked.get("s_aux"), "dropout_p": dropout_p}
+
+
+def chosen(name: str, candidates: Sequence[Candidate], layer: Layer) -> Candidate:
+    """The first module that computes what a layer asks for; TensorError says why none does."""
+    reasons: list[str] = []
+    for candidate in candidates:
+        reason = candidate.why_not(layer)
+        if reason is None:
+            return candidate
+        reasons.append(f"{candidate.spec.name} {reason}")
+    raise TensorError(f"{name}: no module computes a layer with {layer}: {'; '.join(reasons)}")
+
+
+class Candidate:
     """A generated module and what its spec says."""
 
-    def __init__(self, module: ModuleType) -> None:
+    def __init__(self, module: ModuleType, *, paged: bool = False) -> None:
         if not hasattr(module, "SPEC") or not hasattr(module, "attention"):
             raise LoadError(f"{module.__name__} is not a generated module; make one with attngen.build")
         self.module = module
         self.spec: Spec = load_spec(module.SPEC)
         name = self.spec.name
-        if self.spec.layout not in LAYOUTS:
+        if paged and self.spec.cache is None:
+            raise LoadError(
+                f"{name}: cache: keys are not in pages; add `cache: {{kind: paged, page_size: 16}}`"
+            )
+        if not paged and self.spec.layout not in LAYOUTS:
             raise LoadError(f"{name}: layout: {self.spec.layout} does not fit transformers; use bshd or bhsd")
         if self.spec.captured:
             raise LoadError(f"{name}: captured: a layer has no '{self.spec.captured[0].name}' to give")
@@ -202,7 +218,7 @@ class _Candidate:
             return f"has {'' if spec.sinks else 'no '}sinks"
         if layer.dropout and not spec.dropout:
             return "has no dropout (add `dropout: true`, or set attention_dropout to 0)"
-        params = self._params(layer)
+        params = self.params(layer)
         if None in params.values():
             return f"needs {', '.join(name for name, value in params.items() if value is None)}"
         if not _mask_agrees(spec, params, layer):
@@ -211,16 +227,17 @@ class _Candidate:
             return f"has the score `{spec.score or 's'}`"
         return None
 
-    def _params(self, layer: Layer) -> dict[str, Any]:
+    def params(self, layer: Layer) -> dict[str, Any]:
+        """Run-time params that the layer gives."""
         return {p.name: getattr(layer, PARAMS[p.name]) for p in self.spec.params if p.runtime}
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, layer: Layer, **arguments: Any) -> Tensor:
         """Out [B, S, H, D] of q, k and v [B, H, S, D]."""
         if self.spec.layout == "bhsd":
-            out = self.module.attention(q, k, v, **arguments, **self._params(layer))
+            out = self.module.attention(q, k, v, **arguments, **self.params(layer))
             return out.transpose(1, 2)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        return self.module.attention(q, k, v, **arguments, **self._params(layer))
+        return self.module.attention(q, k, v, **arguments, **self.params(layer))
 
 
 # ---- what a module computes, tested where such masks and scores differ

@@ -6,7 +6,8 @@ and the pages to copy before a shared one is written (PagedAttention, arXiv:2309
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,16 +69,14 @@ class PageAllocator:
         copy it (`copy_pages`) before writing. Raises OutOfPages, and changes nothing then.
         """
         own = self._get(sequence)
-        if tokens < 0:
-            raise UserError(f"append: {tokens} tokens: cannot be negative")
-        first, end = own.length, own.length + tokens
-        partly = first % self.page_size != 0 and tokens > 0
-        shared = partly and self._owners[own.pages[-1]] > 1
-        new = self._pages(end) - len(own.pages)
-        if new + shared > len(self._free):
+        needed = self.pages_needed({sequence: tokens})
+        if needed > len(self._free):
             raise OutOfPages(
-                f"append: sequence {sequence} needs {new + shared} pages for {tokens} tokens, {len(self._free)} are free"
+                f"append: sequence {sequence} needs {needed} pages for {tokens} tokens, {len(self._free)} are free"
             )
+        first, end = own.length, own.length + tokens
+        new = self._pages(end) - len(own.pages)
+        shared = needed > new
         copies: list[tuple[int, int]] = []
         if shared:
             copies.append((own.pages[-1], self._take()))
@@ -90,6 +89,25 @@ class PageAllocator:
             for place in range(first, end)
         ]
         return Appended(torch.tensor(slots, dtype=torch.int64), tuple(copies))
+
+    def pages_needed(self, tokens: Mapping[int, int]) -> int:
+        """How many free pages it takes to `append` to some sequences, one after the other, copies of shared ones included.
+
+        Args:
+            tokens: per sequence how many.
+        """
+        needed = 0
+        writers: Counter[int] = Counter()
+        for sequence, count in tokens.items():
+            own = self._get(sequence)
+            if count < 0:
+                raise UserError(f"append: {count} tokens: cannot be negative")
+            needed += self._pages(own.length + count) - len(own.pages)
+            if count and own.length % self.page_size:
+                writers[own.pages[-1]] += 1
+        return needed + sum(
+            min(n, self._owners[page] - 1) for page, n in writers.items()
+        )  # the last owner keeps it
 
     def fork(self, sequence: int) -> int:
         """Return a new sequence with the same tokens; they share all pages until one of them is written."""

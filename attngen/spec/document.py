@@ -21,6 +21,7 @@ from attngen.spec.model import (
     Layout,
     PageTable,
     Precision,
+    Prefix,
     RecurrenceKind,
     Scales,
     Transition,
@@ -218,10 +219,15 @@ class CacheForm(Form):
         description="dense: page_table [sequences, pages]; csr: page_indptr, page_indices, last_page_len",
     )
     dtype: CacheDtype | None = Field(
-        default=None, description="stored numbers, which scales multiply; q's dtype unless given"
+        default=None,
+        description="stored numbers, which scales multiply (int4: two columns a byte); q's dtype unless given",
     )
     scales: Scales | None = Field(
         default=None, description="one scale per tensor, per kv head, or per key and kv head"
+    )
+    prefix: Prefix | None = Field(
+        default=None,
+        description="shared: groups of sequences begin with the same keys, kept and folded once per group; needs splits",
     )
 
 

@@ -16,9 +16,10 @@ CapturedDtype = Literal["float16", "bfloat16", "float32", "int32", "int64", "boo
 Layout = Literal["bshd", "bhsd", "thd"]
 Precision = Literal["ieee", "tf32x3", "tf32"]
 CacheLayout = Literal["nhd", "hnd"]
-CacheDtype = Literal["float8_e4m3", "float8_e5m2", "int8"]
+CacheDtype = Literal["float8_e4m3", "float8_e5m2", "int8", "int4"]
 Scales = Literal["per_tensor", "per_head", "per_token_head"]
 PageTable = Literal["dense", "csr"]
+Prefix = Literal["shared"]
 RecurrenceKind = Literal["ssd", "linear"]
 Transition = Literal["diagonal", "delta"]
 FormulaKey = Literal["score", "mask", "decay", "feature"]
@@ -110,8 +111,9 @@ class Cache:
         page_size: keys per page.
         layout: axes of a page: `nhd` (keys before heads) or `hnd`.
         table: how a call gives the pages of its sequences: `dense` (a row each) or `csr`.
-        dtype: what is stored: numbers of q's dtype (None), or numbers that a scale multiplies.
+        dtype: what is stored: numbers of q's dtype (None), or numbers that a scale multiplies; int4 lies two to a byte.
         scales: one scale per tensor, per kv head, or per key and kv head; None without a dtype.
+        prefix: `shared`: groups of sequences begin with the same keys, which are kept and folded once per group.
     """
 
     page_size: int
@@ -119,6 +121,7 @@ class Cache:
     table: PageTable = "dense"
     dtype: CacheDtype | None = None
     scales: Scales | None = None
+    prefix: Prefix | None = None
 
 
 @dataclass(frozen=True)
@@ -280,7 +283,7 @@ def _canonical_cache(cache: Cache | None) -> dict[str, Any]:
     data: dict[str, Any] = {"kind": "paged", "page_size": cache.page_size}
     return data | {
         name: getattr(cache, name)
-        for name in ("layout", "table", "dtype", "scales")
+        for name in ("layout", "table", "dtype", "scales", "prefix")
         if getattr(cache, name) != getattr(Cache, name)
     }
 

@@ -37,6 +37,7 @@ from attngen.spec.model import (
 from attngen.spec.resolve_recurrence import OF_KEY, Note, recurrence_formulas, resolved_recurrence
 
 MAX_NAME: Final = 64
+INTEGERS: Final = ("int8", "int4")
 MODULES: Final = ("attngen", "math", "numpy", "os", "sys", "tl", "torch", "triton")
 ARGUMENTS: Final = (
     *(
@@ -56,10 +57,14 @@ ARGUMENTS: Final = (
     *("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "seqused_k"),
     *("q_descale", "k_descale", "v_descale", "k_scale", "v_scale"),
     *("k_cache", "v_cache", "page_table", "cache_seqlens", "page_indptr", "page_indices", "last_page_len"),
+    *("prefix_table", "prefix_seqlens", "cu_groups"),
     *("append_kv", "slot_mapping", "gate", "cos", "sin", "memory", "return_memory", "group"),
     *("spec", "precision"),
 )
 """Arguments of generated functions, of this version and of the other mechanisms."""
+
+OF_PREFIX: Final = ("prefix_start", "prefix_starts", "places", "first_part")
+"""Names that only the kernel of a shared prefix needs."""
 
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]*", re.ASCII)
 _SPEC_NAME: Final = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
@@ -94,6 +99,7 @@ def resolve(document: Document, report: Report) -> Spec | None:
     if document.cache is not None:
         _check_cache(document, note)
         _check_splits(document, note)
+        _check_prefix(document, captured, formulas, note)
     elif document.splits is not None:
         note(("splits",), "splits are for keys in pages; add a cache, or leave splits out")
     recurrence = None
@@ -138,11 +144,18 @@ def _check_cache(document: Document, note: Note) -> None:
             ("cache", "scales"),
             "scales multiply numbers of a dtype of their own; add dtype, or leave scales out",
         )
-    if cache is not None and cache.dtype == "int8" and cache.scales not in (None, "per_token_head"):
+    if cache is not None and cache.dtype in INTEGERS and cache.scales not in (None, "per_token_head"):
         note(
             ("cache", "scales"),
-            "int8 has one scale per key and head; write per_token_head, or leave scales out",
+            f"{cache.dtype} has one scale per key and head; write per_token_head, or leave scales out",
         )
+    if cache is not None and cache.dtype == "int4":
+        for name, columns in document.head_dim:
+            if columns is not None and columns % 2:
+                note(
+                    ("head_dim", name),
+                    f"int4 keeps two columns in a byte: an even number is needed, got {columns}",
+                )
     if document.mask_table:
         note(("mask_table",), "a paged cache has no block table; leave mask_table out")
     if document.dropout:
@@ -169,12 +182,47 @@ def _check_splits(document: Document, note: Note) -> None:
         note(("schedule", "block_n"), f"a tile of keys lies in one split of {form.keys} keys")
 
 
+OF_ONE_SEQUENCE: Final = ("b", "row", "seqlen_q", "seqlen_k")
+
+
+def _check_prefix(
+    document: Document, captured: tuple[Captured, ...], formulas: Mapping[str, Formula | None], note: Note
+) -> None:
+    """Rows that fold a shared prefix belong to several sequences, and what they find is merged as splits are."""
+    cache = document.cache
+    if cache is None or cache.prefix is None:
+        return
+    place = ("cache", "prefix")
+    for kind, names in (("params", document.params), ("captured", document.captured)):
+        for name in OF_PREFIX:
+            if name in (names or {}):
+                note(
+                    (kind, name, OF_KEY),
+                    f"'{name}' is what the kernel of a shared prefix uses; choose another name",
+                )
+    if cache.table == "csr":
+        note(place, "a shared prefix needs dense page tables; write table: dense, or leave prefix out")
+    if document.splits is None:
+        note(place, "what a shared prefix gives is merged as splits are; add splits, as in `splits: auto`")
+    for key, formula in formulas.items():
+        for name in OF_ONE_SEQUENCE:
+            if formula is not None and name in formula.names:
+                message = f"rows of a shared prefix belong to several sequences, '{name}' to one"
+                note((key,), f"{message}; use i and j, or leave cache.prefix out")
+    for tensor in captured:
+        if {"B", "Tq"} & set(tensor.axes):
+            message = (
+                f"rows of a shared prefix belong to several sequences; {tensor.name} can have no axis B or Tq"
+            )
+            note(("captured", tensor.name, "axes"), message)
+
+
 def _cache(form: CacheForm | None) -> Cache | None:
     if form is None:
         return None
-    scales = form.scales or ("per_tensor" if form.dtype and form.dtype != "int8" else None)
-    scales = "per_token_head" if form.dtype == "int8" else scales
-    return Cache(form.page_size, form.layout, form.table, form.dtype, scales)
+    scales = form.scales or ("per_tensor" if form.dtype else None)
+    scales = "per_token_head" if form.dtype in INTEGERS else scales
+    return Cache(form.page_size, form.layout, form.table, form.dtype, scales, form.prefix)
 
 
 def _splits(form: SplitsForm | None) -> Splits | None:

@@ -50,8 +50,11 @@ def requests(
 def _chosen(
     described: dict[str, Any], kernel: dict[str, Any], target: str, dtype: str
 ) -> list[dict[str, Any]]:
-    """The default schedules of a kernel: one, and another for decode where keys lie in pages."""
+    """The default schedules of a kernel: one, and another for decode where keys lie in pages; the
+    first is that of shared prefixes, where there are some."""
     found = [_config(kernel.get("configs", described["configs"]), target, dtype)]
+    if "PREFIX" in kernel["constants"]:
+        found[0] = {**found[0], "SPLIT": True, "PREFIX": True}
     if "configs" not in kernel and "decode_configs" in described:
         found.append({**_config(described["decode_configs"], target, dtype), "ONE_TILE": True, "SPLIT": True})
     return found

@@ -120,7 +120,7 @@ def test_the_guilty_pass_is_named(subject: Subject, monkeypatch: pytest.MonkeyPa
             return edited(graph, factor=Const(1.0))
 
     assert guilty_pass(subject, PROBLEM, "float32") == ""
-    monkeypatch.setattr(triangle, "PIPELINE", (*PIPELINE[:3], Spoil(), *PIPELINE[3:]))
+    monkeypatch.setattr(triangle, "PIPELINE", (*PIPELINE[:4], Spoil(), *PIPELINE[4:]))
     assert guilty_pass(subject, PROBLEM, "float32") == "spoil"
 
 

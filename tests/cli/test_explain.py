@@ -99,6 +99,21 @@ def test_text_has_every_section(here: Path) -> None:
     assert max(len(line) for line in text.splitlines() if set(line.strip()) <= set(".+#")) <= 2 + 2 + 64
 
 
+def test_a_shared_prefix_is_explained(here: Path) -> None:
+    """A mask of positions themselves depends on where the keys of a piece begin: here at 0."""
+    paged = "cache: {kind: paged, page_size: 16, prefix: shared}\nsplits: auto\nmask: j <= i and (j < 4 or i - j < 20)"
+    lines = [x for x in CAUSAL.splitlines() if not x.startswith(("mask:", "params:"))]
+    (here / "specs/small.yaml").write_text("\n".join([*lines, paged]) + "\n")
+    text = good("explain", "small")
+    for part in (
+        "per group of sequences: prefix_table, prefix_seqlens and cu_groups",
+        "prefix_start = 0",
+        "share ",
+        "prefix=(prefix_len)",
+    ):
+        assert part in text
+
+
 def test_a_residual_is_shown_with_the_reason(here: Path) -> None:
     (here / "specs/small.yaml").write_text(CAUSAL.replace("i - j < window", "(i - j) % window == 0"))
     found = explained()

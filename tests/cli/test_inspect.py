@@ -45,6 +45,20 @@ def half(here: Path) -> Path:
     return here
 
 
+def test_bytes_per_key_of_pages_against_what_must_be_read(half: Path) -> None:
+    """64 columns of K and V in two bytes, and a page's number for 16 keys; keys in a row have no such figure."""
+    paged = HALF.replace("mask:", "cache: {kind: paged, page_size: 16}\nmask:")
+    (half / "specs/paged.yaml").write_text(paged.replace("name: small", "name: paged"))
+    kernels = json.loads(good("inspect", "paged", "--target", "sm_90", "--json"))
+    loops = [loop for kernel in kernels if kernel["name"] == "_attention_forward" for loop in kernel["loops"]]
+    assert {loop["least_bytes_per_key"] for loop in loops} == {2 * 64 * 2 + 4 / 16}
+    assert all(1 <= loop["bytes_per_key"] / loop["least_bytes_per_key"] <= 1.1 for loop in loops)
+    text = good("inspect", "paged", "--target", "sm_90")
+    assert f"{loops[0]['bytes_per_key']:.1f} (1." in text
+    [kernel] = json.loads(good("inspect", "small", "--target", "sm_90", "--json"))
+    assert {loop["bytes_per_key"] for loop in kernel["loops"]} == {0}
+
+
 def test_json_has_the_keys_that_tools_rely_on(half: Path) -> None:
     [kernel] = json.loads(good("inspect", "small", "--target", "sm_90", "--json"))
     assert kernel.keys() >= KEYS

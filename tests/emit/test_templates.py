@@ -93,7 +93,7 @@ def test_records_hold_finished_values():
         "tuple[Chunk, ...]",
         "tuple[CapturedArgument, ...]",
         "tuple[ScalarArgument, ...]",
-        "tuple[tuple[int, str], ...]",
+        "tuple[tuple[int, str, str], ...]",
         "tuple[BackwardLoop, ...]",
         "tuple[RowSum, ...]",
         "tuple[CapturedKernel, ...]",

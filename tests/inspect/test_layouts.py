@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from attngen.errors import InternalError
-from attngen.inspect.layouts import Dot, dots, one_turn
+from attngen.inspect.layouts import Dot, dots, one_turn, shares
 from attngen.inspect.loops import matrix_loops
 from attngen.inspect.report import disassembled
 from attngen.target.compile import compile_kernel
@@ -145,3 +145,47 @@ def test_the_machine_code_multiplies_as_often_as_the_layout_says(
         disassembled(report), isa, num_warps=num_warps, lanes=lanes, wanted=lines.__contains__
     )
     assert loop.all_flops == repeats * 2 * block**3
+
+
+SHARED = {  # tensor of pointers, and what is left where lanes of a warp that share an element ask once
+    "!tt.ptr<i32>": 1 / 32,
+    "tensor<128x32x!tt.ptr<bf16>, #blocked>": 1.0,
+    "tensor<128x!tt.ptr<i32>, #ttg.slice<{dim = 1, parent = #blocked}>>": 1 / 8,
+    "tensor<128x!tt.ptr<i32>, #ttg.slice<{dim = 0, parent = #blocked}>>": 1 / 4,
+    "tensor<2x!tt.ptr<i32>, #ttg.slice<{dim = 1, parent = #blocked}>>": 1 / 32,  # less than a warp covers
+    "tensor<128x!tt.ptr<f32>, #ttg.slice<{dim = 0, parent = #mma}>>": 1 / 8,
+    "tensor<64x!tt.ptr<f32>, #ttg.slice<{dim = 1, parent = #mma1}>>": 1 / 4,
+    "tensor<64x!tt.ptr<f32>, #ttg.slice<{dim = 0, parent = #unknown}>>": 1.0,
+}
+
+
+@pytest.mark.parametrize("pointers", SHARED)
+def test_lanes_that_share_an_element_ask_once(pointers):
+    text = TTGIR.replace("INSIDE", f"tt.load %p, %m : {pointers}").replace("BEFORE", "arith.constant 0 : i32")
+    assert shares(text) == {("module.py", 20): SHARED[pointers]}
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "columns"), [((16, 16, 16), 1 / 4, 1 / 16), ((32, 32, 8), 1 / 2, 1 / 32)]
+)
+def test_lanes_of_amd_share_elements(shape, rows, columns):
+    text = TTGIR.replace("[32, 32, 8]", str(list(shape))).replace("BEFORE", "arith.constant 0 : i32")
+    text = text.replace("module {", 'module attributes {"ttg.threads-per-warp" = 64 : i32} {')
+    for dim, left in ((1, rows), (0, columns)):
+        pointers = f"tensor<64x!tt.ptr<f32>, #ttg.slice<{{dim = {dim}, parent = #wide}}>>"
+        assert shares(text.replace("INSIDE", f"tt.load %p : {pointers}")) == {("module.py", 20): left}
+
+
+def test_loads_of_one_line_count_by_what_their_threads_ask():
+    """128 numbers by 4 lanes apart of 32, one each, twice a thread; and one number by all lanes."""
+    both = "tt.load %p : tensor<16x!tt.ptr<i32>, #ttg.slice<{dim = 1, parent = #blocked}>> loc(#loc3)\n      %3 = "
+    text = TTGIR.replace("INSIDE", f"{both}tt.load %p : !tt.ptr<i32>").replace(
+        "BEFORE", "arith.constant 0 : i32"
+    )
+    assert shares(text) == {("module.py", 20): (2 * 4 + 1) / (2 * 32 + 32)}
+
+
+def test_copies_to_shared_memory_are_loads():
+    copy = "ttg.async_copy_global_to_local %p, %s mask %m : tensor<64x8x!tt.ptr<bf16>, #blocked> -> <64x8xbf16, #shared>"
+    text = TTGIR.replace("INSIDE", copy).replace("BEFORE", "arith.constant 0 : i32")
+    assert shares(text) == {("module.py", 20): 0.5}  # 8 columns are 4 lanes of 8

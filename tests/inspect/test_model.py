@@ -32,6 +32,7 @@ LOOP = CountedLoop(
     shared_bytes=1024,
     global_bytes=0,
     descriptor_loads=0,
+    loads={},
     sources={},
     code=(),
 )

@@ -1,6 +1,10 @@
 """Source loops by their `for`, and the work that a manifest describes."""
 
+import gc
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -216,3 +220,26 @@ def test_code_that_cannot_be_read_costs_its_own_report_only(tmp_path, monkeypatc
     assert ([x.role for x in good.loops], good.failure) == (["full"], None)
     with pytest.raises(UserError, match="no tool"):  # the next report would lack it too
         failing(UserError("no tool"))
+
+
+def test_modules_are_read_by_several_threads_at_once():
+    """Python's parser is not safe where a garbage collection lets another thread in: every report of a busy machine counts."""
+    module = Path(__file__).parents[2] / "generated" / "t5_bias.py"
+    sizes = {"BLOCK_M": 64, "BLOCK_N": 32}
+
+    def read(_: int) -> int:
+        return len(source_loops(module, "_backward_dq", sizes, 2))
+
+    def yields(phase: str, info: dict[str, int]) -> None:
+        time.sleep(0)
+
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(yields)
+    gc.set_threshold(100, 2, 2)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            found = set(threads.map(read, range(200)))
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(yields)
+    assert len(found) == 1

@@ -13,6 +13,7 @@ from attngen.passes.differentiate import Differentiate
 from attngen.passes.page import Page
 from attngen.passes.pipeline import PIPELINE, run
 from attngen.passes.plan_masks import PlanMasks
+from attngen.passes.share import Share
 from attngen.passes.split import Split
 from attngen.passes.tile import Tile, cover
 from attngen.spec import load_spec
@@ -113,15 +114,26 @@ def test_split(golden):
     )
 
 
+def test_share(golden):
+    cache = {"kind": "paged", "page_size": 16, "prefix": "shared"}
+    semantic = build(load_spec({**SPEC, "cache": cache, "splits": "auto"}))
+    shared = run(semantic, (Share(),))
+    tiles = run(shared, (PlanMasks(),)).nodes["fold"].tiles
+    plan = f"may {' '.join(map(str, tiles.may))} must {' '.join(map(str, tiles.must))} row {tiles.row}\n"
+    golden("share", lines(semantic, "k") + lines(shared, "scores", "fold") + plan)
+
+
 def test_a_graph_without_pages_is_left_alone():
     graph = run(build(load_spec(SPEC)), (PlanMasks(), BaseTwo(), Tile()))
     assert Page().apply(graph) is graph
     assert Split().apply(graph) is graph
+    assert Share().apply(graph) is graph
 
 
 def test_pipeline_names():
     assert [step.name for step in PIPELINE] == [
         "differentiate",
+        "share",
         "plan-masks",
         "base-two",
         "tile",

@@ -177,7 +177,12 @@ REFUSED: dict[str, tuple[Spec, Edit]] = {
     "factor of dv": (PLAIN, changing("dv", factor=lambda _: Const(2.0))),
     "plan of dk alone": (PLAIN, changing("dk", tiles=from_two)),
     "plan of dv alone": (PLAIN, changing("dv", tiles=from_two)),
-    "plan of a sum per row": (EDITED, changing("dx_rows", tiles=from_two)),
+    "plan of a sum per row": (EDITED, changing("dx_about", tiles=from_two)),
+    "weights of a sum per row": (EDITED, changing("dx_weights", tiles=from_two)),
+    "slope of the weights of a sum per row": (EDITED, changing("p_x", expr=doubled)),
+    "a sum per row": (EDITED, changing("dx_rows", expr=doubled)),
+    "the error of delta": (EDITED, changing("delta_error", expr=doubled)),
+    "what p dp sums": (EDITED, changing("p_dp", operand=lambda _: "ds")),
     "plan of dq under sums per row": (EDITED, changing("dq", tiles=from_two)),
     "ds": (PLAIN, changing("ds", expr=doubled)),
     "p": (PLAIN, changing("p", expr=doubled)),
@@ -189,7 +194,7 @@ REFUSED: dict[str, tuple[Spec, Edit]] = {
     "factor of dv inside dk": (VIEW, changing("dv", factor=lambda _: Const(2.0))),
     "plan of dv inside dk": (VIEW, changing("dv", tiles=from_two)),
     "factor of a key's gradient": (KEY, changing("dx", factor=lambda _: Const(2.0))),
-    "factor of a gradient per row": (EDITED, changing("dx_rows", factor=lambda _: Const(2.0))),
+    "factor of a gradient per row": (EDITED, changing("dx_about", factor=lambda _: Const(2.0))),
     "what a distance's gradient adds": (DISTANCE, changing("ds_x", operand=lambda _: "p")),
     "places of diagonals": (DISTANCE, changing("dx_diagonals", at=next_place)),
     "what is filled up inside dk": (VIEW, changing("dk_v", operand=lambda _: "dk_qk")),
@@ -298,6 +303,23 @@ def test_what_has_no_fixed_order_needs_leave(element, layout):
     assert [fold.carrier for fold in folds] == ["atomic"]
     problem = UNUSED if layout == "thd" else Problem(name="", lengths=((18, 21),) * 2)
     agree(load_spec(data), problem, BLOCKS[:2])
+
+
+def test_distances_of_packed_sequences_with_dropout_need_leave():
+    data = make(
+        layout="thd",
+        mask="j <= i",
+        dropout=True,
+        score="s * x[i - j + 64]",
+        captured={"x": {"dtype": "float32", "axes": [128]}},
+    ).canonical()
+    with pytest.raises(
+        PlanError, match="diagonals of packed sequences begin anywhere, and dropout draws for 16 rows"
+    ):
+        schedule(load_spec(data))
+    allowed = load_spec({**data, "deterministic": False})
+    assert [fold.carrier for _, fold in schedule(allowed).all(Fold) if fold.into] == ["atomic"]
+    agree(allowed, UNUSED, BLOCKS[:2])
 
 
 def test_packed_tokens_are_not_read_by_sequence_too():

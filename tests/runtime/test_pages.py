@@ -35,11 +35,14 @@ class Serving(RuleBasedStateMachine):
     @rule(sequence=alive, tokens=st.integers(0, 11))
     def append(self, sequence, tokens):
         before = (self.pool.num_free_pages, [self.pool.pages(s) for s in self.pool.sequences])
+        needed = self.pool.pages_needed({sequence: tokens})
         try:
             found = self.pool.append(sequence, tokens)
         except OutOfPages:
             assert (self.pool.num_free_pages, [self.pool.pages(s) for s in self.pool.sequences]) == before
+            assert needed > before[0]
             return
+        assert self.pool.num_free_pages == before[0] - needed
         copy_pages(found.copies, self.cache)
         new = list(range(self.written, self.written + tokens))
         self.written += tokens
@@ -170,3 +173,14 @@ def test_waste_on_lengths_as_servers_see_them():
         waste.append(pool.waste)
     assert sum(waste) / len(waste) < 0.04
     assert max(waste[100:]) < 0.04
+
+
+def test_the_last_owner_of_a_page_need_not_copy_it() -> None:
+    """Two sequences that share a half-full page and write it in one step: one copy, not two."""
+    pool = PageAllocator(2, 4)
+    first = pool.allocate()
+    pool.append(first, 2)
+    second = pool.fork(first)
+    assert pool.pages_needed({first: 1, second: 1}) == 1
+    assert [len(pool.append(one, 1).copies) for one in (first, second)] == [1, 0]
+    assert pool.num_free_pages == 0

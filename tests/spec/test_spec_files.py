@@ -29,7 +29,15 @@ REQUIRED = {
         "phi2",
         "qwen2_gqa7",
     ),
-    *("paged_decode_llama3", "paged_mixed_mistral_window", "paged_gpt_oss", "paged_fp8", "paged_int8"),
+    *(
+        "paged_decode_llama3",
+        "paged_mixed_mistral_window",
+        "paged_gpt_oss",
+        "paged_fp8",
+        "paged_int8",
+        "paged_int4",
+    ),
+    *("spec_decode_tree", "mla_decode", "cascade_prefix"),
 }
 
 
@@ -56,6 +64,8 @@ def test_numbers_of_the_models() -> None:
     assert specs["qwen2_gqa7"].heads.group == 7
     assert specs["mla_prefill"].head_dim == HeadDim(192, 128)
     assert specs["mla_absorbed"].head_dim == HeadDim(576, 512, 512)
+    assert specs["mla_decode"].heads == Heads(128, 1)
+    assert specs["mla_decode"].head_dim == HeadDim(576, 512, 512)
     assert specs["phi2"].head_dim == HeadDim(80, 80)
     assert str(specs["gemma2_local"].score) == "50 * tanh(s / 50)"
     assert specs["mistral_window"].params[0].runtime
