@@ -36,7 +36,7 @@ _ATOM = 9
 _CALLS = {
     "where": "tl.where", "min": "tl.minimum", "max": "tl.maximum", "abs": "tl.abs", "exp2": "tl.math.exp2",
     "exp": "tl.exp", "log": "tl.log", "log2": "tl.log2", "sqrt": "tl.sqrt", "sin": "tl.sin", "cos": "tl.cos",
-    "sigmoid": "tl.sigmoid", "tanh_exp2": "_tanh_exp2",
+    "sigmoid": "tl.sigmoid", "softplus": "_softplus", "tanh_exp2": "_tanh_exp2",
 }  # fmt: skip
 _HOISTED: dict[Place, str] = {"rows": "per_row", "keys": "per_key", "scalar": "term", "tile": "tile"}
 _LENGTHS = ("b", "h", "hk", "row", "j", "seqlen_q", "seqlen_k", "q_start", "k_start")

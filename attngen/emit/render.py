@@ -12,9 +12,10 @@ import jinja2
 
 from attngen.emit.context import context
 from attngen.emit.format import formatted
+from attngen.emit.recurrence import recurrence_context
 from attngen.errors import InternalError, PlanError
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Input
+from attngen.ir.nodes import Fold, Input
 from attngen.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[2] / "templates"
@@ -51,8 +52,12 @@ def environment() -> jinja2.Environment:
 def render(graph: Graph, *, regenerate: str = "") -> str:
     """Return the source of the stand-alone module of a scheduled graph."""
     name = graph.provenance.name
-    made = context(graph, version=VERSION, regenerate=regenerate or f"attngen generate specs/{name}.yaml")
-    text = environment().get_template("attention.py.jinja").render(c=made, face=made.interface)
+    told = {"version": VERSION, "regenerate": regenerate or f"attngen generate specs/{name}.yaml"}
+    if any(fold.monoid == "decay" for _, fold in graph.all(Fold)):
+        text = environment().get_template("recurrence.py.jinja").render(c=recurrence_context(graph, **told))
+    else:
+        made = context(graph, **told)
+        text = environment().get_template("attention.py.jinja").render(c=made, face=made.interface)
     try:
         compile(text, f"{name}.py", "exec")
     except SyntaxError as error:
@@ -67,7 +72,8 @@ def render(graph: Graph, *, regenerate: str = "") -> str:
 
 def _refuse_taken_names(graph: Graph, text: str) -> None:
     """A parameter or captured tensor must not have the name of a variable of the generated functions."""
-    own = {n for n, i in graph.all(Input) if i.role in ("captured", "scalar") and not i.default}
+    chosen = [(n, i) for n, i in graph.all(Input) if i.role in ("captured", "scalar") and i.dtype != "float"]
+    own = {n for n, i in chosen if not i.default}
     if not own:
         return
     tree = ast.parse(text)

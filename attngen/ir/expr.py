@@ -49,6 +49,7 @@ OPERATORS: dict[str, tuple[str | None, int, str]] = {
         "float",
     ),  # (y, c): c tanh(y / (2 log2 e)), computed from exp2, see passes.base_two
     "sigmoid": (None, 1, "float"),
+    "softplus": (None, 1, "float"),
     "weight": (None, 2, "float"),  # (s, lse): exp(s - lse), and 0 where lse is -inf: a row without keys
     "weight_exp2": (None, 2, "float"),  # the same in base two
     "sin": (None, 1, "float"),

@@ -14,7 +14,7 @@ from attngen.ir.expr import TRUE, Expr, Symbol, symbols, text, type_of
 from attngen.ir.tiles import Tiles
 
 Axes = tuple[str, ...]
-Monoid = Literal["softmax", "sum"]
+Monoid = Literal["softmax", "sum", "decay"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +141,9 @@ class Input(Node):
     complement, two to a byte, column 2 c in the low four bits of byte c and column 2 c + 1 in the high ones.
     ``default`` is the text of a scalar's default ('' when the caller must give it). ``grad``: the backward returns a
     gradient for it. The role ``gradient`` is that of a result's gradient, which autograd hands to the backward; ``seed`` that
-    of the two integers (seed, offset) which a call's random numbers come from.
+    of the two integers (seed, offset) which a call's random numbers come from. A call may leave an ``optional`` tensor out:
+    a map that would read it then passes its operand on, and a state that it would begin with is zero. A captured tensor of
+    dtype ``float`` may have any floating-point dtype.
     """
 
     kind: ClassVar[str] = "input"
@@ -156,6 +158,7 @@ class Input(Node):
     sorted: bool = False
     default: str = ""
     grad: bool = False
+    optional: bool = False
 
     def verify(self) -> None:
         """A scalar has no axes, and only captured integer tensors can be declared sorted."""
@@ -193,12 +196,13 @@ class Contract(Node):
 class Map(Node):
     """An element-wise formula of ``operand`` (symbol ``s``), positions, scalars and captured tensors.
 
-    It may read ``others``, by their own names; those that lack an axis of the result are broadcast along it.
+    It may read ``others``, by their own names; those that lack an axis of the result are broadcast along it. Without an
+    operand it is a formula of positions alone.
     """
 
     kind: ClassVar[str] = "map"
     OPERANDS: ClassVar[tuple[str, ...]] = ("operand", "others", "captured")
-    operand: str
+    operand: str = ""
     others: tuple[str, ...] = ()
     captured: tuple[str, ...] = ()
     expr: Expr
@@ -243,14 +247,23 @@ class Fold(Node):
     For sum, of the products element * value, or of the element alone where ``value`` is ''. Axes that the result lacks are
     summed too (the query heads of a group, where the result has kv heads). With ``at``, the element at a place is added
     where these indices point: the gradient of the captured tensor ``into``, whose shape the result has ('': of its axes).
+    A ``prefix`` keeps the axis: each place holds the sum of all up to it.
+
+    For decay, of the pairs (T, S), where a token's T multiplies the state by exp(``decay``) (per head, or per row of the
+    state; '' is 1) and, with ``erase``, takes erase * element (element^T state) out of it; its S is the outer product of
+    element and value. Merging (T1, S1) and (T2, S2) gives (T2 T1, T2 S1 + S2); the state before the first token is ``init``.
 
     Scheduling fills the lower half: ``base`` of the exponential and the positive ``factor`` that multiplies the element inside
     it, the mask's plan, and where the fold is cut: into tiles inside a program; at level ``split`` also across programs,
     whose partial results a buffer carries to the kernel that merges them. The carrier ``atomic`` adds in any order, in memory.
+    At level ``chunk`` runs of ``chunk`` tokens, counted from where a sequence begins, are folded each by itself; a fold over
+    the axis C of these, in the order ``scan``, gives the state before each of them.
     """
 
     kind: ClassVar[str] = "fold"
-    OPERANDS: ClassVar[tuple[str, ...]] = ("element", "value", "dropout", "captured")
+    OPERANDS: ClassVar[tuple[str, ...]] = (
+        "element", "value", "dropout", "captured", "decay", "erase", "init",
+    )  # fmt: skip
     monoid: Monoid
     element: str
     value: str = ""
@@ -261,25 +274,32 @@ class Fold(Node):
     axes: Axes
     at: tuple[Expr, ...] = ()
     into: str = ""
+    prefix: bool = False
+    decay: str = ""
+    erase: str = ""
+    init: str = ""
     precision: Literal["ieee", "tf32x3", "tf32"] = "ieee"
     base: Literal["e", "2"] = "e"
     factor: Expr | None = None
     tiles: Tiles | None = None
-    level: Literal["whole", "tile", "split"] = "whole"
-    order: Literal["free", "full-then-partial", "sequential"] = "free"
+    level: Literal["whole", "tile", "split", "chunk"] = "whole"
+    order: Literal["free", "full-then-partial", "sequential", "parallel", "scan"] = "free"
     carrier: Literal["none", "register", "buffer", "atomic"] = "none"
+    chunk: int = 0
 
     def verify(self) -> None:
         """A mask is a truth value; a cut fold has a plan, an order and a carrier; softmax alone has weights to drop."""
         _require(self.monoid == "softmax" or not self.dropout, "fold: only softmax has weights to drop")
+        _require(self.monoid == "decay" or not (self.erase or self.init), "fold: decay alone has a state")
         _require(type_of(self.domain.mask) == "bool", "fold: the mask is not a truth value")
+        _require((self.level == "chunk") == (self.chunk > 0), "fold: chunks have a size")
         cut = self.level != "whole"
         _require(
             cut == (self.order != "free") == (self.carrier != "none"),
             "fold: level, order and carrier go together",
         )
         _require(
-            self.level != "tile" or self.tiles is not None,
+            self.level != "tile" or self.tiles is not None or bool(self.decay),
             "fold: cut into tiles without a plan of its mask (run plan-masks)",
         )
         if self.monoid == "softmax" and self.level == "split":
@@ -316,14 +336,33 @@ class Merge(Node):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Read(Node):
+    """What queries see of the states of a decay fold: query^T state, of the state right after each token.
+
+    Of states before chunks (a fold in the order ``scan``), times exp(``decay``), the decay since the chunk began.
+    """
+
+    kind: ClassVar[str] = "read"
+    OPERANDS: ClassVar[tuple[str, ...]] = ("query", "state", "decay")
+    query: str
+    state: str
+    decay: str = ""
+    axes: Axes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finish(Node):
-    """What a caller sees of a monoid's element: for softmax ``out`` (acc / l, 0 if l is 0) or ``lse`` (natural log, fp32)."""
+    """What a caller sees of a monoid's element: for softmax ``out`` (acc / l, 0 if l is 0) or ``lse`` (natural log, fp32).
+
+    For decay ``states``, those after the last token, or ``out``: of columns that end with what values of one give, all
+    others divided by it (0 if it is 0).
+    """
 
     kind: ClassVar[str] = "finish"
     OPERANDS: ClassVar[tuple[str, ...]] = ("operand",)
     monoid: Monoid
     operand: str
-    result: Literal["out", "lse"]
+    result: Literal["out", "lse", "states"]
     axes: Axes
 
 
@@ -377,11 +416,12 @@ class Slice(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pad(Node):
-    """A tensor whose last axis is filled up with zeros to that of ``axes``: the adjoint of `Slice`."""
+    """A tensor whose last axis is filled up to that of ``axes``: with zeros it is the adjoint of `Slice`."""
 
     kind: ClassVar[str] = "pad"
     OPERANDS: ClassVar[tuple[str, ...]] = ("operand",)
     operand: str
+    fill: float = 0.0
     axes: Axes
 
 
@@ -405,8 +445,8 @@ class Launch(Node):
     ``across`` names a second axis whose tiles become programs: each owns a rectangle.
 
     ``rows`` says how a program finds its rows: on a ``grid`` of the longest length and all program axes, or by ``search``
-    in cu_seqlens_q, where tiles of all sequences stand in a row. Programs of kv heads (program axis Hkv) hold the query
-    heads of a group side by side in a tile.
+    in cu_seqlens_q, where tiles of all sequences stand in a row; of ``chunks`` none belongs to two sequences.
+    Programs of kv heads (program axis Hkv) hold the query heads of a group side by side in a tile.
     ``configs`` gives, per target, schedules to try in order; the first one is the untuned default. ``decode`` gives those of
     calls whose sequences have few queries each. Chunks of its loads that are wider
     than ``widest`` columns are cut: each is an accumulator of its own.
@@ -416,7 +456,7 @@ class Launch(Node):
     LEVEL: ClassVar[Literal["semantic", "scheduled", "both"]] = "scheduled"
     OPERANDS: ClassVar[tuple[str, ...]] = ("stores",)
     stores: tuple[str, ...]
-    rows: Literal["grid", "search"] = "grid"
+    rows: Literal["grid", "search", "chunks"] = "grid"
     tile_axis: str
     across: str = ""
     program_axes: Axes
@@ -431,7 +471,7 @@ class Launch(Node):
 
 
 NODE_TYPES: tuple[type[Node], ...] = (
-    Input, Contract, Map, Random, Slice, Pad, Fold, Lift, Merge, Finish, Load, Store, Launch,
+    Input, Contract, Map, Random, Slice, Pad, Fold, Lift, Merge, Read, Finish, Load, Store, Launch,
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 from attngen.ir.graph import Graph, verify
 from attngen.passes.base_two import BaseTwo
 from attngen.passes.build import build
+from attngen.passes.chunk import Chunk
 from attngen.passes.differentiate import Differentiate
 from attngen.passes.page import Page
 from attngen.passes.plan_masks import PlanMasks
@@ -43,6 +44,8 @@ def run(graph: Graph, passes: tuple[Pass, ...] = PIPELINE) -> Graph:
 
 def schedule(spec: Spec) -> Graph:
     """Return the scheduled graph of a spec; its `schedule` and `deterministic` say what the tile pass may choose."""
+    if spec.recurrence is not None:
+        return run(build(spec), (Chunk(spec.recurrence.chunk),))
     asked = spec.schedule
     wanted = ANYTHING
     if asked is not None:

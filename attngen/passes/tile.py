@@ -8,6 +8,7 @@ from attngen.errors import InternalError, PlanError
 from attngen.ir.expr import Const
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Contract, Finish, Fold, Input, Launch, Load, Node, Slice, Store
+from attngen.passes.columns import cover
 from attngen.passes.schedules import ANYTHING, Wanted, configurations, restricted
 from attngen.passes.tile_backward import reads_per_element, tile_backward
 
@@ -45,21 +46,6 @@ class Tile:
             changed |= added
             graph = replace(graph, axes=(*graph.axes, *axes))
         return graph.with_nodes(changed, level="scheduled")
-
-
-def cover(columns: int, least: int = 16) -> tuple[tuple[int, int], ...]:
-    """Cover columns by descending powers of two of at least 16, as (start, width): 72 is 64 + 16, with 8 idle lanes.
-
-    Splitting costs less than padding to the next power of two: the products of the idle columns are not computed.
-    """
-    rest = -(-columns // least) * least
-    chunks: list[tuple[int, int]] = []
-    start = 0
-    while rest:
-        width = 1 << (rest.bit_length() - 1)
-        chunks.append((start, width))
-        start, rest = start + width, rest - width
-    return tuple(chunks)
 
 
 def _tensors(graph: Graph) -> list[str]:

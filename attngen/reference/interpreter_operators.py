@@ -69,6 +69,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "sqrt": _unary(torch.sqrt), "tanh": _unary(torch.tanh), "sigmoid": _unary(torch.sigmoid),
     "tanh_exp2": lambda y, c: as_tensor(c) * torch.tanh(as_tensor(y) * (math.log(2.0) / 2)),
     "weight": lambda s, lse: _weight(s, lse, 1.0), "weight_exp2": lambda s, lse: _weight(s, lse, math.log(2.0)),
+    "softplus": _unary(lambda x: torch.nn.functional.softplus(x, threshold=1e9)),
     "sin": _unary(torch.sin), "cos": _unary(torch.cos),
     "floor": lambda a: torch.floor(as_tensor(a)).long(),
     "int": lambda a: torch.trunc(as_tensor(a).double()).long(),

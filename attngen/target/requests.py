@@ -10,7 +10,7 @@ from typing import Any
 from attngen.errors import LoadError, UserError
 from attngen.target.compile import CompileRequest
 
-ROW_STRIDE = r"stride_(q|k|v|o|g|dq|dk|dv)[bpsh]$"
+ROW_STRIDE = r"stride_[A-Za-z]+[bpsth]$"
 TRITON_DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 
 
@@ -41,6 +41,7 @@ def requests(
     found: list[CompileRequest] = []
     for name, kernel in described["kernels"].items():
         chosen = [config] if config is not None else _chosen(described, kernel, target, dtype)
+        chosen = [kernel.get("flags", {}) | one for one in chosen]
         flags = [name for name in kernel["constants"] if name.startswith("WANT_")]
         parts = (part for one in chosen for part in _parts(one, flags))
         found += [_request(module, name, target, dtype, kernel, part) for part in parts]

@@ -1,0 +1,378 @@
+"""The argument lists of a recurrence's module: kernels, launcher, custom op and public function, and the manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from attngen.emit.faces import KernelFace
+from attngen.emit.records_recurrence import TensorArgument
+from attngen.emit.recurrence_parts import Parts, inputs_of
+from attngen.ir import expr as ex
+from attngen.ir.expr import Const
+from attngen.ir.graph import Graph
+from attngen.ir.nodes import Config, Input, Launch
+
+Rows = list[tuple[str, str, str]]
+"""Arguments of a kernel: name, type, and what the launcher passes."""
+SIZES: Final[Rows] = [("num_seqs", "i32", "num_seqs"), ("seqlen", "i32", "seqlen")]
+PUBLIC: Final = {
+    "B": "batch", "L": "seqlen", "H": "num_heads", "G": "num_groups",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Faces:
+    """The argument lists of one module."""
+
+    totals: KernelFace
+    states: KernelFace
+    scan: KernelFace
+    pairs: KernelFace
+    read: KernelFace
+    op_arguments: tuple[str, ...]
+    op_call: str
+    public_arguments: tuple[str, ...]
+    public_call: str
+    tensors: tuple[TensorArgument, ...]
+    sizes: tuple[str, ...]
+    state_shape: str
+    large: str
+    function: str
+    documented: tuple[str, ...]
+    prepared: tuple[str, ...]
+    return_flag: str
+    states_doc: str
+    manifest: dict[str, Any]
+
+
+def faces(graph: Graph, parts: Parts) -> Faces:
+    """Return the argument lists of a scheduled graph of a recurrence."""
+    inputs = inputs_of(graph)
+    made = {
+        "_totals": (_totals(parts, inputs), parts.totals_kernel),
+        "_chunk_states": (_states(parts), parts.states_kernel),
+        "_scan": (_scan(parts, inputs), parts.scan_kernel),
+        "_pairs": (_pairs(parts), parts.pairs_kernel),
+        "_read": (_read(graph, parts, inputs), parts.kernel),
+    }
+    op = _op_arguments(inputs)
+    tokens = [n for n, i in inputs.items() if i.role == "tensor"]
+    strides = ", ".join(
+        f"{n}.stride(1)" if not inputs[n].optional else f"(0 if {n} is None else {n}.stride(1))"
+        for n in tokens
+    )
+    return Faces(
+        totals=made["_totals"][0],
+        states=made["_chunk_states"][0],
+        scan=made["_scan"][0],
+        pairs=made["_pairs"][0],
+        read=made["_read"][0],
+        op_arguments=tuple(f"{n}: {kind}" for n, kind in op),
+        op_call=", ".join(n for n, _ in op),
+        public_arguments=_public_arguments(parts, inputs),
+        public_call=", ".join(n for n, _ in op),
+        tensors=tuple(_tensor(graph, n, i) for n, i in inputs.items() if i.role != "scalar"),
+        sizes=_sizes(parts, inputs),
+        state_shape=_shape(graph, parts.states_axes).replace("batch", "num_seqs"),
+        large=f"max(0, {strides}) * CHUNK >= 2**31",
+        function="ssd" if parts.is_mamba else "recurrence",
+        documented=_documented(parts, inputs),
+        prepared=_prepared(graph, parts, inputs),
+        return_flag="return_final_states" if parts.is_mamba else "return_final_state",
+        states_doc=f"[{', '.join(_letter(graph, a) for a in parts.states_axes)}]",
+        manifest=_manifest(graph, parts, {n: (f, k) for n, (f, k) in made.items() if k is not None}),
+    )
+
+
+# ---- kernels
+
+
+def _face(name: str, rows: Rows, constants: list[tuple[str, str]]) -> KernelFace:
+    return KernelFace(
+        name=name,
+        arguments=tuple(n for n, _, _ in rows),
+        types=tuple((n, kind) for n, kind, _ in rows),
+        constants=tuple(n for n, _ in constants),
+        values=(*(value for _, _, value in rows), *(f"{n}={v}" for n, v in constants if v)),
+    )
+
+
+def _row_strides(*tensors: str) -> Rows:
+    return [
+        (f"stride_{t}{c}", "i32", f"{t}.stride({p})")
+        for t in dict.fromkeys(tensors)
+        for p, c in enumerate("bth")
+    ]
+
+
+def _all_strides(name: str, node: Input) -> Rows:
+    """Strides of a tensor that may be left out, and whose axes of size 1 stand for any size."""
+    return [(f"stride_{name}_{p}", "i32", f"_stride({name}, {p})") for p in range(len(node.axes))]
+
+
+def _common(parts: Parts) -> Rows:
+    buffers = [("total", "*fp32", "total")] if parts.total else []
+    return buffers + ([("step_of", "*fp32", "step_of")] if parts.step else [])
+
+
+_PACKED = ("PACKED", "cu_seqlens is not None")
+_LENGTHS: Rows = [("cu_seqlens", "*i32", "cu_seqlens")]
+_HEADS: Rows = [("num_heads", "i32", "num_heads")]
+
+
+def _totals(parts: Parts, inputs: dict[str, Input]) -> KernelFace:
+    read = [n for n, i in inputs.items() if i.role == "captured" and _is_of_tokens(n, i, parts)]
+    scalars = [
+        (n, "fp32" if i.dtype == "float32" else "i32", n)
+        for n, i in inputs.items()
+        if i.role == "scalar" and n != "scale"
+    ]
+    rows: Rows = [(n, "*fp32", n) for n in read] + _common(parts) + _LENGTHS
+    rows += [row for n in read for row in _all_strides(n, inputs[n])]
+    rows += [*scalars, *_HEADS, *SIZES]
+    flags = [(f"HAS_{n.upper()}", f"{n} is not None") for n in read if inputs[n].optional]
+    return _face("_totals", rows, [*flags, _PACKED, ("BLOCK_M", "")])
+
+
+def _is_of_tokens(name: str, node: Input, parts: Parts) -> bool:
+    """Whether a tensor makes decays: it has tokens or heads, and nothing else."""
+    return name != parts.init and set(node.axes) <= {"B", "L", "H"}
+
+
+def _states(parts: Parts) -> KernelFace:
+    k, v = parts.k.operand, parts.v.operand
+    rows: Rows = [(k, "*io", k), (v, "*io", v), *_common(parts), ("chunk_states", "*fp32", "chunk_states")]
+    rows += _LENGTHS + _row_strides(k, v) + _HEADS + SIZES
+    return _face(
+        "_chunk_states", rows, [_PACKED, ("ROW_INDEX", "row_index"), ("BLOCK_M", ""), ("BLOCK_N", "")]
+    )
+
+
+def _scan(parts: Parts, inputs: dict[str, Input]) -> KernelFace:
+    rows: Rows = [("total", "*fp32", "total")] if parts.total else []
+    rows += [
+        ("chunk_states", "*fp32", "chunk_states"),
+        (parts.init, "*fp32", parts.init),
+        ("states", "*fp32", "states"),
+    ]
+    rows += _LENGTHS
+    rows += [(f"stride_init_{p}", "i32", f"_stride({parts.init}, {p})") for p in range(4)]
+    rows += _HEADS + SIZES[1:]
+    return _face("_scan", rows, [("HAS_INIT", f"{parts.init} is not None"), _PACKED, ("BLOCK_M", "")])
+
+
+def _pairs(parts: Parts) -> KernelFace:
+    q, k = parts.q.operand, parts.k.operand
+    rows: Rows = [(q, "*io", q), (k, "*io", k), ("pairs", "*io", "pairs"), *_LENGTHS, *_row_strides(q, k)]
+    rows += [("num_groups", "i32", "num_groups"), *SIZES]
+    return _face("_pairs", rows, [_PACKED, ("ROW_INDEX", "row_index"), ("BLOCK_M", ""), ("BLOCK_N", "")])
+
+
+def _read(graph: Graph, parts: Parts, inputs: dict[str, Input]) -> KernelFace:
+    q, k, v = (x.operand for x in (parts.q, parts.k, parts.v))
+    others = [o for _, node in parts.epilogue for o in getattr(node, "others", ()) if o in inputs]
+    tensors = [o for o in others if inputs[o].role == "tensor" and o != v]
+    extra = [o for o in others if inputs[o].role == "captured"]
+    scalars = [n for n in ("scale",) if n in inputs]
+    shared = parts.pairs_kernel is not None
+    rows: Rows = [(n, "*io", n) for n in ([q, v] if shared else [q, k, v])]
+    rows += [("pairs", "*io", "pairs")] if shared else []
+    rows += [*_common(parts), ("chunk_states", "*fp32", "chunk_states"), ("out", "*io", "out")]
+    rows += [(n, "*io", n) for n in tensors] + [(n, "*fp32", n) for n in extra] + _LENGTHS
+    rows += _row_strides(*([q, v] if shared else [q, k, v]), "out")
+    for n in tensors:
+        given = [
+            (f"stride_{n}{c}", "i32", f"0 if {n} is None else {n}.stride({p})") for p, c in enumerate("bth")
+        ]
+        rows += given if inputs[n].optional else _row_strides(n)
+    rows += [row for n in extra for row in _all_strides(n, inputs[n])]
+    rows += [(n, "fp32", n) for n in scalars] + _HEADS + SIZES
+    flags = [(f"HAS_{n.upper()}", f"{n} is not None") for n in (*extra, *tensors) if inputs[n].optional]
+    return _face(
+        "_read", rows, [*flags, _PACKED, ("ROW_INDEX", "row_index"), ("BLOCK_M", ""), ("BLOCK_N", "")]
+    )
+
+
+# ---- functions
+
+
+def _op_arguments(inputs: dict[str, Input]) -> list[tuple[str, str]]:
+    found = [
+        (n, "torch.Tensor | None" if i.optional else "torch.Tensor")
+        for n, i in inputs.items()
+        if i.role != "scalar"
+    ]
+    numbers = [(n, "int" if i.dtype == "int32" else "float") for n, i in inputs.items() if i.role == "scalar"]
+    return [*found, ("cu_seqlens", "torch.Tensor | None"), *numbers]
+
+
+def _public_arguments(parts: Parts, inputs: dict[str, Input]) -> tuple[str, ...]:
+    positional = ("x", "dt", "A", "B", "C") if parts.is_mamba else ("q", "k", "v")
+    found = [f"{n}: torch.Tensor" for n in positional] + ["*"]
+    for name, node in inputs.items():
+        if name in positional or name.startswith("dt_least") or name.startswith("dt_most"):
+            continue
+        if node.role == "scalar":
+            kind = "int" if node.dtype == "int32" else "float"
+            found.append(f"{name}: {kind} | None = None" if node.default else f"{name}: {kind}")
+        elif node.optional:
+            found.append(f"{name}: torch.Tensor | None = None")
+        else:
+            found.append(f"{name}: torch.Tensor")
+    if parts.is_mamba:
+        found.append("dt_limit: tuple[float, float] = (0.0, math.inf)")
+    last = "return_final_states" if parts.is_mamba else "return_final_state"
+    return (*found, "cu_seqlens: torch.Tensor | None = None", f"{last}: bool = False")
+
+
+def _tensor(graph: Graph, name: str, node: Input) -> TensorArgument:
+    shape = _shape(graph, node.axes)
+    if node.axes[0] == "B" and "L" not in node.axes:
+        shape = shape.replace("batch", "num_seqs")
+    shown = [_letter(graph, a) for a in node.axes]
+    return TensorArgument(
+        name=name,
+        shape=shape,
+        doc=f"[{', '.join(shown)}]" + (" or [H]" if node.axes == ("H", "V") else ""),
+        required=not node.optional,
+        of_dtype=node.role == "tensor",
+    )
+
+
+def _shape(graph: Graph, axes: tuple[str, ...]) -> str:
+    def size(name: str) -> str:
+        found = graph.axis(name).size
+        return repr(found.value) if isinstance(found, Const) else PUBLIC[name]
+
+    return f"({', '.join(map(size, axes))},)"
+
+
+def _letter(graph: Graph, name: str) -> str:
+    found = graph.axis(name).size
+    return repr(found.value) if isinstance(found, Const) else name
+
+
+def _sizes(parts: Parts, inputs: dict[str, Input]) -> tuple[str, ...]:
+    """Statements that name the sizes of a call."""
+    if not parts.is_mamba:
+        return ("batch, seqlen, num_heads, _ = q.shape",)
+    return ("batch, seqlen, num_heads, _ = x.shape", f"num_groups = num_heads // {parts.group}")
+
+
+def _documented(parts: Parts, inputs: dict[str, Input]) -> tuple[str, ...]:
+    lines: list[str] = []
+    if parts.is_mamba:
+        lines.append("dt_limit: the least and the greatest dt, after bias and softplus.")
+    for name, node in inputs.items():
+        if node.role == "scalar" and not name.startswith(("dt_least", "dt_most")):
+            kind = "int" if node.dtype == "int32" else "float"
+            tail = f"default {node.default}" if node.default else "a parameter of the formulas"
+            lines.append(f"{name}: {kind}, {tail}.")
+    return tuple(lines)
+
+
+def _prepared(graph: Graph, parts: Parts, inputs: dict[str, Input]) -> tuple[str, ...]:
+    """Statements that complete and check what is no tensor, and give D its second axis."""
+    lines: list[str] = []
+    if parts.is_mamba:
+        heads = (
+            f"{{num_heads}} heads cannot share B's and C's groups: expected a multiple of {parts.group} heads"
+        )
+        lines += [
+            f'_expect(num_heads % {parts.group} == 0, f"x: {heads}")',
+            "_expect(isinstance(dt_limit, tuple | list) and len(dt_limit) == 2 and dt_limit[0] <= dt_limit[1],"
+            ' f"dt_limit: expected (least, greatest), got {dt_limit!r}")',
+            "dt_least, dt_most = float(dt_limit[0]), float(dt_limit[1])",
+            "if isinstance(D, torch.Tensor) and D.dim() == 1:",
+            f"    D = D[:, None].expand(-1, {parts.v.columns})",
+        ]
+    for name, node in inputs.items():
+        if node.role == "scalar" and not name.startswith(("dt_least", "dt_most")):
+            kind = "int" if node.dtype == "int32" else "float"
+            if node.default:
+                lines.append(f"{name} = {node.default} if {name} is None else {name}")
+            lines += [
+                f"if isinstance({name}, bool) or not isinstance({name}, {'int' if kind == 'int' else 'float | int'}):",
+                f'    raise TypeError(f"{graph.provenance.name}: {name}: expected {kind}, got {{type({name}).__name__}}")',
+            ]
+            lines += [f"{name} = float({name})"] if kind == "float" else []
+    return tuple(lines)
+
+
+# ---- manifest
+
+
+def _manifest(graph: Graph, parts: Parts, kernels: dict[str, tuple[KernelFace, Launch]]) -> dict[str, Any]:
+    inputs = inputs_of(graph)
+    loops = _loops(parts)
+    return {
+        "mechanism": "ssd" if parts.is_mamba else "recurrence",
+        "compiled_in": {
+            "dtypes": list(inputs[parts.first].dtypes),
+            "chunk": parts.chunk,
+            "group": parts.group,
+            "head_dim": {"qk": parts.k.columns, "v": parts.v.columns},
+            "precision": parts.contract.precision,
+            **{n: ex.text(m.expr) for n, m in (("queries", parts.query_map), ("keys", parts.key_map)) if m},
+        },
+        "run_time": ["batch", "seqlen", "num_heads", *(n for n, i in inputs.items() if i.role == "scalar")],
+        "deterministic": True,
+        "kernels": {
+            name: {
+                "arguments": dict(face.types),
+                "constants": list(face.constants),
+                "loops": loops[name],
+                "configs": {
+                    target: [_config(c, face) for c in choices] for target, choices in launch.configs
+                },
+                "flags": {c: True for c in face.constants if c.startswith("HAS_")},
+            }
+            for name, (face, launch) in kernels.items()
+        },
+    }
+
+
+def _config(config: Config, face: KernelFace) -> dict[str, int]:
+    sizes = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
+    chosen = {name: size for name, size in sizes.items() if name in face.constants}
+    return {**chosen, "num_warps": config.num_warps, "num_stages": config.num_stages}
+
+
+def _loops(parts: Parts) -> dict[str, list[dict[str, Any]]]:
+    """The loops of each kernel in the order of its text, and what a turn of each multiplies and loads."""
+    wide = {"columns": parts.wide, "padded": sum(width for _, width in parts.v_spans)}
+    keys = {"columns": parts.k.columns, "padded": sum(width for _, width in parts.k_spans)}
+    tile = {"tile": ["BLOCK_M", "BLOCK_N"]}
+    one = {**tile, "columns": 1, "padded": 1}
+    values = {"tensor": parts.v.operand, "tile": ["BLOCK_N"], **wide}
+    within = [{"node": "within", **tile, **wide}]
+    loads: list[dict[str, Any]] = [values]
+    if parts.pairs_kernel is None:
+        within.insert(0, {"node": "pairs", **tile, **keys})
+        loads.append({"tensor": parts.k.operand, "tile": ["BLOCK_N"], **keys})
+    else:
+        loads.append({"tensor": "pairs", **one})
+    state = {
+        "role": "chunk state",
+        "node": "chunk_states",
+        "products": [{"node": "chunk_states", **tile, **wide}],
+    }
+    return {
+        "_totals": [],
+        "_chunk_states": [
+            {
+                **state,
+                "loads": [
+                    values,
+                    {"tensor": parts.k.operand, "tile": ["BLOCK_M", "BLOCK_N"], "columns": 1, "padded": 1},
+                ],
+            }
+        ],
+        "_scan": [{"role": "scan", "node": "fold", "products": [], "loads": []}],
+        "_pairs": [],
+        "_read": [
+            {"role": role, "node": "within", "products": within, "loads": loads}
+            for role in ("below", "diagonal")
+        ],
+    }

@@ -1,0 +1,119 @@
+"""What the templates of recurrences print: frozen records of finished strings and flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attngen.emit.faces import KernelFace
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnChunk:
+    """A power-of-two slice of the columns of keys or values."""
+
+    index: int
+    width: int
+    columns: str  # name of the vector of column indices
+    loaded: str  # what a load of tokens adds to its mask
+    mask: str  # what a store of states adds to its mask
+    fill: str  # where a load puts ones, '' is nowhere
+    of_state: str  # the mask of a load of states by this chunk of rows or columns
+    plus: str  # what a product over this chunk adds itself to: nothing for the first
+    plus_acc: str  # the same in the kernel of pairs
+    query_lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadProduct:
+    """One product of queries and a tile of states."""
+
+    query: str
+    result: str
+    plus: str
+    rows: str
+    columns: str
+    mask: str
+
+
+@dataclass(frozen=True, slots=True)
+class TensorArgument:
+    """A tensor of the public function: how its shape is checked and shown."""
+
+    name: str
+    shape: str
+    doc: str
+    required: bool
+    of_dtype: bool  # shares the dtype of the first; rows are contiguous
+
+
+@dataclass(frozen=True, slots=True)
+class RecurrenceContext:
+    """Everything `recurrence.py.jinja` prints."""
+
+    name: str
+    version: str
+    regenerate: str
+    title: str
+    description: str
+    digest: str
+    spec_json: str
+    manifest_json: str
+    chunk: int
+    last: int
+    group: int
+    has_decay: bool
+    has_step: bool
+    has_softplus: bool
+    shares_pairs: bool
+    log2e: str
+    precision: str
+    key_columns: int
+    wide_columns: int
+    state_size: int
+    pairs_size: int
+    k_chunks: tuple[ColumnChunk, ...]
+    v_chunks: tuple[ColumnChunk, ...]
+    out_chunks: tuple[ColumnChunk, ...]
+    products: tuple[ReadProduct, ...]
+    key_columns_lines: tuple[str, ...]
+    value_columns: tuple[str, ...]
+    query_bases: tuple[str, ...]
+    key_bases: tuple[str, ...]
+    value_bases: tuple[str, ...]
+    q_name: str
+    v_name: str
+    q_stride: str
+    k_stride: str
+    v_stride: str
+    token_lines: tuple[str, ...]
+    decay: str
+    key_lines: tuple[str, ...]
+    weight_to_end: str
+    weight_to_tile: str
+    step_weight: str
+    diagonal: tuple[str, ...]
+    finish: tuple[str, ...]
+    init: str
+    init_place: str
+    states_place: str
+    totals: KernelFace
+    states: KernelFace
+    scan: KernelFace
+    pairs: KernelFace
+    read: KernelFace
+    op_name: str
+    op_arguments: tuple[str, ...]
+    op_call: str
+    public_arguments: tuple[str, ...]
+    public_call: str
+    tensors: tuple[TensorArgument, ...]
+    sizes: tuple[str, ...]
+    first: str
+    value_tensor: str
+    state_shape: str
+    large: str
+    function: str
+    documented: tuple[str, ...]
+    prepared: tuple[str, ...]  # statements that complete what a caller leaves out
+    return_flag: str
+    states_doc: str

@@ -1,0 +1,115 @@
+"""The nodes of a recurrence's kernels, found by walking the scheduled graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attngen.emit.rules import node_of
+from attngen.errors import InternalError
+from attngen.ir.graph import Graph
+from attngen.ir.nodes import Contract, Finish, Fold, Input, Launch, Load, Map, Merge, Node, Pad, Read
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The nodes of the kernels of a recurrence."""
+
+    is_mamba: bool
+    first: str  # the input that the others are compared with
+    chunk: int
+    group: int
+    total: Fold | None
+    step: Map | None
+    contract: Contract
+    q: Load
+    k: Load
+    v: Load
+    query_map: Map | None
+    key_map: Map | None
+    wide: int  # columns of a state
+    k_spans: tuple[tuple[int, int], ...]
+    v_spans: tuple[tuple[int, int], ...]
+    init: str
+    states_axes: tuple[str, ...]
+    epilogue: tuple[tuple[str, Map | Finish], ...]
+    totals_kernel: Launch | None
+    states_kernel: Launch
+    scan_kernel: Launch
+    pairs_kernel: Launch | None
+    kernel: Launch
+
+    def group_of(self, load: Load) -> int:
+        """How many heads share the rows of a load."""
+        return self.group if "G" in load.axes else 1
+
+
+def find_parts(graph: Graph) -> Parts:
+    fold, local = node_of(graph, "fold", Fold), node_of(graph, "chunk_states", Fold)
+    within = node_of(graph, "within", Fold)
+    contract = node_of(graph, within.element, Contract)
+    q, query_map = _tile(graph, contract.left)
+    k, key_map = _tile(graph, contract.right)
+    v, value_map = _tile(graph, within.value)
+    node = graph.nodes[within.value]
+    pad = node if isinstance(node, Pad) else None
+    wide = v.columns + (pad is not None)
+    spans = (
+        v.chunks
+        if pad is None or v.chunks[-1][0] + v.chunks[-1][1] > v.columns
+        else (*v.chunks, (v.columns, 16))
+    )
+    states = node_of(graph, "states", Finish)
+    launches = dict(graph.all(Launch))
+    return Parts(
+        is_mamba="dt" in graph.nodes,
+        first="x" if "dt" in graph.nodes else "q",
+        chunk=local.chunk,
+        group=graph.axis("G").group,
+        total=node_of(graph, local.decay, Fold) if local.decay else None,
+        step=node_of(graph, value_map.others[0], Map) if value_map else None,
+        contract=contract,
+        q=q,
+        k=k,
+        v=v,
+        query_map=query_map,
+        key_map=key_map,
+        wide=wide,
+        k_spans=k.chunks,
+        v_spans=spans,
+        init=fold.init,
+        states_axes=states.axes,
+        epilogue=_epilogue(graph),
+        totals_kernel=launches.get("totals_kernel"),
+        states_kernel=launches["chunk_states_kernel"],
+        scan_kernel=launches["scan_kernel"],
+        pairs_kernel=launches.get("pairs_kernel"),
+        kernel=launches["kernel"],
+    )
+
+
+def _tile(graph: Graph, name: str) -> tuple[Load, Map | None]:
+    """The load below a node, and the map between the two."""
+    node: Node = graph.nodes[name]
+    if isinstance(node, Load):
+        return node, None
+    if isinstance(node, Map | Pad):
+        below = graph.nodes[node.operand]
+        if isinstance(below, Load):
+            return below, node if isinstance(node, Map) else None
+    raise InternalError(f"{graph.provenance.name}: the templates need: {name} is a map of a load")
+
+
+def _epilogue(graph: Graph) -> tuple[tuple[str, Map | Finish], ...]:
+    """What becomes of what is read, in order."""
+    found: list[tuple[str, Map | Finish]] = []
+    name = "out"
+    while not isinstance(node := graph.nodes[name], Merge | Read):
+        assert isinstance(node, Map | Finish)
+        found.append((name, node))
+        name = node.operand
+    return tuple(reversed(found))
+
+
+def inputs_of(graph: Graph) -> dict[str, Input]:
+    """The arguments of the module by name."""
+    return dict(graph.all(Input))
