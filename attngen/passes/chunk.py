@@ -26,7 +26,8 @@ from attngen.ir.nodes import (
     symbol,
 )
 from attngen.passes.columns import cover
-from attngen.passes.schedules_recurrence import Configs, (
+from attngen.passes.schedules_recurrence import (
+    Configs,
     of_chunk_scan,
     of_chunk_states,
     of_pairs,

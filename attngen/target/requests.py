@@ -10,7 +10,7 @@ from typing import Any
 from attngen.errors import LoadError, UserError
 from attngen.target.compile import CompileRequest
 
-ROW_STRIDE = r"stride_[A-Za-z]+[bpsth]$"
+ROW_STRIDE = r"stride_((q|k|v|o|g|dq|dk|dv)[bpsth]|(x|B|C|z|out)[bth])$"
 TRITON_DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 
 
