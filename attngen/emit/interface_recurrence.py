@@ -112,8 +112,12 @@ def _all_strides(name: str, node: Input) -> Rows:
 
 
 def _common(parts: Parts) -> Rows:
-    buffers = [("total", "*fp32", "total")] if parts.total else []
-    return buffers + ([("step_of", "*fp32", "step_of")] if parts.step else [])
+    names = [("total", parts.total), ("late", parts.late), ("step_of", parts.step)]
+    return [(name, "*fp32", name) for name, node in names if node is not None]
+
+
+def _precise(parts: Parts) -> list[tuple[str, str]]:
+    return [("PRECISE", f"{parts.first}.dtype == torch.float32")] if parts.late else []
 
 
 _PACKED = ("PACKED", "cu_seqlens is not None")
@@ -132,7 +136,7 @@ def _totals(parts: Parts, inputs: dict[str, Input]) -> KernelFace:
     rows += [row for n in read for row in _all_strides(n, inputs[n])]
     rows += [*scalars, *_HEADS, *SIZES]
     flags = [(f"HAS_{n.upper()}", f"{n} is not None") for n in read if inputs[n].optional]
-    return _face("_totals", rows, [*flags, _PACKED, ("BLOCK_M", "")])
+    return _face("_totals", rows, [*flags, *_precise(parts), _PACKED, ("BLOCK_M", "")])
 
 
 def _is_of_tokens(name: str, node: Input, parts: Parts) -> bool:
@@ -145,7 +149,9 @@ def _states(parts: Parts) -> KernelFace:
     rows: Rows = [(k, "*io", k), (v, "*io", v), *_common(parts), ("chunk_states", "*fp32", "chunk_states")]
     rows += _LENGTHS + _row_strides(k, v) + _HEADS + SIZES
     return _face(
-        "_chunk_states", rows, [_PACKED, ("ROW_INDEX", "row_index"), ("BLOCK_M", ""), ("BLOCK_N", "")]
+        "_chunk_states",
+        rows,
+        [*_precise(parts), _PACKED, ("ROW_INDEX", "row_index"), ("BLOCK_M", ""), ("BLOCK_N", "")],
     )
 
 
@@ -190,7 +196,9 @@ def _read(graph: Graph, parts: Parts, inputs: dict[str, Input]) -> KernelFace:
     rows += [(n, "fp32", n) for n in scalars] + _HEADS + SIZES
     flags = [(f"HAS_{n.upper()}", f"{n} is not None") for n in (*extra, *tensors) if inputs[n].optional]
     return _face(
-        "_read", rows, [*flags, _PACKED, ("ROW_INDEX", "row_index"), ("BLOCK_M", ""), ("BLOCK_N", "")]
+        "_read",
+        rows,
+        [*flags, *_precise(parts), _PACKED, ("ROW_INDEX", "row_index"), ("BLOCK_M", ""), ("BLOCK_N", "")],
     )
 
 

@@ -14,7 +14,8 @@ class ColumnChunk:
     index: int
     width: int
     columns: str  # name of the vector of column indices
-    loaded: str  # what a load of tokens adds to its mask
+    loaded: str  # what a test of rows adds to be one of elements
+    masked: str  # the mask of a load of tokens
     mask: str  # what a store of states adds to its mask
     fill: str  # where a load puts ones, '' is nowhere
     of_state: str  # the mask of a load of states by this chunk of rows or columns
@@ -63,6 +64,9 @@ class RecurrenceContext:
     group: int
     has_decay: bool
     has_step: bool
+    has_late: bool
+    late: str
+    weighs_step: str  # when values are multiplied by the step: always, or where the exponent does not hold it
     has_softplus: bool
     shares_pairs: bool
     log2e: str
@@ -90,7 +94,7 @@ class RecurrenceContext:
     key_lines: tuple[str, ...]
     weight_to_end: str
     weight_to_tile: str
-    step_weight: str
+    state_rows: str  # the mask of a load of keys by rows of states
     diagonal: tuple[str, ...]
     finish: tuple[str, ...]
     init: str

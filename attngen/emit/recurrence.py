@@ -24,6 +24,7 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
     name = provenance.name
     k_chunks, v_chunks = _key_chunks(parts), _value_chunks(parts)
     decays, steps = parts.total is not None, parts.step is not None
+    of_tokens = _of_tokens(parts)
     return RecurrenceContext(
         name=name,
         version=version,
@@ -38,6 +39,9 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         group=parts.group,
         has_decay=decays,
         has_step=steps,
+        has_late=parts.late is not None,
+        late=_text(parts.late.expr, {"s": "sums", "step": "step"}) if parts.late else "",
+        weighs_step="PRECISE" if parts.late else "True",
         has_softplus=any("softplus" in ex.text(m.expr) for _, m in graph.all(Map)),
         shares_pairs=parts.pairs_kernel is not None,
         log2e=ex.text(parts.total.factor) if parts.total and parts.total.factor else "",
@@ -63,10 +67,12 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         token_lines=_token_lines(graph, parts),
         decay="decay" if decays else "",
         key_lines=_feature(parts.key_map, "keys", parts.k.operand, ""),
-        weight_to_end=_product(decays * "tl.math.exp2(last - tl.load(total_base + n))", steps),
-        weight_to_tile=_product(decays * "tl.math.exp2(before - tl.load(total_base + n))", steps),
-        step_weight=steps * "tl.load(step_base + n)[:, None]",
-        diagonal=_diagonal(decays),
+        weight_to_end=decays * f"tl.math.exp2(last - tl.load({of_tokens} + n))",
+        weight_to_tile=decays * f"tl.math.exp2(before - tl.load({of_tokens} + n))",
+        state_rows=f", mask=(d < {parts.k.columns})[None, :], other=0.0"
+        if parts.k.columns & (parts.k.columns - 1)
+        else "",
+        diagonal=_diagonal(parts),
         finish=tuple(_finish(graph, parts, v_chunks)),
         init=parts.init,
         init_place=_place(graph, parts.init, "stride_init_"),
@@ -111,6 +117,7 @@ def _key_chunks(parts: Parts) -> tuple[ColumnChunk, ...]:
                 width=width,
                 columns=f"d_{n}",
                 loaded=f"{mask}[None, :]" if ragged else "",
+                masked=f", mask=(d_{n} < {parts.k.columns})[None, :], other=0.0" if ragged else "",
                 mask="",
                 fill="",
                 of_state=f"(d_{n} < {parts.k.columns})[:, None]" if ragged else "",
@@ -141,8 +148,9 @@ def _value_chunks(parts: Parts) -> tuple[ColumnChunk, ...]:
                 width=width,
                 columns=f"e_{n}",
                 loaded=limit,
+                masked=f", mask={limit.removeprefix(' & ')}, other=0.0" if limit else "",
                 mask=wide,
-                fill=f"(n < length)[:, None] & (e_{n} == {parts.v.columns})[None, :]" if ones else "",
+                fill=f"(e_{n} == {parts.v.columns})[None, :]" if ones else "",
                 of_state=f"(e_{n} < {parts.wide})[None, :]" if end > parts.wide else "",
                 plus="",
                 plus_acc="",
@@ -185,19 +193,23 @@ def _base(short: str, tensor: str, group: int) -> str:
     )
 
 
-def _product(weight: str, steps: bool) -> str:
-    return " * ".join(x for x in (weight, steps * "tl.load(step_base + n)") if x)
+def _of_tokens(parts: Parts) -> str:
+    return "late_base" if parts.late else "total_base"
 
 
-def _diagonal(decays: bool) -> tuple[str, ...]:
-    """Scores of the tiles that hold keys later than the query."""
+def _diagonal(parts: Parts) -> tuple[str, ...]:
+    """Scores of the tiles that hold keys later than the query; those that groups share are 0 there, so that any finite
+    number may multiply them."""
     earlier = "n[None, :] <= m[:, None]"
-    if not decays:
-        return (f"pairs_tile = tl.where({earlier}, pairs_tile, 0.0)",)
-    return (
-        f'apart = tl.where({earlier}, total_m[:, None] - tl.load(total_base + n)[None, :], float("-inf"))',
-        "pairs_tile = pairs_tile * tl.math.exp2(apart)",
+    apart = f"total_m[:, None] - tl.load({_of_tokens(parts)} + n)[None, :]"
+    if parts.total is None:
+        return () if parts.pairs_kernel else (f"pairs_tile = tl.where({earlier}, pairs_tile, 0.0)",)
+    safe = (
+        f"tl.minimum({apart}, 126.0)"
+        if parts.pairs_kernel
+        else f'tl.where({earlier}, {apart}, float("-inf"))'
     )
+    return (f"pairs_tile = pairs_tile * tl.math.exp2({safe})",)
 
 
 def _text(expr: Expr, names: dict[str, str]) -> str:

@@ -20,6 +20,7 @@ class Parts:
     group: int
     total: Fold | None
     step: Map | None
+    late: Map | None
     contract: Contract
     q: Load
     k: Load
@@ -49,7 +50,7 @@ def find_parts(graph: Graph) -> Parts:
     contract = node_of(graph, within.element, Contract)
     q, query_map = _tile(graph, contract.left)
     k, key_map = _tile(graph, contract.right)
-    v, value_map = _tile(graph, within.value)
+    v, _ = _tile(graph, within.value)
     node = graph.nodes[within.value]
     pad = node if isinstance(node, Pad) else None
     wide = v.columns + (pad is not None)
@@ -66,7 +67,8 @@ def find_parts(graph: Graph) -> Parts:
         chunk=local.chunk,
         group=graph.axis("G").group,
         total=node_of(graph, local.decay, Fold) if local.decay else None,
-        step=node_of(graph, value_map.others[0], Map) if value_map else None,
+        step=node_of(graph, "step", Map) if "step" in graph.nodes else None,
+        late=node_of(graph, local.late, Map) if local.late else None,
         contract=contract,
         q=q,
         k=k,

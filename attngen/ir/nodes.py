@@ -257,12 +257,14 @@ class Fold(Node):
     it, the mask's plan, and where the fold is cut: into tiles inside a program; at level ``split`` also across programs,
     whose partial results a buffer carries to the kernel that merges them. The carrier ``atomic`` adds in any order, in memory.
     At level ``chunk`` runs of ``chunk`` tokens, counted from where a sequence begins, are folded each by itself; a fold over
-    the axis C of these, in the order ``scan``, gives the state before each of them.
+    the axis C of these, in the order ``scan``, gives the state before each of them. ``decay`` then counts from the start of a
+    chunk up to each token, and so does ``late`` ('': it is ``decay``) up to each token that is written, less the logarithm
+    of what multiplies its value.
     """
 
     kind: ClassVar[str] = "fold"
     OPERANDS: ClassVar[tuple[str, ...]] = (
-        "element", "value", "dropout", "captured", "decay", "erase", "init",
+        "element", "value", "dropout", "captured", "decay", "late", "erase", "init",
     )  # fmt: skip
     monoid: Monoid
     element: str
@@ -276,6 +278,7 @@ class Fold(Node):
     into: str = ""
     prefix: bool = False
     decay: str = ""
+    late: str = ""
     erase: str = ""
     init: str = ""
     precision: Literal["ieee", "tf32x3", "tf32"] = "ieee"

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from attngen.errors import PlanError
 from attngen.ir import expr as ex
-from attngen.ir.expr import Const
+from attngen.ir.expr import Apply, Const, Expr, Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import (
     Axis,
@@ -77,18 +77,22 @@ class Chunk:
                 factor=Const(LOG2E),
                 **_cut(chunk, "sequential", "buffer"),
             )
+        late = _late(graph, fold.value, changed)
         for name, node in graph.all(Map):
             if node.operand in loaded:
                 changed[name] = replace(node, operand=loaded[node.operand])
         for name, node in graph.nodes.items():
             if node.kind == "pad":
                 changed[name] = replace(node, operand=loaded[node.operands()[0]])
-        keys, value, query = (loaded.get(n, n) for n in (fold.element, fold.value, read.query))
+        values = changed[fold.value] if late else None
+        written = values.operand if isinstance(values, Map) else fold.value
+        keys, value, query = (loaded.get(n, n) for n in (fold.element, written, read.query))
         changed["chunk_states"] = replace(
             fold,
             element=keys,
             value=value,
             decay=total,
+            late=late,
             init="",
             axes=(*OF_CHUNKS, "K", wide),
             **_cut(chunk, "parallel", "buffer"),
@@ -111,6 +115,7 @@ class Chunk:
             element="pairs",
             value=value,
             decay=total,
+            late=late,
             axis="J",
             domain=Domain(size=fold.domain.size, mask=earlier),
             axes=read.axes,
@@ -123,11 +128,35 @@ class Chunk:
             Axis(name="C", size=symbol("num_chunks"), symbol="c"),
             Axis(name="J", size=symbol("seqlen"), symbol="j", origin="start"),
         )
-        return replace(graph, axes=(*graph.axes, *axes)).with_nodes(changed, level="scheduled")
+        unread = {fold.value} if late else set[str]()
+        graph = replace(graph, axes=(*graph.axes, *axes)).with_nodes(changed, level="scheduled")
+        return graph.without(unread)
 
 
 def _cut(chunk: int, order: str, carrier: str) -> dict[str, Any]:
     return {"level": "chunk", "order": order, "carrier": carrier, "chunk": chunk}
+
+
+def _late(graph: Graph, value: str, changed: dict[str, Node]) -> str:
+    """What multiplies values and is never negative goes into the exponent, where it costs nothing: the node that holds it."""
+    node = graph.nodes[value]
+    if not (isinstance(node, Map) and "total" in changed and node.others):
+        return ""
+    step = graph.nodes[node.others[0]]
+    if not (isinstance(step, Map) and any(x == "softplus" for x in _operators(step.expr))):
+        return ""
+    log = ex.apply("log2", Symbol(node.others[0], "float"))
+    changed["late"] = Map(
+        operand="total",
+        others=node.others,
+        expr=ex.apply("sub", Symbol("s", "float"), log),
+        axes=("B", "H", "L"),
+    )
+    return "late"
+
+
+def _operators(expr: Expr) -> list[str]:
+    return [e.op for e in ex.walk(expr) if isinstance(e, Apply)]
 
 
 def _axes(graph: Graph, name: str) -> tuple[str, ...]:
@@ -178,8 +207,10 @@ def _launches(
         )
 
     if "total" in changed:
-        steps = {"step": "float32"} if "step" in graph.nodes else {}
-        launch("totals_kernel", {"total": "float32", **steps}, of_totals(), "H", ("C",))
+        more = [n for n in ("step", "late") if n in graph.nodes or n in changed]
+        launch(
+            "totals_kernel", {"total": "float32", **dict.fromkeys(more, "float32")}, of_totals(), "H", ("C",)
+        )
     launch(
         "chunk_states_kernel",
         {"chunk_states": "float32"},

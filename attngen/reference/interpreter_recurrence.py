@@ -254,13 +254,13 @@ def _by_chunk(run: _Run, node: Fold) -> list[Decay]:
     """An element per chunk, from the decay between each of its tokens and its last."""
     keys = run.over(node.element, ("B", "H", "L", "K"))
     values = run.over(node.value, ("B", "H", "L", node.axes[-1]))
-    since = _between(run, node)
+    since, late = _between(run, node), _late(run, node)
     found: list[Decay] = []
     for first in range(0, run.sizes["L"], node.chunk):
         part = slice(first, first + node.chunk)
         total = since[:, :, part] if node.decay else torch.zeros(*keys.shape[:2], 1, 1, dtype=torch.float64)
         last = total[:, :, -1:]
-        own = _base(run, node)(last - total) * keys[:, :, part]
+        own = _base(run, node)(last - (late[:, :, part] if node.decay else total)) * keys[:, :, part]
         S = own.transpose(-1, -2) @ values[:, :, part]
         found.append(Decay(_base(run, node)(last)[..., None], S[:, :, None]))
     return found
@@ -285,12 +285,16 @@ def _total(run: _Run, node: Fold) -> Tensor:
     return torch.cat([part.cumsum(along) for part in parts], along)
 
 
-def _between(run: _Run, node: Fold | Read) -> Tensor:
+def _late(run: _Run, node: Fold) -> Tensor:
+    return _between(run, node, node.late)
+
+
+def _between(run: _Run, node: Fold | Read, name: str = "") -> Tensor:
     """The decay since the chunk began, in units of its base: [B, H, L, 1 or K]."""
     if not node.decay:
         return torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     has_rows = "K" in run.axes(node.decay)
-    total = run.over(node.decay, ("B", "H", "L", "K") if has_rows else ("B", "H", "L"))
+    total = run.over(name or node.decay, ("B", "H", "L", "K") if has_rows else ("B", "H", "L"))
     return total if has_rows else total[..., None]
 
 
@@ -308,12 +312,8 @@ def _within(run: _Run, node: Fold) -> Tensor:
     env = {"t": rows, "j": keys}
     allowed = as_tensor(ex.evaluate(node.domain.mask, env, OPS)) & (rows // node.chunk == keys // node.chunk)
     if node.decay:
-        total = run.over(node.decay, ("B", "H", "L"))
-        apart = torch.where(allowed, total[..., :, None] - total[..., None, :], -torch.inf)
-        fold = run.graph.nodes[node.decay]
-        scores = scores * (
-            torch.exp2(apart) if isinstance(fold, Fold) and fold.base == "2" else torch.exp(apart)
-        )
+        apart = _between(run, node) - _late(run, node).transpose(-1, -2)
+        scores = scores * _base(run, node)(torch.where(allowed, apart, -torch.inf))
     found = torch.where(allowed, scores, 0.0) @ values
     return found.permute([("B", "H", "L", node.axes[-1]).index(a) for a in node.axes])
 
