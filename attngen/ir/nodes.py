@@ -142,8 +142,8 @@ class Input(Node):
     ``default`` is the text of a scalar's default ('' when the caller must give it). ``grad``: the backward returns a
     gradient for it. The role ``gradient`` is that of a result's gradient, which autograd hands to the backward; ``seed`` that
     of the two integers (seed, offset) which a call's random numbers come from. A call may leave an ``optional`` tensor out:
-    a map that would read it then passes its operand on, and a state that it would begin with is zero. A captured tensor of
-    dtype ``float`` may have any floating-point dtype.
+    maps say what is done then (``given``), and a state that would begin with it is zero; other nodes that read it have no
+    value. A captured tensor of dtype ``float`` may have any floating-point dtype.
     """
 
     kind: ClassVar[str] = "input"
@@ -175,7 +175,7 @@ class Input(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contract(Node):
-    """Sum of products of two tensors over one shared axis, accumulated in fp32."""
+    """Sum of products of two tensors over one shared axis, and any other that the result lacks, accumulated in fp32."""
 
     kind: ClassVar[str] = "contract"
     OPERANDS: ClassVar[tuple[str, ...]] = ("left", "right")
@@ -197,7 +197,7 @@ class Map(Node):
     """An element-wise formula of ``operand`` (symbol ``s``), positions, scalars and captured tensors.
 
     It may read ``others``, by their own names; those that lack an axis of the result are broadcast along it. Without an
-    operand it is a formula of positions alone.
+    operand it is a formula of positions alone. Where a call leaves the optional tensor ``given`` out, it passes its operand on.
     """
 
     kind: ClassVar[str] = "map"
@@ -205,6 +205,7 @@ class Map(Node):
     operand: str = ""
     others: tuple[str, ...] = ()
     captured: tuple[str, ...] = ()
+    given: str = ""
     expr: Expr
     axes: Axes
 
@@ -247,11 +248,13 @@ class Fold(Node):
     For sum, of the products element * value, or of the element alone where ``value`` is ''. Axes that the result lacks are
     summed too (the query heads of a group, where the result has kv heads). With ``at``, the element at a place is added
     where these indices point: the gradient of the captured tensor ``into``, whose shape the result has ('': of its axes).
-    A ``prefix`` keeps the axis: each place holds the sum of all up to it.
+    A ``prefix`` keeps the axis: each place holds the sum of all up to it, beginning with ``init``.
 
     For decay, of the pairs (T, S), where a token's T multiplies the state by exp(``decay``) (per head, or per row of the
     state; '' is 1) and, with ``erase``, takes erase * element (element^T state) out of it; its S is the outer product of
     element and value. Merging (T1, S1) and (T2, S2) gives (T2 T1, T2 S1 + S2); the state before the first token is ``init``.
+    In ``reverse`` the fold goes from the last token to the first: the state of a token is its own S and T of the next token
+    times that one's state, and after the last token it is ``init``.
 
     Scheduling fills the lower half: ``base`` of the exponential and the positive ``factor`` that multiplies the element inside
     it, the mask's plan, and where the fold is cut: into tiles inside a program; at level ``split`` also across programs,
@@ -281,6 +284,7 @@ class Fold(Node):
     late: str = ""
     erase: str = ""
     init: str = ""
+    reverse: bool = False
     precision: Literal["ieee", "tf32x3", "tf32"] = "ieee"
     base: Literal["e", "2"] = "e"
     factor: Expr | None = None
@@ -293,7 +297,11 @@ class Fold(Node):
     def verify(self) -> None:
         """A mask is a truth value; a cut fold has a plan, an order and a carrier; softmax alone has weights to drop."""
         _require(self.monoid == "softmax" or not self.dropout, "fold: only softmax has weights to drop")
-        _require(self.monoid == "decay" or not (self.erase or self.init), "fold: decay alone has a state")
+        _require(self.monoid == "decay" or not self.erase, "fold: decay alone has a state to erase from")
+        _require(
+            self.monoid == "decay" or self.prefix or not (self.init or self.reverse),
+            "fold: only what goes token by token begins somewhere",
+        )
         _require(type_of(self.domain.mask) == "bool", "fold: the mask is not a truth value")
         _require((self.level == "chunk") == (self.chunk > 0), "fold: chunks have a size")
         cut = self.level != "whole"
@@ -341,6 +349,8 @@ class Merge(Node):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Read(Node):
     """What queries see of the states of a decay fold: query^T state, of the state right after each token.
+
+    A query over the state's columns reads its rows: state query.
 
     Of states before chunks (a fold in the order ``scan``), times exp(``decay``), the decay since the chunk began.
     """
@@ -408,11 +418,15 @@ class Load(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice(Node):
-    """The first ``columns`` columns of a tensor's last axis, as a tensor over ``axes`` (MLA: V inside K)."""
+    """``columns`` columns of a tensor's last axis from ``start``, as a tensor over ``axes`` (MLA: V inside K, its first ones).
+
+    Where ``axes`` lacks the last axis, it is one column.
+    """
 
     kind: ClassVar[str] = "slice"
     OPERANDS: ClassVar[tuple[str, ...]] = ("operand",)
     operand: str
+    start: int = 0
     columns: int
     axes: Axes
 

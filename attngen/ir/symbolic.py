@@ -25,6 +25,7 @@ _TO: dict[str, Callable[..., Any]] = {
     "min": sp.Min, "max": sp.Max, "abs": sp.Abs, "exp": sp.exp, "log": sp.log, "sqrt": sp.sqrt, "tanh": sp.tanh,
     "exp2": lambda a: sp.Integer(2) ** a, "log2": lambda a: sp.log(a) / sp.log(2),
     "tanh_exp2": lambda y, c: c * sp.tanh(y * sp.log(2) / 2), "sigmoid": lambda a: 1 / (1 + sp.exp(-a)),
+    "softplus": lambda a: sp.log(1 + sp.exp(a)),
     "sin": sp.sin, "cos": sp.cos, "floor": sp.floor, "int": lambda a: sp.sign(a) * sp.floor(sp.Abs(a)), "float": lambda a: a,
 }  # fmt: skip
 
@@ -226,6 +227,7 @@ _FUNCTIONS: dict[str, Any] = {
     "sqrt": _smooth("sqrt", lambda x, y: 1 / (2 * y)),
     "tanh": _smooth("tanh", lambda x, y: 1 - y**2),
     "sigmoid": _smooth("sigmoid", lambda x, y: y * (1 - y)),
+    "softplus": _smooth("softplus", lambda x, y: _FUNCTIONS["sigmoid"](x)),
     "sin": _smooth("sin", lambda x, y: _FUNCTIONS["cos"](x)),
     "cos": _smooth("cos", lambda x, y: -_FUNCTIONS["sin"](x)),
     "abs": _smooth("abs", lambda x, y: _sign(x)),

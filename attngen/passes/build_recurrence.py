@@ -90,13 +90,22 @@ def _mamba(spec: Spec, recurrence: Recurrence, nodes: dict[str, Node]) -> None:
     nodes["dt_most"] = Input(axes=(), dtype="float32", role="scalar", default='float("inf")')
     nodes["initial_states"] = _extra(spec, "B", "H", "V", "K", optional=True)
     nodes["biased"] = Map(
-        operand="dt", others=("dt_bias",), expr=ex.apply("add", S, Symbol("dt_bias", "float")), axes=TOKENS
+        operand="dt",
+        others=("dt_bias",),
+        given="dt_bias",
+        expr=ex.apply("add", S, Symbol("dt_bias", "float")),
+        axes=TOKENS,
     )
-    raw = ex.apply("softplus", S) if recurrence.dt_softplus else S
-    least = ex.apply("max", raw, Symbol("dt_least", "float"))
-    nodes["step"] = Map(
-        operand="biased", expr=ex.apply("min", least, Symbol("dt_most", "float")), axes=TOKENS
-    )
+    raw = "biased"
+    if recurrence.dt_softplus:
+        raw = "positive"
+        nodes[raw] = Map(operand="biased", expr=ex.apply("softplus", S), axes=TOKENS)
+    least, most = Symbol("dt_least", "float"), Symbol("dt_most", "float")
+    below = ex.apply(
+        "where", ex.apply("gt", S, most), most, S
+    )  # with torch's derivative at the limits, which is 1
+    clamped = ex.apply("where", ex.apply("lt", S, least), least, below)
+    nodes["step"] = Map(operand=raw, expr=clamped, axes=TOKENS)
     nodes["decay"] = Map(
         operand="step", others=("A",), expr=ex.apply("mul", S, Symbol("A", "float")), axes=TOKENS
     )
@@ -116,11 +125,11 @@ def _mamba(spec: Spec, recurrence: Recurrence, nodes: dict[str, Node]) -> None:
     _fold(nodes, "C", fold, states=("B", "H", "V", "K"))
     skipped = ex.apply("mul", Symbol("x", "float"), Symbol("D", "float"))
     nodes["skipped"] = Map(
-        operand="read", others=("x", "D"), expr=ex.apply("add", S, skipped), axes=(*TOKENS, "V")
+        operand="read", others=("x", "D"), given="D", expr=ex.apply("add", S, skipped), axes=(*TOKENS, "V")
     )
     z = Symbol("z", "float")
     gated = ex.apply("mul", S, ex.apply("mul", z, ex.apply("sigmoid", z)))
-    nodes["out"] = Map(operand="skipped", others=("z",), expr=gated, axes=(*TOKENS, "V"))
+    nodes["out"] = Map(operand="skipped", others=("z",), given="z", expr=gated, axes=(*TOKENS, "V"))
 
 
 def _linear(spec: Spec, recurrence: Recurrence, nodes: dict[str, Node]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from attngen.errors import PlanError
 from attngen.ir import expr as ex
-from attngen.ir.expr import Apply, Const, Expr, Symbol
+from attngen.ir.expr import Apply, Const, Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import (
     Axis,
@@ -142,8 +142,7 @@ def _late(graph: Graph, value: str, changed: dict[str, Node]) -> str:
     node = graph.nodes[value]
     if not (isinstance(node, Map) and "total" in changed and node.others):
         return ""
-    step = graph.nodes[node.others[0]]
-    if not (isinstance(step, Map) and any(x == "softplus" for x in _operators(step.expr))):
+    if "softplus" not in _operators(graph, node.others[0]):
         return ""
     log = ex.apply("log2", Symbol(node.others[0], "float"))
     changed["late"] = Map(
@@ -155,8 +154,12 @@ def _late(graph: Graph, value: str, changed: dict[str, Node]) -> str:
     return "late"
 
 
-def _operators(expr: Expr) -> list[str]:
-    return [e.op for e in ex.walk(expr) if isinstance(e, Apply)]
+def _operators(graph: Graph, name: str) -> set[str]:
+    """The operators of a chain of maps."""
+    node = graph.nodes[name]
+    if not isinstance(node, Map):
+        return set()
+    return {e.op for e in ex.walk(node.expr) if isinstance(e, Apply)} | _operators(graph, node.operand)
 
 
 def _axes(graph: Graph, name: str) -> tuple[str, ...]:

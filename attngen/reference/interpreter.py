@@ -175,7 +175,7 @@ def _input(run: _Run, name: str, node: Input) -> Any:
 
 
 def _slice(run: _Run, name: str, node: Slice) -> Tensor:
-    return run.values[node.operand][..., : node.columns]
+    return run.values[node.operand][..., node.start : node.start + node.columns]
 
 
 def _pad(run: _Run, name: str, node: Pad) -> Tensor:

@@ -27,6 +27,7 @@ from attngen.ir.nodes import (
     Node,
     Pad,
     Read,
+    Slice,
     Store,
 )
 from attngen.reference.interpreter_operators import OPS, as_tensor
@@ -71,17 +72,13 @@ def scan(elements: Decay) -> Decay:
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """States before the first token (or chunk) and after each: [B, H, n + 1, K, V]."""
+    """The states of a fold: one per place, and the last that it comes to.
 
-    all: Tensor
+    Of tokens, ``at`` [B, H, L, K, V] has the state of each; of chunks, the one that each begins with (in reverse: at its end).
+    """
 
-    @property
-    def before(self) -> Tensor:
-        return self.all[:, :, :-1]
-
-    @property
-    def after(self) -> Tensor:
-        return self.all[:, :, 1:]
+    at: Tensor
+    last: Tensor  # [B, H, K, V]
 
 
 def interpret_recurrence(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -94,11 +91,19 @@ def interpret_recurrence(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, T
     runs = [_results(graph, _sequence(graph, given, n, span)) for n, span in enumerate(bounds)]
     if not runs:
         return _results(graph, given)
-    return {"out": torch.cat([r["out"] for r in runs], 1), "states": torch.cat([r["states"] for r in runs])}
+    return {name: _joined(graph, name, [run[name] for run in runs]) for name in runs[0]}
+
+
+def _joined(graph: Graph, name: str, parts: list[Tensor]) -> Tensor:
+    """The results of all sequences as one: side by side along tokens or the batch, or added up."""
+    axes = getattr(graph.nodes[name], "axes", ())
+    if "L" in axes:
+        return torch.cat(parts, axes.index("L"))
+    return torch.cat(parts) if "B" in axes else torch.stack(parts).sum(0)
 
 
 def _arguments(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs by node; those that a call leaves out are missing."""
+    """Inputs by node; those that a call leaves out are missing. dout and dstates are gradients of the results."""
     low, high = inputs.get("dt_limit", (0.0, float("inf")))
     named = {**inputs, "dt_least": low, "dt_most": high}
     found: dict[str, Any] = {}
@@ -129,9 +134,15 @@ def _results(graph: Graph, given: Mapping[str, Any]) -> dict[str, Tensor]:
     run = _Run(graph, given)
     for name in graph.order():
         node = graph.nodes[name]
-        if not isinstance(node, Input) or name in given:
+        missing = [o for o in REQUIRED.get(type(node), lambda n: ())(node) if o and o not in run.values]
+        if (not isinstance(node, Input) or name in given) and not missing:
             run.values[name] = RECURRENCE_RULES[type(node)](run, node, given.get(name))
-    return {"out": run.values["out"], "states": run.values["states"]}
+    found = {"out": run.values["out"], "states": run.values["states"]}
+    for name, node in graph.all(Input):
+        if node.grad and name in given and f"d{name}" in run.values and "dout" in given:
+            value: Tensor = run.over(f"d{name}", node.axes)
+            found[f"d{name}"] = value.sum_to_size(given[name].shape) if "B" not in node.axes[:1] else value
+    return found
 
 
 class _Run:
@@ -180,8 +191,8 @@ def _input(run: _Run, node: Input, value: Any) -> Any:
 
 
 def _map(run: _Run, node: Map, _: Any) -> Tensor:
-    if any(name not in run.values for name in node.others):
-        return run.values[node.operand]  # an optional tensor was left out
+    if node.given and node.given not in run.values:
+        return run.values[node.operand]
     env: dict[str, Any] = {}
     for place, name in enumerate(node.axes):
         size = run.sizes[name]
@@ -200,6 +211,11 @@ def _pad(run: _Run, node: Pad, _: Any) -> Tensor:
     return torch.nn.functional.pad(value, (0, more), value=node.fill)
 
 
+def _slice(run: _Run, node: Slice, _: Any) -> Tensor:
+    found: Tensor = run.values[node.operand][..., node.start : node.start + node.columns]
+    return found if len(node.axes) == found.ndim else found[..., 0]
+
+
 def _load(run: _Run, node: Load, _: Any) -> Tensor:
     return run.over(node.operand, node.axes)
 
@@ -207,7 +223,21 @@ def _load(run: _Run, node: Load, _: Any) -> Tensor:
 def _fold(run: _Run, node: Fold, _: Any) -> Any:
     if node.monoid == "decay":
         return _scanned(run, node) if node.axis == "C" else _states(run, node)
-    return _total(run, node) if node.prefix else _within(run, node)
+    if node.prefix:
+        return _total(run, node)
+    return _within(run, node) if node.axis == "J" else _summed(run, node)
+
+
+def _summed(run: _Run, node: Fold) -> Tensor:
+    """The sum over all axes that the result lacks; of heads, over those of each group where it has groups."""
+    own, value = list(run.axes(node.element)), run.values[node.element]
+    if "G" in node.axes and "H" in own:
+        place = own.index("H")
+        value = value.unflatten(place, (-1, run.group()))
+        own[place : place + 1] = ["G", "H"]
+    value = value.sum([n for n, a in enumerate(own) if a not in node.axes])
+    kept = [a for a in own if a in node.axes]
+    return value.permute([kept.index(a) for a in node.axes])
 
 
 def _elements(run: _Run, node: Fold) -> Decay:
@@ -245,9 +275,15 @@ def _start(run: _Run, node: Fold) -> Tensor:
 def _states(run: _Run, node: Fold) -> Any:
     if node.level == "chunk":
         return _by_chunk(run, node)
-    elements = _elements(run, node)
-    start, merged = _start(run, node), scan(elements)
-    return States(torch.cat([start, _times(merged.T, start) + merged.S], 2))
+    elements, start = _elements(run, node), _start(run, node)
+    if not node.reverse:
+        merged = scan(elements)
+        after = _times(merged.T, start) + merged.S
+        return States(after, torch.cat([start, after], 2)[:, :, -1])
+    merged = scan(_reversed(elements))
+    after = (_times(merged.T, start) + merged.S).flip(2)
+    first = _times(elements.T[:, :, :1], after[:, :, :1]) if after.shape[2] else start
+    return States(after, first[:, :, 0])
 
 
 def _by_chunk(run: _Run, node: Fold) -> list[Decay]:
@@ -255,6 +291,8 @@ def _by_chunk(run: _Run, node: Fold) -> list[Decay]:
     keys = run.over(node.element, ("B", "H", "L", "K"))
     values = run.over(node.value, ("B", "H", "L", node.axes[-1]))
     since, late = _between(run, node), _late(run, node)
+    if node.reverse and node.decay:  # to where the chunk begins
+        since, late = since - since, -since
     found: list[Decay] = []
     for first in range(0, run.sizes["L"], node.chunk):
         part = slice(first, first + node.chunk)
@@ -262,17 +300,27 @@ def _by_chunk(run: _Run, node: Fold) -> list[Decay]:
         last = total[:, :, -1:]
         own = _base(run, node)(last - (late[:, :, part] if node.decay else total)) * keys[:, :, part]
         S = own.transpose(-1, -2) @ values[:, :, part]
-        found.append(Decay(_base(run, node)(last)[..., None], S[:, :, None]))
+        whole = _between(run, node)[:, :, part][:, :, -1:] if node.decay else last
+        found.append(Decay(_base(run, node)(whole)[..., None], S[:, :, None]))
     return found
+
+
+def _reversed(elements: Decay) -> Decay:
+    """The elements from the last to the first, each with the T of the token after it (1 for the last)."""
+    shifted = torch.cat([elements.T[:, :, 1:], torch.ones_like(elements.T[:, :, :1])], 2)
+    return Decay(shifted.flip(2), elements.S.flip(2))
 
 
 def _scanned(run: _Run, node: Fold) -> States:
     """The state before each chunk, and the last."""
     start, parts = _start(run, node), run.values[node.element]
     if not parts:
-        return States(start)
-    merged = scan(Decay(torch.cat([p.T for p in parts], 2), torch.cat([p.S for p in parts], 2)))
-    return States(torch.cat([start, _times(merged.T, start) + merged.S], 2))
+        return States(start[:, :, :0], start[:, :, 0])
+    ordered = parts[::-1] if node.reverse else parts
+    merged = scan(Decay(torch.cat([p.T for p in ordered], 2), torch.cat([p.S for p in ordered], 2)))
+    states = torch.cat([start, _times(merged.T, start) + merged.S], 2)
+    before = states[:, :, :-1]
+    return States(before.flip(2) if node.reverse else before, states[:, :, -1])
 
 
 def _total(run: _Run, node: Fold) -> Tensor:
@@ -281,8 +329,16 @@ def _total(run: _Run, node: Fold) -> Tensor:
     if node.factor is not None:
         value = value * ex.evaluate(node.factor, {}, OPS)
     along = node.axes.index("L")
-    parts = value.split(node.chunk, along)
-    return torch.cat([part.cumsum(along) for part in parts], along)
+    parts = value.split(node.chunk or max(1, value.shape[along]), along)
+    if not node.reverse:
+        return torch.cat([part.cumsum(along) for part in parts], along)
+    sums = torch.cat([part.flip(along).cumsum(along).flip(along) for part in parts], along)
+    if node.init in run.values:
+        first = run.over(node.init, tuple("C" if a == "L" else a for a in node.axes))
+        if "C" in run.axes(node.init):
+            first = first.repeat_interleave(node.chunk, along).narrow(along, 0, run.sizes["L"])
+        sums = sums + first
+    return sums
 
 
 def _late(run: _Run, node: Fold) -> Tensor:
@@ -313,35 +369,57 @@ def _within(run: _Run, node: Fold) -> Tensor:
     allowed = as_tensor(ex.evaluate(node.domain.mask, env, OPS)) & (rows // node.chunk == keys // node.chunk)
     if node.decay:
         apart = _between(run, node) - _late(run, node).transpose(-1, -2)
+        if node.reverse:
+            apart = _between(run, node).transpose(-1, -2) - _late(run, node)
         scores = scores * _base(run, node)(torch.where(allowed, apart, -torch.inf))
     found = torch.where(allowed, scores, 0.0) @ values
     return found.permute([("B", "H", "L", node.axes[-1]).index(a) for a in node.axes])
 
 
 def _contract(run: _Run, node: Contract, _: Any) -> Tensor:
-    """q k^T; keys are along J."""
-    left = run.over(node.left, ("B", node.axes[1], "L", "K"))
-    right = run.over(node.right, ("B", node.axes[1], "L", "K"))
-    return left @ right.transpose(-1, -2)
+    """The right operand's tokens are along J where the result has it."""
+    letters: dict[str, str] = {}
+    texts: list[str] = []
+    values: list[Tensor] = []
+    for side, name in enumerate((node.left, node.right)):
+        own = run.axes(name)
+        value: Tensor = run.values[name]
+        if "G" in own and "G" not in node.axes:
+            value = value.repeat_interleave(run.group(), own.index("G"))
+            own = tuple("H" if a == "G" else a for a in own)
+        if side == 1 and "J" in node.axes:
+            own = tuple("J" if a == "L" else a for a in own)
+        values.append(value)
+        texts.append("".join(letters.setdefault(a, chr(97 + len(letters))) for a in own))
+    return torch.einsum(f"{','.join(texts)}->{''.join(letters[a] for a in node.axes)}", *values)
 
 
 def _read(run: _Run, node: Read, _: Any) -> Tensor:
     states: States = run.values[node.state]
     fold = run.graph.nodes[node.state]
     assert isinstance(fold, Fold)
-    query = run.over(node.query, ("B", "H", "L", "K"))
+    own, each = run.axes(node.query)[-1], states.at
+    if own != "K":
+        each = each.transpose(-1, -2)
+    query = run.over(node.query, ("B", "H", "L", own))
     if fold.axis == "C":
-        chunk = fold.chunk
-        each = states.before.repeat_interleave(chunk, 2)[:, :, : run.sizes["L"]]
-        query = query * _base(run, node)(_between(run, node))
-    else:
-        each = states.after
+        each = each.repeat_interleave(fold.chunk, 2)[:, :, : run.sizes["L"]]
+        query = query * _base(run, node)(_since(run, node, fold))
     found = (query[..., None, :] @ each)[..., 0, :]
     return found.permute([("B", "H", "L", node.axes[-1]).index(a) for a in node.axes])
 
 
+def _since(run: _Run, node: Read, fold: Fold) -> Tensor:
+    """The decay between each token and where the state of its chunk is: its start, or in reverse its end."""
+    total = _between(run, node)
+    if not (fold.reverse and node.decay):
+        return total
+    ends = [min(first + fold.chunk, run.sizes["L"]) - 1 for first in range(0, run.sizes["L"], fold.chunk)]
+    return total[:, :, ends].repeat_interleave(fold.chunk, 2)[:, :, : run.sizes["L"]] - total
+
+
 def _merge(run: _Run, node: Merge, _: Any) -> Tensor:
-    return run.values[node.left] + run.values[node.right]
+    return sum(run.values[name] for name in (node.left, node.right) if name in run.values)  # pyright: ignore
 
 
 def _finish(run: _Run, node: Finish, _: Any) -> Tensor:
@@ -350,9 +428,8 @@ def _finish(run: _Run, node: Finish, _: Any) -> Tensor:
         total = value[..., -1:]
         return torch.where(total == 0, 0.0, value[..., :-1] / torch.where(total == 0, 1.0, total))
     states: States = run.values[node.operand]
-    rows = run.graph.nodes[node.operand]
-    own = [a for a in getattr(rows, "axes", ()) if a != "C"]
-    return states.all[:, :, -1].permute([own.index(a) for a in node.axes])
+    own = [a for a in run.axes(node.operand) if a != "C"]
+    return states.last.permute([own.index(a) for a in node.axes])
 
 
 def _store(run: _Run, node: Store, _: Any) -> Any:
@@ -363,10 +440,24 @@ def _launch(run: _Run, node: Launch, _: Any) -> None:
     """A kernel leaves what it stores, which other nodes read by themselves."""
 
 
+REQUIRED: dict[type[Node], Callable[[Any], tuple[str, ...]]] = {
+    Map: lambda node: (node.operand, *(() if node.given else node.others)),
+    Load: lambda node: (node.operand,),
+    Pad: lambda node: (node.operand,),
+    Slice: lambda node: (node.operand,),
+    Contract: lambda node: (node.left, node.right),
+    Read: lambda node: (node.query, node.state),
+    Fold: lambda node: (node.element, node.value),
+    Finish: lambda node: (node.operand,),
+    Store: lambda node: (node.operand,),
+}
+"""What a node cannot do without: where a call leaves it out, the node has no value."""
+
 RECURRENCE_RULES: dict[type[Node], Callable[[_Run, Any, Any], Any]] = {
     Input: _input,
     Map: _map,
     Pad: _pad,
+    Slice: _slice,
     Load: _load,
     Fold: _fold,
     Contract: _contract,
