@@ -175,7 +175,10 @@ class Input(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contract(Node):
-    """Sum of products of two tensors over one shared axis, and any other that the result lacks, accumulated in fp32."""
+    """Sum of products of two tensors over one shared axis, and any other that the result lacks, accumulated in fp32.
+
+    Of two scans over chunks, the products are of the states at the end of each chunk.
+    """
 
     kind: ClassVar[str] = "contract"
     OPERANDS: ClassVar[tuple[str, ...]] = ("left", "right")
@@ -299,7 +302,7 @@ class Fold(Node):
         _require(self.monoid == "softmax" or not self.dropout, "fold: only softmax has weights to drop")
         _require(self.monoid == "decay" or not self.erase, "fold: decay alone has a state to erase from")
         _require(
-            self.monoid == "decay" or self.prefix or not (self.init or self.reverse),
+            self.monoid == "decay" or self.prefix or not (self.init or (self.reverse and not self.chunk)),
             "fold: only what goes token by token begins somewhere",
         )
         _require(type_of(self.domain.mask) == "bool", "fold: the mask is not a truth value")
@@ -352,14 +355,16 @@ class Read(Node):
 
     A query over the state's columns reads its rows: state query.
 
-    Of states before chunks (a fold in the order ``scan``), times exp(``decay``), the decay since the chunk began.
+    Of states of chunks (a fold in the order ``scan``), times the exponential of what ``decay`` and ``late`` (as in `Fold`) say
+    of the decay between the token and where that state is.
     """
 
     kind: ClassVar[str] = "read"
-    OPERANDS: ClassVar[tuple[str, ...]] = ("query", "state", "decay")
+    OPERANDS: ClassVar[tuple[str, ...]] = ("query", "state", "decay", "late")
     query: str
     state: str
     decay: str = ""
+    late: str = ""
     axes: Axes
 
 

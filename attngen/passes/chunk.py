@@ -1,9 +1,9 @@
-"""Chunk: cut the fold of a recurrence into chunks of tokens (SSD's block decomposition, arXiv:2405.21060, section 6)."""
+"""Chunk: cut the folds of a recurrence into chunks of tokens (SSD's block decomposition, arXiv:2405.21060, section 6)."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from attngen.errors import PlanError
@@ -16,36 +16,29 @@ from attngen.ir.nodes import (
     Domain,
     Fold,
     Input,
-    Launch,
     Load,
     Map,
     Merge,
     Node,
+    Pad,
     Read,
-    Store,
     symbol,
 )
+from attngen.passes.chunk_launches import launches
 from attngen.passes.columns import cover
-from attngen.passes.schedules_recurrence import (
-    Configs,
-    of_chunk_scan,
-    of_chunk_states,
-    of_pairs,
-    of_scan,
-    of_totals,
-)
 
 LOG2E: Final = math.log2(math.e)
 OF_CHUNKS: Final = ("B", "C", "H")
+CHUNKS: Final = {"fold": "chunk_states", "dfold": "chunk_adjoints"}
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Needs: the semantic graph of a recurrence. Leaves: a scheduled graph of up to five launches.
+    """Needs: the semantic graph of a recurrence. Leaves: a scheduled graph of up to five launches, and as many backward.
 
-    A fold over L becomes one per chunk, a scan over the chunks by the monoid's merge, and what is read: of the state before
-    the chunk, plus, since reading is linear and moves inside the fold, products of queries and earlier keys of the chunk.
-    Decays are summed up from each chunk's start, in base two, where they differ from token to token or not.
+    A fold over L becomes one per chunk, a scan over the chunks by the monoid's merge, and what is read: of the state where
+    the chunk begins (in reverse: ends), plus, since reading is linear and moves inside the fold, products of queries and
+    the other tokens of the chunk. Decays are summed up from each chunk's start, in base two.
     """
 
     size: int
@@ -53,176 +46,184 @@ class Chunk:
 
     def apply(self, graph: Graph) -> Graph:
         """Return the scheduled graph."""
-        _, fold = next((n, f) for n, f in graph.all(Fold) if f.monoid == "decay")
-        _, read = graph.only(Read)
-        if fold.erase or (fold.decay and "K" in _axes(graph, fold.decay)):
+        cut = _Cut(graph, self.size)
+        fold = cut.fold
+        if fold.erase or (fold.decay and "K" in cut.axes(fold.decay)):
             what = "a delta rule" if fold.erase else "a decay per column"
             raise PlanError(
                 f"{graph.provenance.name}: recurrence: kernels of {what} are not in this version yet"
             )
-        chunk, wide = self.size, fold.axes[-1]
-        changed: dict[str, Node] = {**_tiles(graph)}
-        loaded = {load.operand: name for name, load in changed.items() if isinstance(load, Load)}
-        total = ""
-        if fold.decay:
-            total = "total"
-            changed[total] = Fold(
-                monoid="sum",
-                element=fold.decay,
-                axis="L",
-                domain=fold.domain,
-                axes=("B", "H", "L"),
-                prefix=True,
-                base="2",
-                factor=Const(LOG2E),
-                **_cut(chunk, "sequential", "buffer"),
-            )
-        late = _late(graph, fold.value, changed)
-        for name, node in graph.all(Map):
-            if node.operand in loaded:
-                changed[name] = replace(node, operand=loaded[node.operand])
-        for name, node in graph.nodes.items():
-            if node.kind == "pad":
-                changed[name] = replace(node, operand=loaded[node.operands()[0]])
-        values = changed[fold.value] if late else None
-        written = values.operand if isinstance(values, Map) else fold.value
-        keys, value, query = (loaded.get(n, n) for n in (fold.element, written, read.query))
-        changed["chunk_states"] = replace(
-            fold,
-            element=keys,
-            value=value,
-            decay=total,
-            late=late,
-            init="",
-            axes=(*OF_CHUNKS, "K", wide),
-            **_cut(chunk, "parallel", "buffer"),
-        )
-        changed["fold"] = Fold(
-            monoid="decay",
-            element="chunk_states",
-            decay=total,
-            init=fold.init,
-            axis="C",
-            domain=Domain(size=symbol("num_chunks")),
-            axes=(*OF_CHUNKS, "K", wide),
-            **_cut(chunk, "scan", "buffer"),
-        )
-        heads = "G" if "G" in _axes(graph, fold.element) else "H"
-        changed["pairs"] = Contract(left=query, right=keys, over="K", axes=("B", heads, "L", "J"))
-        earlier = ex.apply("le", symbol("j"), symbol("t"))
-        changed["within"] = Fold(
-            monoid="sum",
-            element="pairs",
-            value=value,
-            decay=total,
-            late=late,
-            axis="J",
-            domain=Domain(size=fold.domain.size, mask=earlier),
-            axes=read.axes,
-            **_cut(chunk, "sequential", "register"),
-        )
-        changed["across"] = Read(query=query, state="fold", decay=total, axes=read.axes)
-        changed["read"] = Merge(monoid="sum", left="across", right="within", axes=read.axes)
-        changed |= _launches(graph, changed, ("K", wide), shares_pairs=heads == "G")
+        cut.tiles()
+        cut.decays()
+        for name, node in graph.all(Fold):
+            cut.states(name, node) if node.monoid == "decay" else cut.sums(name, node)
+        for name, node in graph.all(Read):
+            cut.read(name, node)
         axes = (
             Axis(name="C", size=symbol("num_chunks"), symbol="c"),
             Axis(name="J", size=symbol("seqlen"), symbol="j", origin="start"),
         )
-        unread = {fold.value} if late else set[str]()
-        graph = replace(graph, axes=(*graph.axes, *axes)).with_nodes(changed, level="scheduled")
-        return graph.without(unread)
+        made = replace(graph, axes=(*graph.axes, *axes)).with_nodes(cut.nodes, level="scheduled")
+        if cut.late and not any(fold.value in node.operands() for node in made.nodes.values()):
+            made = made.without({fold.value})
+        return made.with_nodes(launches(made, self.size))
 
 
-def _cut(chunk: int, order: str, carrier: str) -> dict[str, Any]:
-    return {"level": "chunk", "order": order, "carrier": carrier, "chunk": chunk}
+@dataclass(slots=True)
+class _Cut:
+    """The scheduled nodes so far, by name."""
 
+    graph: Graph
+    chunk: int
+    nodes: dict[str, Node] = field(default_factory=dict[str, Node])
+    loaded: dict[str, str] = field(default_factory=dict[str, str])
+    total: str = ""
+    late: str = ""
 
-def _late(graph: Graph, value: str, changed: dict[str, Node]) -> str:
-    """What multiplies values and is never negative goes into the exponent, where it costs nothing: the node that holds it."""
-    node = graph.nodes[value]
-    if not (isinstance(node, Map) and "total" in changed and node.others):
-        return ""
-    if "softplus" not in _operators(graph, node.others[0]):
-        return ""
-    log = ex.apply("log2", Symbol(node.others[0], "float"))
-    changed["late"] = Map(
-        operand="total",
-        others=node.others,
-        expr=ex.apply("sub", Symbol("s", "float"), log),
-        axes=("B", "H", "L"),
-    )
-    return "late"
+    @property
+    def fold(self) -> Fold:
+        """The forward's fold."""
+        node = self.graph.nodes["fold"]
+        assert isinstance(node, Fold)
+        return node
 
+    def axes(self, name: str) -> tuple[str, ...]:
+        return getattr(self.graph.nodes[name], "axes", ())
 
-def _operators(graph: Graph, name: str) -> set[str]:
-    """The operators of a chain of maps."""
-    node = graph.nodes[name]
-    if not isinstance(node, Map):
-        return set()
-    return {e.op for e in ex.walk(node.expr) if isinstance(e, Apply)} | _operators(graph, node.operand)
+    def level(self, order: str, carrier: str) -> dict[str, Any]:
+        return {"level": "chunk", "order": order, "carrier": carrier, "chunk": self.chunk}
 
+    def tiles(self) -> None:
+        """Tensors that programs bring in by tiles of tokens."""
+        for name, node in self.graph.all(Input):
+            if node.role == "tensor" and not node.optional:
+                columns = self.graph.axis(node.axes[-1]).size
+                assert isinstance(columns, Const)
+                self.loaded[name] = f"{name}_tile"
+                self.nodes[f"{name}_tile"] = Load(
+                    operand=name,
+                    axes=node.axes,
+                    tile_axis="L",
+                    columns=int(columns.value),
+                    chunks=cover(int(columns.value)),
+                    address="strided",
+                )
+        made = {self.fold.element, self.fold.value, *(r.query for _, r in self.graph.all(Read))}
+        for name in made:
+            node = self.graph.nodes[name]
+            if isinstance(node, Map | Pad) and node.operand in self.loaded:
+                self.nodes[name] = replace(node, operand=self.loaded[node.operand])
 
-def _axes(graph: Graph, name: str) -> tuple[str, ...]:
-    return getattr(graph.nodes[name], "axes", ())
-
-
-def _tiles(graph: Graph) -> dict[str, Node]:
-    """Tensors that programs bring in by tiles of tokens."""
-    found: dict[str, Node] = {}
-    for name, node in graph.all(Input):
-        if node.role == "tensor" and not node.optional:
-            columns = graph.axis(node.axes[-1]).size
-            assert isinstance(columns, Const)
-            found[f"{name}_tile"] = Load(
-                operand=name,
-                axes=node.axes,
-                tile_axis="L",
-                columns=int(columns.value),
-                chunks=cover(int(columns.value)),
-                address="strided",
+    def decays(self) -> None:
+        """Sums of decays from the start of each chunk, and what is subtracted from them for a token that is written."""
+        if not self.fold.decay:
+            return
+        self.total = "total"
+        self.nodes[self.total] = Fold(
+            monoid="sum",
+            element=self.fold.decay,
+            axis="L",
+            domain=self.fold.domain,
+            axes=("B", "H", "L"),
+            prefix=True,
+            base="2",
+            factor=Const(LOG2E),
+            **self.level("sequential", "buffer"),
+        )
+        value = self.graph.nodes[self.fold.value]
+        if isinstance(value, Map) and value.others and "softplus" in self._operators(value.others[0]):
+            # what multiplies values and is never negative goes into the exponent, where it costs nothing
+            log = ex.apply("log2", Symbol(value.others[0], "float"))
+            taken = ex.apply("sub", Symbol("s", "float"), log)
+            self.late = "late"
+            self.nodes[self.late] = Map(
+                operand=self.total, others=value.others, expr=taken, axes=("B", "H", "L")
             )
-    return found
 
+    def _operators(self, name: str) -> set[str]:
+        """The operators of a chain of maps."""
+        node = self.graph.nodes[name]
+        if not isinstance(node, Map):
+            return set()
+        own = {e.op for e in ex.walk(node.expr) if isinstance(e, Apply)}
+        return own | (self._operators(node.operand) if node.operand else set())
 
-def _launches(
-    graph: Graph, changed: dict[str, Node], states: tuple[str, str], *, shares_pairs: bool
-) -> dict[str, Node]:
-    """The kernels: decays of tokens, states of chunks, the scan over them, what groups share, and what is read."""
-    sizes = [graph.axis(a).size for a in states]
-    chunk = next(f.chunk for f in changed.values() if isinstance(f, Fold))
-    rows, columns = (int(size.value) for size in sizes if isinstance(size, Const))
-    found: dict[str, Node] = {}
+    def tile(self, name: str) -> str:
+        """A tensor as programs have it: its tile, without the factor that is in an exponent."""
+        if self.late and name == self.fold.value:
+            value = self.nodes[name]
+            assert isinstance(value, Map)
+            name = value.operand
+        return self.loaded.get(name, name)
 
-    def launch(
-        name: str, stores: dict[str, str], configs: Configs, tile_axis: str, axes: tuple[str, ...]
-    ) -> None:
-        for operand, dtype in stores.items():
-            node = changed.get(operand, graph.nodes.get(operand))
-            found[f"store_{operand}"] = Store(
-                operand=operand, name=operand, dtype=dtype, axes=getattr(node, "axes", ())
-            )
-        found[name] = Launch(
-            stores=tuple(f"store_{operand}" for operand in stores),
-            tile_axis=tile_axis,
-            program_axes=axes,
-            configs=configs,
-            rows="chunks",
+    def sums(self, name: str, node: Fold) -> None:
+        """Sums over tokens begin in each chunk; all others go through memory too, but for those over columns."""
+        if node.prefix:
+            self.nodes["edges"] = Contract(left="dfold", right="fold", over="K", axes=OF_CHUNKS)
+            self.nodes[name] = replace(node, init="edges", **self.level("sequential", "buffer"))
+        else:
+            carrier = "register" if node.axis == "V" else "buffer"
+            self.nodes[name] = replace(node, **self.level("sequential", carrier))
+
+    def states(self, name: str, fold: Fold) -> None:
+        """A fold as one per chunk, and the scan over these."""
+        axes = (*OF_CHUNKS, *fold.axes[-2:])
+        self.nodes[CHUNKS[name]] = replace(
+            fold,
+            element=self.tile(fold.element),
+            value=self.tile(fold.value),
+            decay=self.total,
+            late="" if fold.reverse else self.late,
+            init="",
+            axes=axes,
+            **self.level("parallel", "buffer"),
+        )
+        self.nodes[name] = Fold(
+            monoid="decay",
+            element=CHUNKS[name],
+            decay=self.total,
+            init=fold.init,
+            reverse=fold.reverse,
+            axis="C",
+            domain=Domain(size=symbol("num_chunks")),
+            axes=axes,
+            **self.level("scan", "buffer"),
         )
 
-    if "total" in changed:
-        more = [n for n in ("step", "late") if n in graph.nodes or n in changed]
-        launch(
-            "totals_kernel", {"total": "float32", **dict.fromkeys(more, "float32")}, of_totals(), "H", ("C",)
+    def read(self, name: str, node: Read) -> None:
+        """What is read of a state of a token: of that of its chunk, and of the other tokens of the chunk."""
+        fold = self.graph.nodes[node.state]
+        assert isinstance(fold, Fold)
+        by_rows = self.axes(node.query)[-1] == "K"
+        partner, summed = (fold.element, fold.value) if by_rows else (fold.value, fold.element)
+        grouped = {self.axes(node.query)[2], self.axes(partner)[2]} == {"G"}
+        written = self.fold.value in (node.query, fold.value)
+        prefix = "" if name == "read" else f"{name}_"
+        self.nodes[f"{prefix}pairs"] = Contract(
+            left=self.tile(node.query),
+            right=self.tile(partner),
+            over="K" if by_rows else self.axes(partner)[-1],
+            axes=("B", "G" if grouped else "H", "L", "J"),
         )
-    launch(
-        "chunk_states_kernel",
-        {"chunk_states": "float32"},
-        of_chunk_states(rows, columns, chunk),
-        "K",
-        ("C", "H"),
-    )
-    launch("scan_kernel", {"fold": "float32", "states": "float32"}, of_scan(), "K", ("B", "H"))
-    if shares_pairs:
-        launch("pairs_kernel", {"pairs": "io"}, of_pairs(rows, chunk), "L", ("C", "G"))
-    launch("kernel", {"out": "io"}, of_chunk_scan(rows, columns, chunk), "L", ("C", "H"))
-    return found
+        others = ex.apply("ge" if fold.reverse else "le", symbol("j"), symbol("t"))
+        self.nodes[f"{prefix}within"] = Fold(
+            monoid="sum",
+            element=f"{prefix}pairs",
+            value=self.tile(summed),
+            decay=self.total,
+            late=self.late if written else "",
+            reverse=fold.reverse,
+            axis="J",
+            domain=Domain(size=fold.domain.size, mask=others),
+            axes=node.axes,
+            **self.level("sequential", "register"),
+        )
+        self.nodes[f"{prefix}across"] = replace(
+            node,
+            query=self.tile(node.query),
+            decay=self.total,
+            late=self.late if written and fold.reverse else "",
+        )
+        self.nodes[name] = Merge(
+            monoid="sum", left=f"{prefix}across", right=f"{prefix}within", axes=node.axes
+        )

@@ -9,6 +9,7 @@ from attngen.passes.base_two import BaseTwo
 from attngen.passes.build import build
 from attngen.passes.chunk import Chunk
 from attngen.passes.differentiate import Differentiate
+from attngen.passes.differentiate_recurrence import DifferentiateRecurrence
 from attngen.passes.page import Page
 from attngen.passes.plan_masks import PlanMasks
 from attngen.passes.schedules import ANYTHING, Wanted
@@ -45,7 +46,7 @@ def run(graph: Graph, passes: tuple[Pass, ...] = PIPELINE) -> Graph:
 def schedule(spec: Spec) -> Graph:
     """Return the scheduled graph of a spec; its `schedule` and `deterministic` say what the tile pass may choose."""
     if spec.recurrence is not None:
-        return run(build(spec), (Chunk(spec.recurrence.chunk),))
+        return run(build(spec), (DifferentiateRecurrence(), Chunk(spec.recurrence.chunk)))
     asked = spec.schedule
     wanted = ANYTHING
     if asked is not None:

@@ -38,3 +38,14 @@ def of_chunk_scan(rows: int, columns: int, chunk: int) -> Configs:
     """What is read: ``block_m`` tokens of a chunk."""
     block = min(32, chunk)
     return (("default", (_of(block, block, 4, 1),)), ("cpu", (_of(block, block, 4, 1),)))
+
+
+def of_out_adjoint(chunk: int) -> Configs:
+    """Adjoints of what becomes of out: ``block_m`` tokens of a chunk."""
+    return (("default", (_of(min(32, chunk), 16, 4, 1),)),)
+
+
+def of_adjoint(rows: int, columns: int, chunk: int) -> Configs:
+    """What is read backward: ``block_m`` tokens of a chunk."""
+    block = min(32, chunk)
+    return (("default", (_of(block, block, 4, 1),)), ("cpu", (_of(block, block, 4, 1),)))

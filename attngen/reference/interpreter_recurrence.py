@@ -141,7 +141,7 @@ def _results(graph: Graph, given: Mapping[str, Any]) -> dict[str, Tensor]:
     for name, node in graph.all(Input):
         if node.grad and name in given and f"d{name}" in run.values and "dout" in given:
             value: Tensor = run.over(f"d{name}", node.axes)
-            found[f"d{name}"] = value.sum_to_size(given[name].shape) if "B" not in node.axes[:1] else value
+            found[f"d{name}"] = value.sum_to_size(given[name].shape)
     return found
 
 
@@ -341,7 +341,7 @@ def _total(run: _Run, node: Fold) -> Tensor:
     return sums
 
 
-def _late(run: _Run, node: Fold) -> Tensor:
+def _late(run: _Run, node: Fold | Read) -> Tensor:
     return _between(run, node, node.late)
 
 
@@ -380,10 +380,12 @@ def _contract(run: _Run, node: Contract, _: Any) -> Tensor:
     """The right operand's tokens are along J where the result has it."""
     letters: dict[str, str] = {}
     texts: list[str] = []
-    values: list[Tensor] = []
+    values: list[Any] = []
     for side, name in enumerate((node.left, node.right)):
-        own = run.axes(name)
-        value: Tensor = run.values[name]
+        own, value = run.axes(name), run.values[name]
+        if isinstance(value, States):
+            after = torch.cat([value.at[:, :, 1:], value.last[:, :, None]], 2) if side else value.at
+            value = after.transpose(1, 2)
         if "G" in own and "G" not in node.axes:
             value = value.repeat_interleave(run.group(), own.index("G"))
             own = tuple("H" if a == "G" else a for a in own)
@@ -415,7 +417,8 @@ def _since(run: _Run, node: Read, fold: Fold) -> Tensor:
     if not (fold.reverse and node.decay):
         return total
     ends = [min(first + fold.chunk, run.sizes["L"]) - 1 for first in range(0, run.sizes["L"], fold.chunk)]
-    return total[:, :, ends].repeat_interleave(fold.chunk, 2)[:, :, : run.sizes["L"]] - total
+    whole = total[:, :, ends].repeat_interleave(fold.chunk, 2)[:, :, : run.sizes["L"]]
+    return whole - _late(run, node)
 
 
 def _merge(run: _Run, node: Merge, _: Any) -> Tensor:
