@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from attngen.emit.faces import KernelFace
-from attngen.emit.records_recurrence import TensorArgument
+from attngen.emit.interface_adjoint import adjoint_faces
+from attngen.emit.interface_rows import LENGTHS, PACKED, SIZES, Rows, all_strides, face, precise, row_strides
+from attngen.emit.records_recurrence import AdjointFaces, TensorArgument
 from attngen.emit.recurrence_parts import Parts, inputs_of
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Config, Input, Launch
 
-Rows = list[tuple[str, str, str]]
-"""Arguments of a kernel: name, type, and what the launcher passes."""
-SIZES: Final[Rows] = [("num_seqs", "i32", "num_seqs"), ("seqlen", "i32", "seqlen")]
 PUBLIC: Final = {
     "B": "batch", "L": "seqlen", "H": "num_heads", "G": "num_groups",
 }  # fmt: skip
@@ -44,11 +43,12 @@ class Faces:
     return_flag: str
     states_doc: str
     manifest: dict[str, Any]
+    adjoint: AdjointFaces | None
 
 
 def faces(graph: Graph, parts: Parts) -> Faces:
     """Return the argument lists of a scheduled graph of a recurrence."""
-    inputs = inputs_of(graph)
+    inputs = {n: i for n, i in inputs_of(graph).items() if i.role != "gradient"}
     made = {
         "_totals": (_totals(parts, inputs), parts.totals_kernel),
         "_chunk_states": (_states(parts), parts.states_kernel),
@@ -57,6 +57,15 @@ def faces(graph: Graph, parts: Parts) -> Faces:
         "_read": (_read(graph, parts, inputs), parts.kernel),
     }
     op = _op_arguments(inputs)
+    raw = tuple(
+        {"RAW=False": "RAW=True", "out": "raw"}.get(v, v.replace("out.stride", "raw.stride"))
+        for v in made["_read"][0].values
+    )
+    reverse = adjoint_faces(graph, parts, inputs, ", ".join(n for n, _ in op), raw)
+    kernels = {n: (f, k) for n, (f, k) in made.items() if k is not None}
+    if reverse:
+        launched = dict(graph.all(Launch))
+        kernels |= {f.name: (f, launched[name]) for name, f in _backward(reverse).items() if name in launched}
     tokens = [n for n, i in inputs.items() if i.role == "tensor"]
     strides = ", ".join(
         f"{n}.stride(1)" if not inputs[n].optional else f"(0 if {n} is None else {n}.stride(1))"
@@ -81,34 +90,25 @@ def faces(graph: Graph, parts: Parts) -> Faces:
         prepared=_prepared(graph, parts, inputs),
         return_flag="return_final_states" if parts.is_mamba else "return_final_state",
         states_doc=f"[{', '.join(_letter(graph, a) for a in parts.states_axes)}]",
-        manifest=_manifest(graph, parts, {n: (f, k) for n, (f, k) in made.items() if k is not None}),
+        manifest=_manifest(graph, parts, kernels),
+        adjoint=reverse,
     )
 
 
 # ---- kernels
 
 
-def _face(name: str, rows: Rows, constants: list[tuple[str, str]]) -> KernelFace:
-    return KernelFace(
-        name=name,
-        arguments=tuple(n for n, _, _ in rows),
-        types=tuple((n, kind) for n, kind, _ in rows),
-        constants=tuple(n for n, _ in constants),
-        values=(*(value for _, _, value in rows), *(f"{n}={v}" for n, v in constants if v)),
-    )
-
-
-def _row_strides(*tensors: str) -> Rows:
-    return [
-        (f"stride_{t}{c}", "i32", f"{t}.stride({p})")
-        for t in dict.fromkeys(tensors)
-        for p, c in enumerate("bth")
-    ]
-
-
-def _all_strides(name: str, node: Input) -> Rows:
-    """Strides of a tensor that may be left out, and whose axes of size 1 stand for any size."""
-    return [(f"stride_{name}_{p}", "i32", f"_stride({name}, {p})") for p in range(len(node.axes))]
+def _backward(made: AdjointFaces) -> dict[str, KernelFace]:
+    """The kernels of the backward by the nodes that launch them."""
+    return {
+        "out_adjoint_kernel": made.out,
+        "chunk_adjoints_kernel": made.states,
+        "adjoint_scan_kernel": made.scan,
+        "queries_kernel": made.queries,
+        "keys_kernel": made.keys,
+        "values_kernel": made.values,
+        "tokens_kernel": made.tokens,
+    }
 
 
 def _common(parts: Parts) -> Rows:
@@ -116,12 +116,6 @@ def _common(parts: Parts) -> Rows:
     return [(name, "*fp32", name) for name, node in names if node is not None]
 
 
-def _precise(parts: Parts) -> list[tuple[str, str]]:
-    return [("PRECISE", f"{parts.first}.dtype == torch.float32")] if parts.late else []
-
-
-_PACKED = ("PACKED", "cu_seqlens is not None")
-_LENGTHS: Rows = [("cu_seqlens", "*i32", "cu_seqlens")]
 _HEADS: Rows = [("num_heads", "i32", "num_heads")]
 
 
@@ -132,11 +126,11 @@ def _totals(parts: Parts, inputs: dict[str, Input]) -> KernelFace:
         for n, i in inputs.items()
         if i.role == "scalar" and n != "scale"
     ]
-    rows: Rows = [(n, "*fp32", n) for n in read] + _common(parts) + _LENGTHS
-    rows += [row for n in read for row in _all_strides(n, inputs[n])]
+    rows: Rows = [(n, "*fp32", n) for n in read] + _common(parts) + LENGTHS
+    rows += [row for n in read for row in all_strides(n, inputs[n])]
     rows += [*scalars, *_HEADS, *SIZES]
     flags = [(f"HAS_{n.upper()}", f"{n} is not None") for n in read if inputs[n].optional]
-    return _face("_totals", rows, [*flags, *_precise(parts), _PACKED, ("BLOCK_M", "")])
+    return face("_totals", rows, [*flags, *precise(parts), PACKED, ("BLOCK_M", "")])
 
 
 def _is_of_tokens(name: str, node: Input, parts: Parts) -> bool:
@@ -147,11 +141,11 @@ def _is_of_tokens(name: str, node: Input, parts: Parts) -> bool:
 def _states(parts: Parts) -> KernelFace:
     k, v = parts.k.operand, parts.v.operand
     rows: Rows = [(k, "*io", k), (v, "*io", v), *_common(parts), ("chunk_states", "*fp32", "chunk_states")]
-    rows += _LENGTHS + _row_strides(k, v) + _HEADS + SIZES
-    return _face(
+    rows += LENGTHS + row_strides(k, v) + _HEADS + SIZES
+    return face(
         "_chunk_states",
         rows,
-        [*_precise(parts), _PACKED, ("ROW_INDEX", "row_index"), ("BLOCK_M", ""), ("BLOCK_N", "")],
+        [*precise(parts), PACKED, ("ROW_INDEX", "row_index"), ("BLOCK_M", ""), ("BLOCK_N", "")],
     )
 
 
@@ -162,17 +156,17 @@ def _scan(parts: Parts, inputs: dict[str, Input]) -> KernelFace:
         (parts.init, "*fp32", parts.init),
         ("states", "*fp32", "states"),
     ]
-    rows += _LENGTHS
+    rows += LENGTHS
     rows += [(f"stride_init_{p}", "i32", f"_stride({parts.init}, {p})") for p in range(4)]
     rows += _HEADS + SIZES[1:]
-    return _face("_scan", rows, [("HAS_INIT", f"{parts.init} is not None"), _PACKED, ("BLOCK_M", "")])
+    return face("_scan", rows, [("HAS_INIT", f"{parts.init} is not None"), PACKED, ("BLOCK_M", "")])
 
 
 def _pairs(parts: Parts) -> KernelFace:
     q, k = parts.q.operand, parts.k.operand
-    rows: Rows = [(q, "*io", q), (k, "*io", k), ("pairs", "*io", "pairs"), *_LENGTHS, *_row_strides(q, k)]
+    rows: Rows = [(q, "*io", q), (k, "*io", k), ("pairs", "*io", "pairs"), *LENGTHS, *row_strides(q, k)]
     rows += [("num_groups", "i32", "num_groups"), *SIZES]
-    return _face("_pairs", rows, [_PACKED, ("ROW_INDEX", "row_index"), ("BLOCK_M", ""), ("BLOCK_N", "")])
+    return face("_pairs", rows, [PACKED, ("ROW_INDEX", "row_index"), ("BLOCK_M", ""), ("BLOCK_N", "")])
 
 
 def _read(graph: Graph, parts: Parts, inputs: dict[str, Input]) -> KernelFace:
@@ -185,20 +179,21 @@ def _read(graph: Graph, parts: Parts, inputs: dict[str, Input]) -> KernelFace:
     rows: Rows = [(n, "*io", n) for n in ([q, v] if shared else [q, k, v])]
     rows += [("pairs", "*io", "pairs")] if shared else []
     rows += [*_common(parts), ("chunk_states", "*fp32", "chunk_states"), ("out", "*io", "out")]
-    rows += [(n, "*io", n) for n in tensors] + [(n, "*fp32", n) for n in extra] + _LENGTHS
-    rows += _row_strides(*([q, v] if shared else [q, k, v]), "out")
+    rows += [(n, "*io", n) for n in tensors] + [(n, "*fp32", n) for n in extra] + LENGTHS
+    rows += row_strides(*([q, v] if shared else [q, k, v]), "out")
     for n in tensors:
         given = [
             (f"stride_{n}{c}", "i32", f"0 if {n} is None else {n}.stride({p})") for p, c in enumerate("bth")
         ]
-        rows += given if inputs[n].optional else _row_strides(n)
-    rows += [row for n in extra for row in _all_strides(n, inputs[n])]
+        rows += given if inputs[n].optional else row_strides(n)
+    rows += [row for n in extra for row in all_strides(n, inputs[n])]
     rows += [(n, "fp32", n) for n in scalars] + _HEADS + SIZES
     flags = [(f"HAS_{n.upper()}", f"{n} is not None") for n in (*extra, *tensors) if inputs[n].optional]
-    return _face(
+    flags += [("RAW", "False")] if parts.needs_raw else []
+    return face(
         "_read",
         rows,
-        [*flags, *_precise(parts), _PACKED, ("ROW_INDEX", "row_index"), ("BLOCK_M", ""), ("BLOCK_N", "")],
+        [*flags, *precise(parts), PACKED, ("ROW_INDEX", "row_index"), ("BLOCK_M", ""), ("BLOCK_N", "")],
     )
 
 
@@ -366,7 +361,28 @@ def _loops(parts: Parts) -> dict[str, list[dict[str, Any]]]:
         "node": "chunk_states",
         "products": [{"node": "chunk_states", **tile, **wide}],
     }
-    return {
+    meets_values = {"node": "dread pairs", **tile, **wide}
+    meets_keys = [] if parts.pairs_kernel else [{"node": "pairs", **tile, **keys}]
+    products: dict[str, list[dict[str, Any]]] = {
+        "queries": [meets_values, {"node": "queries", **tile, **keys}],
+        "keys": [meets_values, {"node": "keys", **tile, **keys}],
+        "values": [*meets_keys, {"node": "values", **tile, **wide}],
+    }
+    backward = {
+        f"_backward_{name}": [
+            {"role": f"{name} {where}", "node": name, "products": made, "loads": []}
+            for where in ("far", "diagonal")
+        ]
+        for name, made in products.items()
+    }
+    reverse: dict[str, list[dict[str, Any]]] = {
+        "_out_adjoint": [{"role": "out", "node": "dread", "products": [], "loads": []}],
+        "_chunk_adjoints": [{**state, "role": "chunk adjoint", "node": "chunk_adjoints"}],
+        "_adjoint_scan": [{"role": "scan", "node": "dfold", "products": [], "loads": []}],
+        "_backward_tokens": [],
+        **backward,
+    }
+    return reverse | {
         "_totals": [],
         "_chunk_states": [
             {

@@ -48,6 +48,104 @@ class TensorArgument:
 
 
 @dataclass(frozen=True, slots=True)
+class Tile:
+    """Some columns of some tokens, as a kernel of the backward loads them."""
+
+    name: str
+    index: int
+    width: int
+    columns: str
+    base: str
+    walked: str  # where it begins in the loop over whole tiles
+    row: str
+    stride: str
+    masked: str
+    lines: tuple[str, ...]  # what becomes of it when it is loaded
+    own: str  # of a partner: the tile of queries that it meets
+    plus: str  # and what their product adds itself to
+
+
+@dataclass(frozen=True, slots=True)
+class AdjointRead:
+    """A kernel of the backward that reads states and the other tokens of a chunk."""
+
+    face: KernelFace
+    doc: str
+    heads: int  # that one program goes through
+    sums_heads: bool
+    io: str  # dtype of products
+    precision: str
+    bases: tuple[str, ...]
+    of_rows: tuple[str, ...]
+    query: tuple[Tile, ...]
+    partner: tuple[Tile, ...]
+    stored_pairs: str
+    summed: tuple[Tile, ...]
+    products: tuple[ReadProduct, ...]
+    to_tile: str  # the decay between where the state is and the tile
+    begin: str
+    end: str
+    near: str
+    walks_far: bool
+    weight: tuple[str, ...]
+    from_tile: str  # and that between the tile's end and each of its tokens
+    times_step: tuple[str, ...]
+    diagonal: tuple[str, ...]
+    finish: tuple[str, ...]
+    stores: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Adjoint:
+    """The backward part of a recurrence's module."""
+
+    out: KernelFace
+    out_sums: tuple[str, ...]
+    out_lines: tuple[str, ...]
+    out_stores: tuple[str, ...]
+    states: KernelFace
+    states_bases: tuple[str, ...]
+    query_lines: tuple[str, ...]
+    weight: str  # of a token's gradient where its chunk begins
+    scan: KernelFace
+    dstates_place: str
+    dinit_place: str
+    reads: tuple[AdjointRead, ...]
+    tokens: KernelFace
+    of_decays: bool
+    of_both: str
+    token_lines: tuple[str, ...]
+    read_columns: int  # of a row of what is read, as it lies between kernels
+
+
+@dataclass(frozen=True, slots=True)
+class AdjointFaces:
+    """The argument lists of the backward: its kernels, its launcher, its custom op."""
+
+    out: KernelFace
+    states: KernelFace
+    scan: KernelFace
+    queries: KernelFace
+    keys: KernelFace
+    values: KernelFace
+    tokens: KernelFace
+    needs_raw: str  # when it needs what was read, '' is never
+    arguments: tuple[str, ...]
+    call: str
+    saved: str
+    kept: str
+    gradients: tuple[str, ...]  # names of inputs that get one
+    buffers: tuple[str, ...]
+    results: tuple[str, ...]  # what the op returns
+    returned: str  # a gradient or None per argument of the forward op
+    named: str
+    asked: str
+    raw_values: tuple[str, ...]  # what the launcher passes to the kernel that reads, for what was read
+    kept_buffers: str
+    buffer_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RecurrenceContext:
     """Everything `recurrence.py.jinja` prints."""
 
@@ -121,3 +219,5 @@ class RecurrenceContext:
     prepared: tuple[str, ...]  # statements that complete what a caller leaves out
     return_flag: str
     states_doc: str
+    adjoint: Adjoint | None
+    adjoint_face: AdjointFaces | None

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 from attngen.emit.format import json_text
 from attngen.emit.interface_recurrence import faces
-from attngen.emit.printer import Body, Printer
 from attngen.emit.records_recurrence import ColumnChunk, ReadProduct, RecurrenceContext
+from attngen.emit.recurrence_adjoint import adjoint
+from attngen.emit.recurrence_lines import feature, text_of
 from attngen.emit.recurrence_parts import Parts, find_parts
 from attngen.ir import expr as ex
-from attngen.ir.expr import Expr, Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Finish, Input, Map
 
@@ -24,7 +24,7 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
     name = provenance.name
     k_chunks, v_chunks = _key_chunks(parts), _value_chunks(parts)
     decays, steps = parts.total is not None, parts.step is not None
-    of_tokens = _of_tokens(parts)
+    of_tokens = parts.of_tokens
     return RecurrenceContext(
         name=name,
         version=version,
@@ -40,8 +40,8 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         has_decay=decays,
         has_step=steps,
         has_late=parts.late is not None,
-        late=_text(parts.late.expr, {"s": "sums", "step": "step"}) if parts.late else "",
-        weighs_step="PRECISE" if parts.late else "True",
+        late=text_of(parts.late.expr, {"s": "sums", "step": "step"}) if parts.late else "",
+        weighs_step=parts.weighs_step,
         has_softplus=any("softplus" in ex.text(m.expr) for _, m in graph.all(Map)),
         shares_pairs=parts.pairs_kernel is not None,
         log2e=ex.text(parts.total.factor) if parts.total and parts.total.factor else "",
@@ -56,9 +56,9 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         products=_products(k_chunks, v_chunks),
         key_columns_lines=_columns("d", parts.k_spans),
         value_columns=_columns("e", parts.v_spans),
-        query_bases=(_base("q", parts.q.operand, parts.group_of(parts.q)),),
-        key_bases=(_base("k", parts.k.operand, parts.group_of(parts.k)),),
-        value_bases=(_base("v", parts.v.operand, 1),),
+        query_bases=(parts.base("q"),),
+        key_bases=(parts.base("k"),),
+        value_bases=(parts.base("v"),),
         q_name=parts.q.operand,
         v_name=parts.v.operand,
         q_stride=f"stride_{parts.q.operand}t",
@@ -66,7 +66,7 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         v_stride=f"stride_{parts.v.operand}t",
         token_lines=_token_lines(graph, parts),
         decay="decay" if decays else "",
-        key_lines=_feature(parts.key_map, "keys", parts.k.operand, ""),
+        key_lines=feature(parts.key_map, "keys", parts.k.operand, ""),
         weight_to_end=decays * f"tl.math.exp2(last - tl.load({of_tokens} + n))",
         weight_to_tile=decays * f"tl.math.exp2(before - tl.load({of_tokens} + n))",
         state_rows=f", mask=(d < {parts.k.columns})[None, :], other=0.0"
@@ -98,6 +98,10 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         prepared=found.prepared,
         return_flag=found.return_flag,
         states_doc=found.states_doc,
+        adjoint=adjoint(graph, parts, found.adjoint, (k_chunks, v_chunks), _token_lines(graph, parts))
+        if found.adjoint
+        else None,
+        adjoint_face=found.adjoint,
     )
 
 
@@ -123,7 +127,7 @@ def _key_chunks(parts: Parts) -> tuple[ColumnChunk, ...]:
                 of_state=f"(d_{n} < {parts.k.columns})[:, None]" if ragged else "",
                 plus=", pairs_tile" if n else "",
                 plus_acc=", acc" if n else "",
-                query_lines=_feature(
+                query_lines=feature(
                     parts.query_map,
                     f"queries_{n}",
                     parts.q.operand,
@@ -185,23 +189,11 @@ def _columns(letter: str, spans: tuple[tuple[int, int], ...]) -> tuple[str, ...]
     )
 
 
-def _base(short: str, tensor: str, group: int) -> str:
-    head = "h" if group == 1 else f"h // {group}"
-    return (
-        f"{short}_base = {tensor} + batch.to(tl.int64) * stride_{tensor}b"
-        f" + first.to(tl.int64) * stride_{tensor}t + {head} * stride_{tensor}h"
-    )
-
-
-def _of_tokens(parts: Parts) -> str:
-    return "late_base" if parts.late else "total_base"
-
-
 def _diagonal(parts: Parts) -> tuple[str, ...]:
     """Scores of the tiles that hold keys later than the query; those that groups share are 0 there, so that any finite
     number may multiply them."""
     earlier = "n[None, :] <= m[:, None]"
-    apart = f"total_m[:, None] - tl.load({_of_tokens(parts)} + n)[None, :]"
+    apart = f"total_m[:, None] - tl.load({parts.of_tokens} + n)[None, :]"
     if parts.total is None:
         return () if parts.pairs_kernel else (f"pairs_tile = tl.where({earlier}, pairs_tile, 0.0)",)
     safe = (
@@ -210,21 +202,6 @@ def _diagonal(parts: Parts) -> tuple[str, ...]:
         else f'tl.where({earlier}, {apart}, float("-inf"))'
     )
     return (f"pairs_tile = pairs_tile * tl.math.exp2({safe})",)
-
-
-def _text(expr: Expr, names: dict[str, str]) -> str:
-    """An expression whose symbols are variables of these names."""
-    renamed = ex.substitute(expr, {name: Symbol(text, "float") for name, text in names.items()})
-    return Body(Printer({}), "scalar").text(renamed)
-
-
-def _feature(node: Map | None, tile: str, tensor: str, limit: str) -> tuple[str, ...]:
-    """The feature map of a tile of keys or queries; columns that fill it up stay 0 in queries."""
-    if node is None:
-        return ()
-    value = _text(node.expr, {"s": "feature"})
-    value = f"tl.where({limit}, {value}, 0.0)" if limit else value
-    return (f"feature = {tile}.to(tl.float32)", f"{tile} = ({value}).to({tensor}.dtype.element_ty)")
 
 
 def _token_lines(graph: Graph, parts: Parts) -> tuple[str, ...]:
@@ -250,10 +227,9 @@ def _token_lines(graph: Graph, parts: Parts) -> tuple[str, ...]:
             names[other] = (
                 f"tl.load({other} + h * stride_{other}_0, mask=h < num_heads, other=0.0).to(tl.float32)[None, :]"
             )
-        made = f"{name} = {_text(step.expr, names)}"
-        optional = [o for o in step.others if (i := graph.nodes[o]) and isinstance(i, Input) and i.optional]
-        if optional:
-            lines += [f"{name} = {current}", f"if HAS_{optional[0].upper()}:", f"    {made}"]
+        made = f"{name} = {text_of(step.expr, names)}"
+        if step.given:
+            lines += [f"{name} = {current}", f"if HAS_{step.given.upper()}:", f"    {made}"]
         else:
             lines.append(made)
         current = name
@@ -270,25 +246,38 @@ def _chain(graph: Graph, top: str) -> Iterator[tuple[str, object]]:
 
 def _finish(graph: Graph, parts: Parts, chunks: tuple[ColumnChunk, ...]) -> Iterator[str]:
     """From what is read to out: element by element, chunk by chunk of its columns."""
-    for _, node in parts.epilogue:
-        if isinstance(node, Finish):
-            place, last = parts.v.columns, next(c for c in chunks if c.fill)
-            yield f"weights = tl.sum(tl.where({last.columns}[None, :] == {place}, acc_{last.index}, 0.0), 1)"
-            yield "weights = tl.where(weights == 0.0, 0.0, 1.0 / weights)"
-            yield from (f"acc_{c.index} = acc_{c.index} * weights[:, None]" for c in chunks)
-            continue
-        inputs = {other: i for other in node.others if isinstance(i := graph.nodes[other], Input)}
-        optional = [other for other, i in inputs.items() if i.optional]
-        lines: list[str] = []
-        for chunk in chunks:
-            names = {"s": f"acc_{chunk.index}"}
-            for other, given in inputs.items():
-                names[other] = f"{other}_of"
-                lines.append(f"{other}_of = {_read(other, given, chunk)}")
-            lines.append(f"acc_{chunk.index} = {_text(node.expr, names)}")
-        if optional:
-            yield f"if HAS_{optional[0].upper()}:"
-        yield from (f"    {line}" if optional else line for line in lines)
+    for n, (_, node) in enumerate(parts.epilogue):
+        lines = list(_step_of_finish(graph, parts, node, chunks))
+        if parts.needs_raw and n == len(parts.epilogue) - 1:
+            yield "if RAW:  # for the backward, which needs it before its last change"
+            yield "    raw_base = out + batch.to(tl.int64) * stride_outb + first.to(tl.int64) * stride_outt + h * stride_outh"
+            for c in chunks:
+                at = f"raw_base + m.to(ROW_INDEX)[:, None] * stride_outt + {c.columns}[None, :]"
+                yield f"    tl.store({at}, acc_{c.index}, mask=(m < length)[:, None])"
+            yield "    return"
+        yield from lines
+
+
+def _step_of_finish(
+    graph: Graph, parts: Parts, node: Map | Finish, chunks: tuple[ColumnChunk, ...]
+) -> Iterator[str]:
+    if isinstance(node, Finish):
+        place, last = parts.v.columns, next(c for c in chunks if c.fill)
+        yield f"weights = tl.sum(tl.where({last.columns}[None, :] == {place}, acc_{last.index}, 0.0), 1)"
+        yield "weights = tl.where(weights == 0.0, 0.0, 1.0 / weights)"
+        yield from (f"acc_{c.index} = acc_{c.index} * weights[:, None]" for c in chunks)
+        return
+    inputs = {other: i for other in node.others if isinstance(i := graph.nodes[other], Input)}
+    lines: list[str] = []
+    for chunk in chunks:
+        names = {"s": f"acc_{chunk.index}"}
+        for other, given in inputs.items():
+            names[other] = f"{other}_of"
+            lines.append(f"{other}_of = {_read(other, given, chunk)}")
+        lines.append(f"acc_{chunk.index} = {text_of(node.expr, names)}")
+    if node.given:
+        yield f"if HAS_{node.given.upper()}:"
+    yield from (f"    {line}" if node.given else line for line in lines)
 
 
 def _read(name: str, given: Input, chunk: ColumnChunk) -> str:

@@ -38,10 +38,45 @@ class Parts:
     scan_kernel: Launch
     pairs_kernel: Launch | None
     kernel: Launch
+    needs_raw: bool  # the backward needs what is read before its last change
 
     def group_of(self, load: Load) -> int:
         """How many heads share the rows of a load."""
         return self.group if "G" in load.axes else 1
+
+    @property
+    def of_tokens(self) -> str:
+        """Where the decay up to each written token is."""
+        return "late_base" if self.late else "total_base"
+
+    @property
+    def weighs_step(self) -> str:
+        """When values are multiplied by the step: always, or where the exponent does not hold it."""
+        return "PRECISE" if self.late else "True"
+
+    @property
+    def read_columns(self) -> int:
+        """Columns of what is read, as it lies between kernels: whole powers of two."""
+        return sum(width for _, width in self.v_spans)
+
+    @property
+    def heads_together(self) -> int:
+        """Heads of a group whose gradients of shared rows one program adds up: at most 8, so that programs suffice."""
+        group = self.group_of(self.k)
+        return max(n for n in range(1, 9) if group % n == 0)
+
+    def base(self, name: str) -> str:
+        """The statement that says where a chunk's rows begin: of q, k, v, or of what is read."""
+        if name == "dread":
+            wide = self.read_columns
+            return f"dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * {wide}) + h * {wide}"
+        load = {"q": self.q, "k": self.k, "v": self.v}[name]
+        tensor, group = load.operand, self.group_of(load)
+        head = "h" if group == 1 else f"h // {group}"
+        return (
+            f"{name}_base = {tensor} + batch.to(tl.int64) * stride_{tensor}b"
+            f" + first.to(tl.int64) * stride_{tensor}t + {head} * stride_{tensor}h"
+        )
 
 
 def find_parts(graph: Graph) -> Parts:
@@ -86,6 +121,7 @@ def find_parts(graph: Graph) -> Parts:
         scan_kernel=launches["scan_kernel"],
         pairs_kernel=launches.get("pairs_kernel"),
         kernel=launches["kernel"],
+        needs_raw="dfold" in graph.nodes and ("z" in graph.nodes or pad is not None),
     )
 
 

@@ -1,0 +1,45 @@
+"""Arguments that the kernels of a recurrence, forward and backward, have in common."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from attngen.emit.faces import KernelFace
+from attngen.emit.recurrence_parts import Parts
+from attngen.ir.nodes import Input
+
+Rows = list[tuple[str, str, str]]
+"""Arguments of a kernel: name, type, and what the launcher passes."""
+SIZES: Final[Rows] = [("num_seqs", "i32", "num_seqs"), ("seqlen", "i32", "seqlen")]
+LENGTHS: Final[Rows] = [("cu_seqlens", "*i32", "cu_seqlens")]
+PACKED: Final = ("PACKED", "cu_seqlens is not None")
+
+
+def face(name: str, rows: Rows, constants: list[tuple[str, str]]) -> KernelFace:
+    """The argument list of a kernel; constants without a value are the schedule's."""
+    return KernelFace(
+        name=name,
+        arguments=tuple(n for n, _, _ in rows),
+        types=tuple((n, kind) for n, kind, _ in rows),
+        constants=tuple(n for n, _ in constants),
+        values=(*(value for _, _, value in rows), *(f"{n}={v}" for n, v in constants if v)),
+    )
+
+
+def row_strides(*tensors: str) -> Rows:
+    """Strides of batch, tokens and heads of tensors whose last axis is contiguous."""
+    return [
+        (f"stride_{t}{c}", "i32", f"{t}.stride({p})")
+        for t in dict.fromkeys(tensors)
+        for p, c in enumerate("bth")
+    ]
+
+
+def all_strides(name: str, node: Input) -> Rows:
+    """Strides of a tensor that may be left out, and whose axes of size 1 stand for any size."""
+    return [(f"stride_{name}_{p}", "i32", f"_stride({name}, {p})") for p in range(len(node.axes))]
+
+
+def precise(parts: Parts) -> list[tuple[str, str]]:
+    """The flag of kernels that do otherwise with fp32 tensors."""
+    return [("PRECISE", f"{parts.first}.dtype == torch.float32")] if parts.late else []

@@ -1,0 +1,554 @@
+"""The backward of a recurrence's module: what each kernel loads, multiplies and stores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from attngen.emit.faces import KernelFace
+from attngen.emit.records_recurrence import Adjoint, AdjointFaces, AdjointRead, ColumnChunk, ReadProduct, Tile
+from attngen.emit.recurrence_lines import feature, text_of
+from attngen.emit.recurrence_parts import Parts
+from attngen.errors import InternalError
+from attngen.ir.graph import Graph
+from attngen.ir.nodes import Fold, Input, Map, Merge, Node
+
+_SLOT = "(slot.to(tl.int64) * num_heads + h)"
+
+
+def adjoint(
+    graph: Graph,
+    parts: Parts,
+    faces: AdjointFaces,
+    columns: tuple[tuple[ColumnChunk, ...], tuple[ColumnChunk, ...]],
+    token_lines: tuple[str, ...],
+) -> Adjoint:
+    """Return the backward of a scheduled graph; ``columns`` are those of keys and of values."""
+    made = _Reads(graph, parts, *columns)
+    return Adjoint(
+        out=faces.out,
+        out_sums=tuple(made.out_sums()),
+        out_lines=tuple(made.out_lines()),
+        out_stores=tuple(made.out_stores()),
+        states=faces.states,
+        states_bases=(parts.base("q"), parts.base("dread")),
+        query_lines=feature(parts.query_map, "queries", parts.q.operand, ""),
+        weight="tl.math.exp2(tl.load(total_base + n))" if parts.total else "1.0",
+        scan=faces.scan,
+        dstates_place=_place(graph, parts, "stride_dstates_"),
+        dinit_place="place" if parts.states_axes[-1] != "K" else f"e * {parts.k.columns} + d",
+        reads=(made.queries(faces.queries), made.keys(faces.keys), made.values(faces.values)),
+        tokens=faces.tokens,
+        of_decays=made.of_decays,
+        of_both=text_of(_map(graph, "of_both").expr, {"s": "of_queries_tile", "of_keys": "of_keys_tile"})
+        if made.of_decays
+        else "",
+        token_lines=(*token_lines, *_token_lines(graph)) if made.of_decays else (),
+        read_columns=parts.read_columns,
+    )
+
+
+def _map(graph: Graph, name: str) -> Map:
+    node = graph.nodes.get(name)
+    if not isinstance(node, Map):
+        raise InternalError(f"{graph.provenance.name}: the templates need: {name} is a map")
+    return node
+
+
+def _place(graph: Graph, parts: Parts, stride: str) -> str:
+    letters = {"K": "d"}
+    return " + ".join(
+        f"{letters.get(a, 'e')} * {stride}{n}" for n, a in enumerate(parts.states_axes) if n > 1
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reads:
+    """The kernels that read, of one graph."""
+
+    graph: Graph
+    parts: Parts
+    k_chunks: tuple[ColumnChunk, ...]
+    v_chunks: tuple[ColumnChunk, ...]
+
+    @property
+    def of_decays(self) -> bool:
+        """Whether a gradient of decays is asked for."""
+        return "of_both" in self.graph.nodes
+
+    # ---- tiles
+
+    def _tiles(self, which: str, role: str) -> tuple[Tile, ...]:
+        """Tiles of q, k, v or dread, as queries, as what they meet, or as what is summed up."""
+        parts = self.parts
+        by_rows = which in "qk"
+        chunks = self.k_chunks if by_rows else self.v_chunks
+        own = {"query": "row", "partner": "near", "summed": "near"}[role]
+        found: list[Tile] = []
+        for chunk in chunks:
+            name = f"{which}_{chunk.index}"
+            stride = {
+                "q": f"stride_{parts.q.operand}t",
+                "k": f"stride_{parts.k.operand}t",
+                "v": f"stride_{parts.v.operand}t",
+                "dread": f"num_heads * {parts.read_columns}",
+            }[which]
+            lines: tuple[str, ...] = ()
+            if which == "q":
+                limit = chunk.loaded.removeprefix(" & ") if role != "summed" else ""
+                lines = feature(parts.query_map, name, parts.q.operand, limit)
+            elif which == "k":
+                lines = feature(parts.key_map, name, parts.k.operand, "")
+            elif which == "v" and chunk.fill:
+                lines = (f"{name} = tl.where({chunk.fill}, 1.0, {name})",)
+            base = f"{which}_base"
+            found.append(
+                Tile(
+                    name=name,
+                    index=chunk.index,
+                    width=chunk.width,
+                    columns=chunk.columns,
+                    base=base,
+                    walked=base,
+                    row=own,
+                    stride=stride,
+                    masked="" if which == "dread" else chunk.masked,
+                    lines=lines,
+                    own="",
+                    plus="",
+                )
+            )
+        return tuple(found)
+
+    def _meeting(self, query: tuple[Tile, ...], partner: tuple[Tile, ...]) -> tuple[Tile, ...]:
+        return tuple(
+            replace(p, own=q.name, plus=", pairs_tile" if n else "")
+            for n, (q, p) in enumerate(zip(query, partner, strict=True))
+        )
+
+    def _products(self, query: tuple[Tile, ...], *, by_rows: bool) -> tuple[ReadProduct, ...]:
+        """Queries times states: over their rows, or over their columns."""
+        wide = self.parts.wide
+        results = self.v_chunks if by_rows else self.k_chunks
+        found: list[ReadProduct] = []
+        for result in results:
+            for n, tile in enumerate(query):
+                of_query, of_result = f"{tile.columns}[:, None]", f"{result.columns}[None, :]"
+                limits = [
+                    limit
+                    for limit in (
+                        self._limit(tile.columns, "[:, None]", by_rows),
+                        self._limit(result.columns, "[None, :]", not by_rows),
+                    )
+                    if limit
+                ]
+                found.append(
+                    ReadProduct(
+                        query=tile.name,
+                        result=f"acc_{result.index}",
+                        plus=f", acc_{result.index}" if n else "",
+                        rows=f"{of_query} * {wide}" if by_rows else f"{of_result} * {wide}",
+                        columns=of_result if by_rows else of_query,
+                        mask=f", mask={' & '.join(limits)}, other=0.0" if limits else "",
+                    )
+                )
+        return tuple(found)
+
+    def _limit(self, columns: str, axis: str, of_rows: bool) -> str:
+        """The test that columns are there, where they fill up a power of two."""
+        spans = self.parts.k_spans if of_rows else self.parts.v_spans
+        size = self.parts.k.columns if of_rows else self.parts.wide
+        start, width = spans[int(columns.split("_")[1])]
+        return f"({columns} < {size}){axis}" if start + width > size else ""
+
+    def _bases(self, *which: str) -> tuple[str, ...]:
+        return tuple(self.parts.base(name) for name in which)
+
+    # ---- the three kernels
+
+    def queries(self, face: KernelFace) -> AdjointRead:
+        query, summed = self._tiles("dread", "query"), self._tiles("k", "summed")
+        heads = self.parts.heads_together
+        read = self._forward(
+            face=face,
+            doc="One program makes some rows of the gradient of queries: what they would add to out, by its gradient.",
+            query=query,
+            partner=self._meeting(query, self._tiles("v", "partner")),
+            summed=summed,
+            bases=self._bases("q", "k", "v", "dread"),
+        )
+        own = self.parts.q.operand
+        return replace(read, **self._sides(own, "q", "of_queries", heads))
+
+    def keys(self, face: KernelFace) -> AdjointRead:
+        query, summed = self._tiles("v", "query"), self._tiles("q", "summed")
+        read = self._reversed(
+            face=face,
+            doc="One program makes some rows of the gradient of keys, from the tokens that come after them.",
+            query=query,
+            partner=self._meeting(query, self._tiles("dread", "partner")),
+            summed=summed,
+            bases=self._bases("q", "k", "v", "dread"),
+            written=True,
+        )
+        own = self.parts.k.operand
+        return replace(read, **self._sides(own, "k", "of_keys", self.parts.heads_together))
+
+    def values(self, face: KernelFace) -> AdjointRead:
+        query = self._tiles("k", "query")
+        shared = self.parts.pairs_kernel is not None
+        read = self._reversed(
+            face=face,
+            doc="One program makes some rows of the gradient of values, from the tokens that come after them.",
+            query=query,
+            partner=() if shared else self._meeting(query, self._tiles("q", "partner")),
+            summed=self._tiles("dread", "summed"),
+            bases=self._bases(*(("k", "dread") if shared else ("q", "k", "dread"))),
+            written=False,
+        )
+        finish, stores = tuple(self._finish_values()), tuple(self._store_values())
+        stored = f"pairs_base + n[None, :] * {self.parts.chunk} + m[:, None]" if shared else ""
+        group = self.parts.group
+        base = f"pairs_base = pairs + (slot.to(tl.int64) * (num_heads // {group}) + h // {group}) * {self.parts.chunk**2}"
+        return replace(
+            read,
+            stored_pairs=stored,
+            bases=(*read.bases, *([base] if shared else [])),
+            finish=finish,
+            stores=stores,
+        )
+
+    def _forward(
+        self,
+        *,
+        face: KernelFace,
+        doc: str,
+        query: tuple[Tile, ...],
+        partner: tuple[Tile, ...],
+        summed: tuple[Tile, ...],
+        bases: tuple[str, ...],
+    ) -> AdjointRead:
+        """Of the state before the chunk and of earlier tokens, which were written."""
+        decays = self.parts.total is not None
+        late = self.parts.of_tokens
+        weight = (
+            (f"weight = tl.math.exp2(edge - tl.load({late} + n))", *self._step("weight", "n", ""))
+            if decays
+            else ()
+        )
+        rows = (
+            "total_m = tl.load(total_base + m)",
+            "edge = tl.load(total_base + start_m - 1, mask=start_m > 0, other=0.0)",
+        )
+        earlier = "n[None, :] <= m[:, None]"
+        diagonal = (
+            (
+                f'apart = tl.where({earlier}, total_m[:, None] - tl.load({late} + n)[None, :], float("-inf"))',
+                "pairs_tile = pairs_tile * tl.math.exp2(apart)",
+                *self._step("pairs_tile", "n", "[None, :]"),
+            )
+            if decays
+            else (f"pairs_tile = tl.where({earlier}, pairs_tile, 0.0)",)
+        )
+        walked = [
+            tuple(replace(t, walked=f"{t.base} + far * {t.stride}") for t in x) for x in (partner, summed)
+        ]
+        return self._read(
+            face=face,
+            doc=doc,
+            query=query,
+            partner=walked[0],
+            summed=walked[1],
+            bases=bases,
+            of_rows=(f"state_base = chunk_states + {_SLOT} * {self._size}", *(rows if decays else ())),
+            products=self._products(query, by_rows=False),
+            to_tile="tl.math.exp2(edge)" if decays else "",
+            begin="0",
+            end="start_m",
+            near="tl.arange(0, BLOCK_N).to(ROW_INDEX)",
+            walks_far=True,
+            weight=weight,
+            from_tile="tl.math.exp2(total_m - edge)" if decays else "",
+            times_step=(),
+            diagonal=diagonal,
+        )
+
+    def _reversed(
+        self,
+        *,
+        face: KernelFace,
+        doc: str,
+        query: tuple[Tile, ...],
+        partner: tuple[Tile, ...],
+        summed: tuple[Tile, ...],
+        bases: tuple[str, ...],
+        written: bool,
+    ) -> AdjointRead:
+        """Of the state's gradient after the chunk and of later tokens, by tokens that were written (or their keys)."""
+        decays = self.parts.total is not None
+        own = self.parts.of_tokens if written else "total_base"
+        rows = (
+            f"own_m = tl.load({own} + m)",
+            "edge = tl.load(total_base + start_m + BLOCK_M - 1)",
+            f"last = tl.load(total_base + {self.parts.chunk - 1})",
+        )
+        later = "(n[None, :] >= m[:, None]) & (n < length)[None, :]"
+        step = self._step("pairs_tile", "m", "[:, None]") if written else ()
+        diagonal = (
+            (
+                f'apart = tl.where({later}, tl.load(total_base + n)[None, :] - own_m[:, None], float("-inf"))',
+                "pairs_tile = pairs_tile * tl.math.exp2(apart)",
+                *step,
+            )
+            if decays
+            else (f"pairs_tile = tl.where({later}, pairs_tile, 0.0)",)
+        )
+        weight = "tl.math.exp2(tl.load(total_base + n) - edge)" if decays else "1.0"
+        return self._read(
+            face=face,
+            doc=doc,
+            query=query,
+            partner=partner,
+            summed=summed,
+            bases=bases,
+            of_rows=(f"state_base = chunk_adjoints + {_SLOT} * {self._size}", *(rows if decays else ())),
+            products=self._products(query, by_rows=query[0].columns.startswith("d")),
+            to_tile="tl.math.exp2(last - edge)" if decays else "",
+            begin="start_m + BLOCK_M",
+            end="length",
+            near="tl.minimum(n, length - 1).to(ROW_INDEX)",
+            walks_far=False,
+            weight=(f"weight = tl.where(n < length, {weight}, 0.0)",),
+            from_tile="tl.math.exp2(edge - own_m)" if decays else "",
+            times_step=self._step("from_tile", "m", "") if written else (),
+            diagonal=diagonal,
+        )
+
+    def _read(self, **given: object) -> AdjointRead:
+        fixed = {
+            "heads": 1,
+            "sums_heads": False,
+            "io": f"{self.parts.first}.dtype.element_ty",
+            "precision": self.parts.contract.precision,
+            "stored_pairs": "",
+            "finish": (),
+            "stores": (),
+        }
+        return AdjointRead(**{**fixed, **given})  # pyright: ignore[reportArgumentType]
+
+    @property
+    def _size(self) -> int:
+        return self.parts.k.columns * self.parts.wide
+
+    def _step(self, name: str, tokens: str, axis: str) -> tuple[str, ...]:
+        """Multiply by what values are multiplied by, where the exponent does not hold it."""
+        if self.parts.step is None:
+            return ()
+        return (f"if {self.parts.weighs_step}:", f"    {name} *= tl.load(step_base + {tokens}){axis}")
+
+    # ---- what becomes of what is read
+
+    def _sides(self, tensor: str, which: str, dots: str, heads: int) -> dict[str, object]:
+        """For the gradient of queries or keys: products with themselves per head, the slope of their map, and stores."""
+        lines: list[str] = []
+        load = self.parts.q if which == "q" else self.parts.k
+        node = self.parts.query_map if which == "q" else self.parts.key_map
+        if self.of_decays or node:
+            for chunk in self.k_chunks:
+                at = (
+                    f"{which}_base + row[:, None] * stride_{tensor}t + {chunk.columns}[None, :]{chunk.masked}"
+                )
+                lines.append(f"own_{chunk.index} = tl.load({at}).to(tl.float32)")
+        if self.of_decays:
+            each = []
+            for chunk in self.k_chunks:
+                value = text_of(node.expr, {"s": f"own_{chunk.index}"}) if node else f"own_{chunk.index}"
+                limit = chunk.loaded.removeprefix(" & ")
+                product = f"({value}) * acc_{chunk.index}"
+                each.append(f"tl.sum({f'tl.where({limit}, {product}, 0.0)' if limit else product}, 1)")
+            lines += [
+                f"dots = {' + '.join(each)}",
+                f"tl.store({dots} + {_SLOT} * {self.parts.chunk} + m, dots, mask=m < length)",
+            ]
+        slope = self.graph.nodes.get(f"d{load.operand}")
+        if node and isinstance(slope, Map):
+            lines += [
+                f"acc_{c.index} = {text_of(slope.expr, {'s': f'acc_{c.index}', load.operand: f'own_{c.index}'})}"
+                for c in self.k_chunks
+            ]
+        sums = heads > 1
+        parts = self.parts.group_of(load) // heads
+        where = f"owner % {parts} * stride_d{tensor}p + " if parts > 1 else ""
+        head = f"owner // {parts}" if parts > 1 else "owner"
+        base = f"d{tensor} + {where}batch.to(tl.int64) * stride_d{tensor}b"
+        base += f" + first.to(tl.int64) * stride_d{tensor}t + {head} * stride_d{tensor}h"
+        result = "sum" if sums else "acc"
+        stores = [f"own_base = {base}"]
+        for chunk in self.k_chunks:
+            at = f"own_base + m.to(ROW_INDEX)[:, None] * stride_d{tensor}t + {chunk.columns}[None, :]"
+            value = f"{result}_{chunk.index}.to(d{tensor}.dtype.element_ty)"
+            stores.append(f"tl.store({at}, {value}, mask=(m < length)[:, None]{chunk.loaded})")
+        return {"heads": heads, "sums_heads": sums, "finish": tuple(lines), "stores": tuple(stores)}
+
+    def _value_place(self, tensor: str, chunk: ColumnChunk) -> str:
+        return (
+            f"{tensor} + batch.to(tl.int64) * stride_{tensor}b + first.to(tl.int64) * stride_{tensor}t + h * stride_{tensor}h"
+            f" + m.to(ROW_INDEX)[:, None] * stride_{tensor}t + {chunk.columns}[None, :]"
+        )
+
+    @property
+    def _out_chunks(self) -> tuple[ColumnChunk, ...]:
+        return tuple(c for c in self.v_chunks if c.index < len(self.parts.v.chunks))
+
+    def _finish_values(self) -> Iterator[str]:
+        """Mamba-2: values are x times the step, and D x was added to what is read."""
+        v = self.parts.v.operand
+        if self.parts.step is None:
+            return
+        dots: list[str] = []
+        for c in self._out_chunks:
+            yield f"x_of = tl.load({self._value_place(v, c)}, mask=(m < length)[:, None]{c.loaded}, other=0.0).to(tl.float32)"
+            each = _map(self.graph, "dstep_value_each")
+            yield f"of_step_{c.index} = {text_of(each.expr, {'s': f'acc_{c.index}', v: 'x_of'})}"
+            dots.append(f"tl.sum(of_step_{c.index}, 1)")
+            times = _map(self.graph, f"d{v}_value")
+            yield f"acc_{c.index} = {text_of(times.expr, {'s': f'acc_{c.index}', 'step': 'tl.load(step_base + m)[:, None]'})}"
+        if self.of_decays:
+            yield f"tl.store(dstep_value + {_SLOT} * {self.parts.chunk} + m, {' + '.join(dots)}, mask=m < length)"
+        skipped = _map(self.graph, f"d{v}_skipped")
+        yield "if HAS_D:"
+        for c in self._out_chunks:
+            limit = c.loaded.removeprefix(" & ")
+            at = f"D + h * stride_D_0 + {c.columns}[None, :] * stride_D_1"
+            yield f"    D_of = tl.load({at}{f', mask={limit}, other=0.0' if limit else ''}).to(tl.float32)"
+            own = (
+                f"dread_base + row[:, None] * (num_heads * {self.parts.read_columns}) + {c.columns}[None, :]"
+            )
+            names = {"s": f"tl.load({own}).to(tl.float32)", "D": "D_of"}
+            yield f"    acc_{c.index} += {text_of(skipped.expr, names)}"
+
+    def _store_values(self) -> Iterator[str]:
+        v = self.parts.v.operand
+        for c in self._out_chunks:
+            value = f"acc_{c.index}.to(d{v}.dtype.element_ty)"
+            yield f"tl.store({self._value_place(f'd{v}', c)}, {value}, mask=(m < length)[:, None]{c.loaded})"
+
+    # ---- the gradient of what is read
+
+    def out_sums(self) -> Iterator[str]:
+        yield self.parts.base("dread")
+        if "dD_each" in self.graph.nodes:
+            yield from (f"of_D_{c.index} = tl.zeros([{c.width}], tl.float32)" for c in self._out_chunks)
+
+    def out_stores(self) -> Iterator[str]:
+        if "dD_each" in self.graph.nodes:
+            yield "if HAS_D:"
+            for c in self._out_chunks:
+                mask = f", mask={c.columns} < {self.parts.v.columns}" if c.loaded else ""
+                yield f"    tl.store(dD + {_SLOT} * {self.parts.v.columns} + {c.columns}, of_D_{c.index}{mask})"
+
+    def out_lines(self) -> Iterator[str]:
+        normalises = any(c.fill for c in self.v_chunks)
+        for c in self._out_chunks:
+            at = self._value_place("dout", c)
+            yield f"dout_{c.index} = tl.load({at}, mask=(m < length)[:, None]{c.loaded}, other=0.0).to(tl.float32)"
+        if normalises:
+            yield from self._normalised()
+        elif self.parts.step is not None:
+            yield from (line for c in self._out_chunks for line in self._gated(c))
+        else:
+            dread = _map(self.graph, "dread")
+            yield from (
+                f"dread_{c.index} = {text_of(dread.expr, {'s': f'dout_{c.index}'})}" for c in self._out_chunks
+            )
+        for c in self.v_chunks:
+            at = f"dread_base + m.to(ROW_INDEX)[:, None] * (num_heads * {self.parts.read_columns}) + {c.columns}[None, :]"
+            yield f"tl.store({at}, dread_{c.index}.to(dread.dtype.element_ty), mask=(m < length)[:, None])"
+
+    def _raw(self, c: ColumnChunk) -> str:
+        wide = self.parts.read_columns
+        at = f"raw + (batch.to(tl.int64) * seqlen + first) * (num_heads * {wide}) + h * {wide}"
+        at += f" + m.to(ROW_INDEX)[:, None] * (num_heads * {wide}) + {c.columns}[None, :]"
+        return f"tl.load({at}, mask=(m < length)[:, None], other=0.0)"
+
+    def _gated(self, c: ColumnChunk) -> Iterator[str]:
+        """Mamba-2: out = (read + D x) silu(z)."""
+        n = c.index
+        seen = f"mask=(m < length)[:, None]{c.loaded}, other=0.0).to(tl.float32)"
+        dskipped, dz, dD = (_map(self.graph, name) for name in ("dskipped", "dz", "dD_each"))
+        names = {"s": f"dout_{n}", "z": "z_of", "skipped": "raw_of"}
+        yield f"dread_{n} = dout_{n}"
+        yield "if HAS_Z:"
+        yield f"    z_of = tl.load({self._value_place('z', c)}, {seen}"
+        yield f"    raw_of = {self._raw(c)}"
+        yield f"    of_z = {text_of(dz.expr, names)}"
+        yield f"    tl.store({self._value_place('dz', c)}, of_z.to(dz.dtype.element_ty), mask=(m < length)[:, None]{c.loaded})"
+        yield f"    dread_{n} = {text_of(dskipped.expr, names)}"
+        yield "if HAS_D:"
+        yield f"    x_of = tl.load({self._value_place('x', c)}, {seen}"
+        yield f"    of_D_{n} += tl.sum({text_of(dD.expr, {'s': f'dread_{n}', 'x': 'x_of'})}, 0)"
+
+    def _normalised(self) -> Iterator[str]:
+        """Out is what is read, divided by its last column."""
+        below = _map(self.graph, "dscaled")
+        dread = _map(self.graph, "dread")
+        (last,) = [c for c in self.v_chunks if c.fill]
+        yield from (f"raw_{c.index} = {self._raw(c)}" for c in self.v_chunks)
+        place = f"{last.columns}[None, :] == {self.parts.v.columns}"
+        yield f"weight = tl.sum(tl.where({place}, raw_{last.index}, 0.0), 1)[:, None]"
+        yield "weighs = tl.where(weight == 0.0, 0.0, 1.0 / weight)"
+        dots = [f"tl.sum(raw_{c.index} * dout_{c.index}, 1)" for c in self._out_chunks]
+        yield f"out_dout = ({' + '.join(dots)})[:, None] * weighs"
+        given = {c.index for c in self._out_chunks}
+        for c in self.v_chunks:
+            value = f"dout_{c.index}" if c.index in given else f"tl.zeros([BLOCK_M, {c.width}], tl.float32)"
+            names = {"s": value, "out_dout": "out_dout", "weight": "weight", "w": f"{c.columns}[None, :]"}
+            yield f"dscaled_{c.index} = {text_of(below.expr, names)}"
+            yield f"dread_{c.index} = {text_of(dread.expr, {'s': f'dscaled_{c.index}'})}"
+
+
+def _token_lines(graph: Graph) -> Iterator[str]:
+    """From the gradient of decays to those of what made them."""
+    fold_name = next(n for n, f in graph.all(Fold) if f.prefix and f.reverse)
+    if fold_name != "ddecay":
+        yield f"{fold_name}_value = ddecay"
+        yield _store(graph, fold_name, f"{fold_name}_value")
+        return
+    yield "dstep_value_tile = tl.load(dstep_value + place, mask=valid, other=0.0)"
+    known = {"ddecay": "ddecay", "dstep_value": "dstep_value_tile"}
+    for name in graph.order():
+        node: Node = graph.nodes[name]
+        if isinstance(node, Merge) and {node.left, node.right} <= set(known):
+            yield f"{name} = {known[node.left]} + {known[node.right]}"
+            known[name] = name
+        elif isinstance(node, Map) and node.operand in known:
+            names = {"s": known[node.operand]}
+            for other in node.others:
+                of_head = (
+                    f"tl.load({other} + h * stride_{other}_0, mask=there, other=0.0).to(tl.float32)[None, :]"
+                )
+                names[other] = of_head if isinstance(graph.nodes[other], Input) else other
+            known[name] = f"{name}_value"
+            yield f"{name}_value = {text_of(node.expr, names)}"
+            if _gradient_of(graph, name):
+                yield _store(graph, name, f"{name}_value")
+        elif isinstance(node, Fold) and node.element in known and node.axes == ("H",):
+            guard = graph.nodes[name.removeprefix("d")]
+            total = f"tl.sum(tl.where(valid, {known[node.element]}, 0.0), 0)"
+            store = f"tl.store({name} + slot.to(tl.int64) * num_heads + h, {total}, mask=there)"
+            if isinstance(guard, Input) and guard.optional:
+                yield f"if HAS_{name.removeprefix('d').upper()}:"
+                yield f"    {store}"
+            else:
+                yield store
+
+
+def _gradient_of(graph: Graph, name: str) -> bool:
+    return isinstance(graph.nodes.get(name.removeprefix("d")), Input)
+
+
+def _store(graph: Graph, name: str, value: str) -> str:
+    at = (
+        f"{name} + batch.to(tl.int64) * stride_{name}_0 + (first + t[:, None]).to(tl.int64) * stride_{name}_1"
+    )
+    return f"tl.store({at} + h[None, :] * stride_{name}_2, ({value}).to({name}.dtype.element_ty), mask=valid)"

@@ -1,0 +1,23 @@
+"""Statements that the kernels of a recurrence, forward and backward, print alike."""
+
+from __future__ import annotations
+
+from attngen.emit.printer import Body, Printer
+from attngen.ir import expr as ex
+from attngen.ir.expr import Expr, Symbol
+from attngen.ir.nodes import Map
+
+
+def text_of(expr: Expr, names: dict[str, str]) -> str:
+    """An expression whose symbols are variables of these names."""
+    renamed = ex.substitute(expr, {name: Symbol(text, "float") for name, text in names.items()})
+    return Body(Printer({}), "scalar").text(renamed)
+
+
+def feature(node: Map | None, tile: str, tensor: str, limit: str) -> tuple[str, ...]:
+    """The feature map of a tile of keys or queries; columns that fill it up stay 0 in queries."""
+    if node is None:
+        return ()
+    value = text_of(node.expr, {"s": "feature"})
+    value = f"tl.where({limit}, {value}, 0.0)" if limit else value
+    return (f"feature = {tile}.to(tl.float32)", f"{tile} = ({value}).to({tensor}.dtype.element_ty)")
