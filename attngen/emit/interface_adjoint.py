@@ -112,7 +112,9 @@ class _Adjoint:
     def scan(self) -> KernelFace:
         rows: Rows = []
         if self.parts.total:
-            rows += [(n, "*fp32", n) for n in ("total", "chunk_states", "states", "edges")]
+            rows += [("total", "*fp32", "total")]
+        if self.of_decays:
+            rows += [(n, "*fp32", n) for n in ("chunk_states", "edges")]
         rows += [
             ("chunk_adjoints", "*fp32", "chunk_adjoints"),
             ("dstates", "*fp32", "dstates"),
@@ -131,7 +133,8 @@ class _Adjoint:
     def _side(self, name: str, tensor: str, dots: str, states: str) -> KernelFace:
         rows: Rows = [(n, "*io", n) for n in (self.q, self.k, self.v, "dread")]
         rows += [*self.common(), (states, "*fp32", states), (f"d{tensor}", "*io", f"d{tensor}_parts")]
-        rows += [(dots, "*fp32", dots)] if self.of_decays else []
+        stored = [dots, *(["of_states"] if dots == "of_keys" else [])]
+        rows += [(n, "*fp32", n) for n in stored] if self.of_decays else []
         rows += LENGTHS + row_strides(self.q, self.k, self.v)
         rows += [
             (f"stride_d{tensor}{c}", "i32", f"d{tensor}_parts.stride({p})") for p, c in enumerate("pbth")
@@ -159,7 +162,7 @@ class _Adjoint:
         rows: Rows = []
         if mamba:
             rows += [(n, "*fp32", n) for n in ("dt", "dt_bias", "A")]
-        rows += [(n, "*fp32", n) for n in ("of_queries", "of_keys", "edges")]
+        rows += [(n, "*fp32", n) for n in ("of_queries", "of_keys", "of_states", "edges")]
         rows += [(n, "*fp32", n) for n in (("dstep_value", "ddt", "dA", "ddt_bias") if mamba else ("dg",))]
         rows += LENGTHS
         made = ("dt", "dt_bias", "A") if mamba else ()
@@ -189,12 +192,9 @@ class _Adjoint:
             yield "dz = None if z is None else new(z.shape, dtype=z.dtype, device=device)"
             yield f"dD = None if D is None else torch.zeros([slots, num_heads, {self.parts.v.columns}], {fp32})"
         if self.of_decays:
-            yield "of_queries, of_keys = (torch.empty_like(total) for _ in range(2))"
+            yield "of_queries, of_keys, of_states = (torch.empty_like(total) for _ in range(3))"
             yield f'tiles = triton.cdiv({size}, chosen["_adjoint_scan"]["BLOCK_M"])'
             yield f"edges = torch.zeros([slots, num_heads, tiles], {fp32})"
-        elif self.parts.total:
-            yield f'tiles = triton.cdiv({size}, chosen["_adjoint_scan"]["BLOCK_M"])'
-            yield f"edges = torch.empty([slots, num_heads, tiles], {fp32})"
         if self.of_decays and self.parts.is_mamba:
             yield "dstep_value = torch.empty_like(total)"
             yield "ddt = new(dt.shape, dtype=dt.dtype, device=device)"

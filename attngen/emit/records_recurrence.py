@@ -83,6 +83,7 @@ class AdjointRead:
     summed: tuple[Tile, ...]
     products: tuple[ReadProduct, ...]
     to_tile: str  # the decay between where the state is and the tile
+    of_state: tuple[str, ...]  # what is done with what was read of the state alone
     begin: str
     end: str
     near: str

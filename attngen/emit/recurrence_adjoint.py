@@ -43,7 +43,7 @@ def adjoint(
         of_both=text_of(_map(graph, "of_both").expr, {"s": "of_queries_tile", "of_keys": "of_keys_tile"})
         if made.of_decays
         else "",
-        token_lines=(*token_lines, *_token_lines(graph)) if made.of_decays else (),
+        token_lines=(*(token_lines if parts.step else ()), *_token_lines(graph)) if made.of_decays else (),
         read_columns=parts.read_columns,
     )
 
@@ -192,7 +192,26 @@ class _Reads:
             written=True,
         )
         own = self.parts.k.operand
-        return replace(read, **self._sides(own, "k", "of_keys", self.parts.heads_together))
+        read = replace(read, **self._sides(own, "k", "of_keys", self.parts.heads_together))
+        if not self.of_decays:
+            return read
+        # keys are loaded first, so that what they give to the state is added up before the rest
+        loads = tuple(line for line in read.finish if line.startswith("own_"))[: len(self.k_chunks)]
+        dots = next(line for line in read.finish if line.startswith("dots = "))
+        state = (
+            *loads,
+            f"of_state = {dots.removeprefix('dots = ')}",
+            "of_state *= tl.math.exp2(edge - own_m)",
+            *self._step("of_state", "m", ""),
+            f"tl.store(of_states + {_SLOT} * {self.parts.chunk} + m, of_state, mask=m < length)",
+        )
+        finish = tuple(
+            "dots = dots - of_state" if line == "dots_later" else line
+            for line in (
+                x for f in read.finish if f not in loads for x in ((f, "dots_later") if f == dots else (f,))
+            )
+        )
+        return replace(read, of_state=state, finish=finish)
 
     def values(self, face: KernelFace) -> AdjointRead:
         query = self._tiles("k", "query")
@@ -331,6 +350,7 @@ class _Reads:
             "io": f"{self.parts.first}.dtype.element_ty",
             "precision": self.parts.contract.precision,
             "stored_pairs": "",
+            "of_state": (),
             "finish": (),
             "stores": (),
         }
@@ -509,10 +529,10 @@ class _Reads:
 
 def _token_lines(graph: Graph) -> Iterator[str]:
     """From the gradient of decays to those of what made them."""
-    fold_name = next(n for n, f in graph.all(Fold) if f.prefix and f.reverse)
-    if fold_name != "ddecay":
-        yield f"{fold_name}_value = ddecay"
-        yield _store(graph, fold_name, f"{fold_name}_value")
+    decays = next(n.removesuffix("_across") for n, f in graph.all(Fold) if f.prefix == "i")
+    if decays != "ddecay":
+        yield f"{decays}_value = ddecay"
+        yield _store(graph, decays, f"{decays}_value")
         return
     yield "dstep_value_tile = tl.load(dstep_value + place, mask=valid, other=0.0)"
     known = {"ddecay": "ddecay", "dstep_value": "dstep_value_tile"}

@@ -177,7 +177,8 @@ class Input(Node):
 class Contract(Node):
     """Sum of products of two tensors over one shared axis, and any other that the result lacks, accumulated in fp32.
 
-    Of two scans over chunks, the products are of the states at the end of each chunk.
+    Of two scans over chunks, the left in reverse, the products are of the states at the end of each chunk and those at its
+    start, decayed through the chunk.
     """
 
     kind: ClassVar[str] = "contract"
@@ -251,7 +252,8 @@ class Fold(Node):
     For sum, of the products element * value, or of the element alone where ``value`` is ''. Axes that the result lacks are
     summed too (the query heads of a group, where the result has kv heads). With ``at``, the element at a place is added
     where these indices point: the gradient of the captured tensor ``into``, whose shape the result has ('': of its axes).
-    A ``prefix`` keeps the axis: each place holds the sum of all up to it, beginning with ``init``.
+    A ``prefix`` keeps the axis: each place i holds the sum of all up to it (before ``i+1``), or without it (before ``i``),
+    beginning with ``init``.
 
     For decay, of the pairs (T, S), where a token's T multiplies the state by exp(``decay``) (per head, or per row of the
     state; '' is 1) and, with ``erase``, takes erase * element (element^T state) out of it; its S is the outer product of
@@ -282,7 +284,7 @@ class Fold(Node):
     axes: Axes
     at: tuple[Expr, ...] = ()
     into: str = ""
-    prefix: bool = False
+    prefix: Literal["", "i+1", "i"] = ""
     decay: str = ""
     late: str = ""
     erase: str = ""
@@ -302,7 +304,9 @@ class Fold(Node):
         _require(self.monoid == "softmax" or not self.dropout, "fold: only softmax has weights to drop")
         _require(self.monoid == "decay" or not self.erase, "fold: decay alone has a state to erase from")
         _require(
-            self.monoid == "decay" or self.prefix or not (self.init or (self.reverse and not self.chunk)),
+            self.monoid == "decay"
+            or bool(self.prefix)
+            or not (self.init or (self.reverse and not self.chunk)),
             "fold: only what goes token by token begins somewhere",
         )
         _require(type_of(self.domain.mask) == "bool", "fold: the mask is not a truth value")

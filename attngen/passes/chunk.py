@@ -125,7 +125,7 @@ class _Cut:
             axis="L",
             domain=self.fold.domain,
             axes=("B", "H", "L"),
-            prefix=True,
+            prefix="i+1",
             base="2",
             factor=Const(LOG2E),
             **self.level("sequential", "buffer"),
@@ -159,11 +159,25 @@ class _Cut:
     def sums(self, name: str, node: Fold) -> None:
         """Sums over tokens begin in each chunk; all others go through memory too, but for those over columns."""
         if node.prefix:
-            self.nodes["edges"] = Contract(left="dfold", right="fold", over="K", axes=OF_CHUNKS)
-            self.nodes[name] = replace(node, init="edges", **self.level("sequential", "buffer"))
+            self.through(name, node)
         else:
             carrier = "register" if node.axis == "V" else "buffer"
             self.nodes[name] = replace(node, **self.level("sequential", carrier))
+
+    def through(self, name: str, node: Fold) -> None:
+        """The gradient of decays: of what comes through a chunk to its end, of what its earlier tokens give to that, and of
+        what its tokens from this one on read of earlier ones. No large numbers cancel, as they would from the end backward."""
+        keys = self.graph.nodes["of_keys"]
+        assert isinstance(keys, Contract)
+        self.nodes["of_keys"] = replace(keys, right=f"{keys.right}_within")
+        self.nodes["of_states"] = replace(keys, right=f"{keys.right}_across")
+        self.nodes["edges"] = Contract(left="dfold", right="fold", over="K", axes=OF_CHUNKS)
+        buffer = self.level("sequential", "buffer")
+        self.nodes[f"{name}_within"] = replace(node, init="", **buffer)
+        self.nodes[f"{name}_across"] = replace(
+            node, element="of_states", reverse=False, prefix="i", init="edges", **buffer
+        )
+        self.nodes[name] = Merge(monoid="sum", left=f"{name}_within", right=f"{name}_across", axes=node.axes)
 
     def states(self, name: str, fold: Fold) -> None:
         """A fold as one per chunk, and the scan over these."""

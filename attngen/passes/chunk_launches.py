@@ -108,7 +108,7 @@ def _backward(graph: Graph, chunk: int) -> list[Kernel]:
             of_scan(),
         ),
         ("queries_kernel", ((query, "io"), *_fp32("of_queries")), "L", heads, own),
-        ("keys_kernel", ((key, "io"), *_fp32("of_keys")), "L", heads, own),
+        ("keys_kernel", ((key, "io"), *_fp32("of_keys", "of_states")), "L", heads, own),
         ("values_kernel", ((value, "io"), *_fp32("dstep_value")), "L", heads, own),
-        ("tokens_kernel", of_tokens if "total" in graph.nodes else (), "H", ("C",), of_totals()),
+        ("tokens_kernel", of_tokens if "of_both" in graph.nodes else (), "H", ("C",), of_totals()),
     ]

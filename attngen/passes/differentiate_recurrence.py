@@ -186,7 +186,7 @@ def _fold(reverse: _Reverse, name: str, node: Fold) -> None:
         element="of_both",
         axis="L",
         domain=node.domain,
-        prefix=True,
+        prefix="i+1",
         reverse=True,
         init="edge",
         axes=TOKENS,

@@ -330,9 +330,12 @@ def _total(run: _Run, node: Fold) -> Tensor:
         value = value * ex.evaluate(node.factor, {}, OPS)
     along = node.axes.index("L")
     parts = value.split(node.chunk or max(1, value.shape[along]), along)
-    if not node.reverse:
-        return torch.cat([part.cumsum(along) for part in parts], along)
-    sums = torch.cat([part.flip(along).cumsum(along).flip(along) for part in parts], along)
+    if node.reverse:
+        sums = torch.cat([part.flip(along).cumsum(along).flip(along) for part in parts], along)
+    else:
+        sums = torch.cat([part.cumsum(along) for part in parts], along)
+    if node.prefix == "i":
+        sums = sums - value
     if node.init in run.values:
         first = run.over(node.init, tuple("C" if a == "L" else a for a in node.axes))
         if "C" in run.axes(node.init):
@@ -384,8 +387,7 @@ def _contract(run: _Run, node: Contract, _: Any) -> Tensor:
     for side, name in enumerate((node.left, node.right)):
         own, value = run.axes(name), run.values[name]
         if isinstance(value, States):
-            after = torch.cat([value.at[:, :, 1:], value.last[:, :, None]], 2) if side else value.at
-            value = after.transpose(1, 2)
+            value = _through(run, name, value).transpose(1, 2) if side else value.at.transpose(1, 2)
         if "G" in own and "G" not in node.axes:
             value = value.repeat_interleave(run.group(), own.index("G"))
             own = tuple("H" if a == "G" else a for a in own)
@@ -394,6 +396,16 @@ def _contract(run: _Run, node: Contract, _: Any) -> Tensor:
         values.append(value)
         texts.append("".join(letters.setdefault(a, chr(97 + len(letters))) for a in own))
     return torch.einsum(f"{','.join(texts)}->{''.join(letters[a] for a in node.axes)}", *values)
+
+
+def _through(run: _Run, name: str, states: States) -> Tensor:
+    """What each chunk begins with, decayed to its end."""
+    fold = run.graph.nodes[name]
+    assert isinstance(fold, Fold)
+    parts: list[Decay] = run.values[fold.element]
+    return torch.cat(
+        [states.at[:, :, :0], *(_times(p.T, states.at[:, :, n : n + 1]) for n, p in enumerate(parts))], 2
+    )
 
 
 def _read(run: _Run, node: Read, _: Any) -> Tensor:
