@@ -377,7 +377,7 @@ def _loops(parts: Parts) -> dict[str, list[dict[str, Any]]]:
     }
     reverse: dict[str, list[dict[str, Any]]] = {
         "_out_adjoint": [{"role": "out", "node": "dread", "products": [], "loads": []}],
-        "_chunk_adjoints": [{**state, "role": "chunk adjoint", "node": "chunk_adjoints"}],
+        "_chunk_adjoints": [{**state, "role": "chunk adjoint", "node": "chunk_adjoints", "loads": []}],
         "_adjoint_scan": [{"role": "scan", "node": "dfold", "products": [], "loads": []}],
         "_backward_tokens": [],
         **backward,

@@ -207,9 +207,7 @@ class _Reads:
         )
         finish = tuple(
             "dots = dots - of_state" if line == "dots_later" else line
-            for line in (
-                x for f in read.finish if f not in loads for x in ((f, "dots_later") if f == dots else (f,))
-            )
+            for line in (x for f in read.finish for x in ((f, "dots_later") if f == dots else (f,)))
         )
         return replace(read, of_state=state, finish=finish)
 

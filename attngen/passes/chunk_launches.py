@@ -7,13 +7,16 @@ from attngen.ir.graph import Graph
 from attngen.ir.nodes import Contract, Fold, Launch, Node, Store
 from attngen.passes.schedules_recurrence import (
     Configs,
-    of_adjoint,
     of_chunk_scan,
     of_chunk_states,
+    of_keys,
     of_out_adjoint,
     of_pairs,
+    of_queries,
     of_scan,
+    of_token_adjoints,
     of_totals,
+    of_values,
 )
 
 Kernel = tuple[str, tuple[tuple[str, str], ...], str, tuple[str, ...], Configs]
@@ -89,7 +92,7 @@ def _backward(graph: Graph, chunk: int) -> list[Kernel]:
     mamba = "dt" in graph.nodes
     heads = ("C", "H")
     query, key, value = ("dC", "dB", "dx") if mamba else ("dq", "dk", "dv")
-    own = of_adjoint(rows, columns, chunk)
+    sizes = (rows, columns, chunk)
     of_tokens = _fp32("ddt", "dA", "ddt_bias") if mamba else _fp32("dg")
     return [
         (
@@ -107,8 +110,8 @@ def _backward(graph: Graph, chunk: int) -> list[Kernel]:
             ("B", "H"),
             of_scan(),
         ),
-        ("queries_kernel", ((query, "io"), *_fp32("of_queries")), "L", heads, own),
-        ("keys_kernel", ((key, "io"), *_fp32("of_keys", "of_states")), "L", heads, own),
-        ("values_kernel", ((value, "io"), *_fp32("dstep_value")), "L", heads, own),
-        ("tokens_kernel", of_tokens if "of_both" in graph.nodes else (), "H", ("C",), of_totals()),
+        ("queries_kernel", ((query, "io"), *_fp32("of_queries")), "L", heads, of_queries(*sizes)),
+        ("keys_kernel", ((key, "io"), *_fp32("of_keys", "of_states")), "L", heads, of_keys(*sizes)),
+        ("values_kernel", ((value, "io"), *_fp32("dstep_value")), "L", heads, of_values(*sizes)),
+        ("tokens_kernel", of_tokens if "of_both" in graph.nodes else (), "H", ("C",), of_token_adjoints()),
     ]

@@ -1,15 +1,36 @@
 """Schedules of the kernels of recurrences, found with the compiler (`attngen inspect`). ``block_m`` are rows of what a program
-owns, ``block_n`` tokens of a turn of its loop."""
+owns, ``block_n`` tokens of a turn of its loop. No tile of tokens is larger than a chunk."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
 
 from attngen.ir.nodes import Config
 
 Configs = tuple[tuple[str, tuple[Config, ...]], ...]
+NVIDIA: Final = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+AMD: Final = ("gfx942", "gfx950")
 
 
 def _of(block_m: int, block_n: int, num_warps: int, num_stages: int) -> Config:
     return Config(block_m=block_m, block_n=block_n, num_warps=num_warps, num_stages=num_stages)
+
+
+def _by_target(chunk: int, other: Config, half: Config, **special: Config) -> Configs:
+    """A schedule for fp32, the CPU and unknown machines, one for 16 bits, and those of some targets."""
+    found = {"default": other, "cpu": other}
+    found |= {f"{target}/16": special.get(target, half) for target in (*NVIDIA, *AMD)}
+    return tuple((target, (_within(config, chunk),)) for target, config in found.items())
+
+
+def _within(config: Config, chunk: int) -> Config:
+    return replace(config, block_m=min(config.block_m, chunk), block_n=min(config.block_n, chunk))
+
+
+def _power(size: int, most: int) -> int:
+    """Rows of a state in one tile: a power of two of at least 16."""
+    return max(16, min(most, 1 << (size - 1).bit_length()))
 
 
 def of_totals() -> Configs:
@@ -17,10 +38,17 @@ def of_totals() -> Configs:
     return (("default", (_of(16, 16, 4, 1),)),)
 
 
+def of_token_adjoints() -> Configs:
+    """Gradients of decays: ``block_m`` heads of a chunk."""
+    return (("default", (_of(8, 16, 4, 1),)),)
+
+
 def of_chunk_states(rows: int, columns: int, chunk: int) -> Configs:
     """States of chunks: ``block_m`` of their rows."""
-    block = max(16, min(64, 1 << (rows - 1).bit_length()))
-    return (("default", (_of(block, min(32, chunk), 4, 1),)), ("cpu", (_of(block, min(32, chunk), 4, 1),)))
+    block = _power(rows, 128 if columns <= 64 else 64)
+    small, wide = _of(_power(rows, 64), min(32, chunk), 4, 1), _of(block, min(64, chunk), 4, 2)
+    found = {"default": small, "cpu": small} | {f"{target}/16": wide for target in (*NVIDIA, *AMD)}
+    return tuple((target, (config,)) for target, config in found.items())
 
 
 def of_scan() -> Configs:
@@ -29,23 +57,44 @@ def of_scan() -> Configs:
 
 
 def of_pairs(rows: int, chunk: int) -> Configs:
-    """Products of queries and keys that the heads of a group share."""
-    block = min(64, chunk)
-    return (("default", (_of(block, block, 4, 1),)),)
+    """Products of queries and keys that the heads of a group share. ``block_m`` is a multiple of that of their readers."""
+    return _by_target(chunk, _of(64, 64, 4, 1), _of(128, 64, 4, 2))
 
 
 def of_chunk_scan(rows: int, columns: int, chunk: int) -> Configs:
     """What is read: ``block_m`` tokens of a chunk."""
-    block = min(32, chunk)
-    return (("default", (_of(block, block, 4, 1),)), ("cpu", (_of(block, block, 4, 1),)))
+    wide = _of(128, 64, 4, 2) if columns <= 64 else _of(128, 64, 8, 2)
+    few = _of(64, 64, 4, 2)
+    return _by_target(
+        chunk,
+        _of(32, 32, 4, 1),
+        wide,
+        sm_80=replace(wide, num_warps=8),
+        sm_86=few,
+        sm_89=few,
+        gfx942=few,
+        gfx950=few,
+    )
 
 
 def of_out_adjoint(chunk: int) -> Configs:
-    """Adjoints of what becomes of out: ``block_m`` tokens of a chunk."""
-    return (("default", (_of(min(32, chunk), 16, 4, 1),)),)
+    """Gradients of what is read, from those of out: ``block_m`` tokens of a chunk."""
+    return (("default", (_within(_of(32, 16, 4, 1), chunk),)),)
 
 
-def of_adjoint(rows: int, columns: int, chunk: int) -> Configs:
-    """What is read backward: ``block_m`` tokens of a chunk."""
-    block = min(32, chunk)
-    return (("default", (_of(block, block, 4, 1),)), ("cpu", (_of(block, block, 4, 1),)))
+def of_queries(rows: int, columns: int, chunk: int) -> Configs:
+    """Gradients of queries: ``block_m`` tokens of a chunk."""
+    return _by_target(chunk, _of(32, 32, 4, 1), _of(64, 64, 8, 2))
+
+
+def of_keys(rows: int, columns: int, chunk: int) -> Configs:
+    """Gradients of keys: ``block_m`` tokens of a chunk."""
+    few = _of(32, 32, 4, 2)
+    return _by_target(
+        chunk, _of(32, 32, 4, 1), _of(64, 32, 8, 2), sm_80=few, sm_86=few, sm_89=few, sm_120=few
+    )
+
+
+def of_values(rows: int, columns: int, chunk: int) -> Configs:
+    """Gradients of values: ``block_m`` tokens of a chunk."""
+    return _by_target(chunk, _of(32, 32, 4, 1), _of(64, 64, 4 if columns <= 64 else 8, 2))

@@ -53,7 +53,7 @@ def _chosen(
 ) -> list[dict[str, Any]]:
     """The default schedules of a kernel: one, and another for decode where keys lie in pages; the
     first is that of shared prefixes, where there are some."""
-    found = [_config(kernel.get("configs", described["configs"]), target, dtype)]
+    found = [_config(kernel["configs"] if "configs" in kernel else described["configs"], target, dtype)]
     if "PREFIX" in kernel["constants"]:
         found[0] = {**found[0], "SPLIT": True, "PREFIX": True}
     if "configs" not in kernel and "decode_configs" in described:
