@@ -27,8 +27,8 @@ def sass(report: CompileReport) -> str:
 def disassemble(reports: Sequence[CompileReport]) -> list[str]:
     """The code of cubins with source lines (`nvdisasm -c -g`); kept beside each, since the tool takes 0.3 s to start.
 
-    What is not kept yet is made by one run for each GPU, and reads the same whatever else the run disassembles: labels are
-    numbered as they come. Raises UserError for a missing tool, ValueError for what is no cubin.
+    What is not kept yet is made by one run for each GPU, and reads the same whatever else the run disassembles: labels have
+    numbers of their own. Raises UserError for a missing tool, ValueError for what is no cubin.
     """
     places = [Path(report.artifacts["cubin"]) for report in reports]
     texts = {place: text for place in places if (text := _kept(place)) is not None}
@@ -71,11 +71,12 @@ def _run(images: Sequence[bytes]) -> list[str]:
 
 
 def _part(parts: Sequence[str], number: int) -> str:
-    """The sections of code of one cubin, with the names that they have there."""
+    """The sections of code of one cubin, with the names that they have there, and labels numbered from 0 in the tool's order."""
     mark = f".text.{prefix(number)}"
     text = "".join(part for part in parts if mark in part.partition("\n")[0]).replace(prefix(number), "")
-    numbers: dict[str, str] = {}
-    return re.sub(r"\.L_x_\d+", lambda label: numbers.setdefault(label[0], f".L_x_{len(numbers)}"), text)
+    labels = sorted({int(label) for label in re.findall(r"\.L_x_(\d+)", text)})
+    numbers = {str(label): n for n, label in enumerate(labels)}
+    return re.sub(r"\.L_x_(\d+)", lambda label: f".L_x_{numbers[label[1]]}", text).rstrip() + "\n"
 
 
 def disassembler() -> str:
