@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 2a1667b4d6a8f9aacf048a812bd1bc5e11353359bf64547301e708e56d1123e8. Needs torch and triton, nothing else.
+Digest 0befbfc5240dd552a790b9193b431c67584e5a88be388cdf2b45cf0a7db2eeea. Needs torch and triton, nothing else.
 """
 
 import json
@@ -29,7 +29,7 @@ SPEC = json.loads(r"""
   "score": "s + slopes[h] * (j - i)"
 }
 """)
-DIGEST = "2a1667b4d6a8f9aacf048a812bd1bc5e11353359bf64547301e708e56d1123e8"
+DIGEST = "0befbfc5240dd552a790b9193b431c67584e5a88be388cdf2b45cf0a7db2eeea"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1230,6 +1230,8 @@ def _backward_dq(
     delta_error = delta_rows - p_dp  # what rounding of out did to it
     if HAS_DLSE:
         delta_error += tl.load(dlse + per_row, mask=row_valid, other=0.0)
+    delta_right = tl.where(keyless, 0.0, delta_rows - delta_error)
+    tl.store(delta + padded_row, delta_right, mask=row_valid)  # for the kernels that follow
     sum_dslopes_rows += delta_error * weights_dslopes_rows
     tl.store(dslopes_rows + per_row, tl.where(keyless, 0.0, sum_dslopes_rows), mask=row_valid)
 
@@ -1646,7 +1648,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::alibi_2a1667b4d6a8", mutates_args=())
+@torch.library.custom_op("attngen::alibi_0befbfc5240d", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1851,7 +1853,7 @@ def launch_backward(
     return dq, dk, dv, _reduced(dslopes_rows, [0, 2], [0], slopes)
 
 
-@torch.library.custom_op("attngen::alibi_2a1667b4d6a8_backward", mutates_args=())
+@torch.library.custom_op("attngen::alibi_0befbfc5240d_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -22,7 +22,7 @@ class _Backward(Arguments):
     def build(self) -> BackwardFace:
         stored = {name: self._stored(name) for name in ("lse2", "dq")}
         added = [n for n in stored["dq"][1:] if isinstance(self.graph.nodes[n], Fold)]
-        per_row = [n for n in stored["dq"][1:] if n not in added]
+        per_row = [n for n in stored["dq"][1:] if n not in (*added, "delta")]
         graded = [n for n, i in self.inputs.items() if i.grad]
         forward = [n for n, _ in self.op_arguments()]
         tensors = [n for n, t in self.op_arguments() if t.startswith("torch.Tensor")]
