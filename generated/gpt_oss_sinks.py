@@ -1683,7 +1683,11 @@ def _reduced(rows: torch.Tensor, summed: list, places: list, like: torch.Tensor)
     total = rows.sum(summed) if summed else rows
     total = total.permute(places)
     wide = [n for n, size in enumerate(like.shape) if size == 1 and total.shape[n] != 1]
-    return (total.sum(wide, keepdim=True) if wide else total).to(like.dtype)
+    total = total.sum(wide, keepdim=True) if wide else total
+    beyond = [
+        like.shape[n] - total.shape[n] for n in reversed(range(like.dim()))
+    ]  # places that nothing reads
+    return torch.nn.functional.pad(total, [n for more in beyond for n in (0, more)]).to(like.dtype)
 
 
 def _empty_gradients(

@@ -6,6 +6,7 @@ twice fail; memory that nobody has written holds NaN.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ pytest.importorskip("triton")
 
 import attngen
 from attngen.check.problem import Problem
-from attngen.errors import PlanError
+from attngen.errors import CheckError, PlanError
 from attngen.runtime.cpu import overflow_checks, reversed_grid
 from attngen.spec import Spec, load_spec
 from tests.kernel_gradients import (
@@ -723,8 +724,54 @@ def test_captured_axes_of_size_one_by_atomics(shape):
     check(spec, inputs | {"x": torch.linspace(0.5, 2, torch.Size(shape).numel()).reshape(shape)})
 
 
+FIXED = [
+    ("x[0, j]", ["B", "Sk"]),
+    ("x[1, j]", ["Hkv", "Sk"]),
+    ("x[3, row, j]", ["Hq", "Sq", "Sk"]),
+    ("x[1, i - j + 64]", ["B", 128]),
+]
+
+
+@pytest.mark.parametrize(("element", "axes"), FIXED)
+def test_one_place_of_an_axis_that_programs_have_one_place_of(element, axes):
+    spec = reading(element, axes, "s * {x}")
+    inputs = inputs_of(spec, Problem(name="", lengths=((18, 21),) * 2, kv_heads=2), torch.float32)
+    found, place = check(spec, inputs)["x"], int(element[2])
+    assert found[place].any()
+    assert not torch.cat([found[:place], found[place + 1 :]]).any()
+
+
 @pytest.mark.parametrize(
-    ("element", "axes"), [("x[h, i - j + 64]", [8, 128]), ("x[b, row, j]", [5, 64, "Sk"])]
+    ("element", "axes"),
+    [("x[b // 2, j]", ["B", "Sk"]), ("x[hk // 2, j]", ["Hkv", "Sk"]), ("x[h // 2, j]", ["Hkv", "Sk"])],
+)
+def test_other_places_of_such_axes_by_atomics(element, axes):
+    spec = reading(element, axes, "s * {x}", deterministic=False)
+    check(spec, inputs_of(spec, Problem(name="", lengths=((18, 21),) * 2, kv_heads=2), torch.float32))
+
+
+@pytest.mark.parametrize(
+    ("element", "axes", "message"),
+    [
+        ("x[5, j]", ["B", "Sk"], "x: axis 0 is read at 5, so that it needs 6 places, and has 2"),
+        ("x[row, 4]", ["Sq", "Hq"], "x: axis 1 is read at 4, so that it needs 5 places, and has 4"),
+        ("x[h]", [3], "x: axis 0 is read at h, so that it needs 4 places, and has 3"),
+        ("x[b, j]", ["Hkv", "Sk"], "x: axis 0 is read at b, so that it needs 3 places, and has 2"),
+    ],
+)
+def test_places_that_a_captured_tensor_lacks_are_refused(element, axes, message):
+    spec = reading(element, axes, "s * {x}", deterministic=False)
+    lengths = ((18, 21),) * (3 if "x[b" in element else 2)
+    inputs = inputs_of(spec, Problem(name="", lengths=lengths, kv_heads=2), torch.float32)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        attngen.build(spec).attention(**inputs)
+    with pytest.raises(CheckError, match="is outside axis"):
+        attngen.reference(spec, **inputs)
+
+
+@pytest.mark.parametrize(
+    ("element", "axes"),
+    [("x[h]", [8]), ("x[h, row]", [8, 64]), ("x[h, i - j + 64]", [8, 128]), ("x[b, row, j]", [5, 64, "Sk"])],
 )
 def test_captured_axes_that_are_longer_than_heads_or_batch(element, axes):
     """What lies past the last head or sequence has gradient 0, and no sums of its own."""

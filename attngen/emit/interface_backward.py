@@ -269,9 +269,9 @@ class _Backward(Arguments):
             else [("stride_lb", "i32", "lse.stride(0)"), ("stride_rb", "i32", "lse2.stride(0)")]
         )
         rows += [(f"stride_{c}_{p}", "i32", f"_stride({c}, {p})") for c in read for p in range(self.rank(c))]
-        number = {"num_q_heads": f"q.shape[{self.heads}]", "num_kv_heads": f"k.shape[{self.heads}]"}
-        rows.append((heads, "i32", number[heads]))
+        rows += [row for row in self.counts().values() if row[0] == heads]
         rows += more
+        rows += self.tested_counts(heads, *(name for name, *_ in more)) if captured is None else []
         both = captured is None and not {"dq", "dk"} & {*tensors}
         if self.packed:
             longest = ["max_seqlen_q"] * (both or "dk" not in tensors)
