@@ -357,7 +357,7 @@ def test_gradients_by_torch_func_are_refused(transform):
         return module.attention(**{**given, "v": v}).sum()
 
     with pytest.raises(
-        ValueError, match="v: torch.func's gradients are not generated; use torch.autograd.grad"
+        ValueError, match=r"v: torch\.func's gradients are not generated; use torch\.autograd\.grad"
     ):
         getattr(torch.func, transform)(of_values, *([given["v"]] if transform == "vjp" else []))(given["v"])
 
