@@ -136,8 +136,9 @@ class _Rules:
         if self.right:
             yield f"ds{self.right}", self._ds(self.right, DS_RIGHT)
             if self.ds != "ds":
-                same = {**self._slope(self.ds).values, "expr": node_of(self.graph, self.ds, Map).expr}
-                yield f"{self.ds}{self.right}", rule(Map, **{**same, "operand": f"ds{self.right}"})
+                slope: dict[str, Any] = {**self._slope(self.ds, f"ds{self.right}").values}
+                slope["expr"] = node_of(self.graph, self.ds, Map).expr
+                yield f"{self.ds}{self.right}", rule(Map, **slope)
         of_v: dict[str, Any] = {"columns": self.parts.v.columns, "chunks": self.parts.v.chunks}
         yield (
             "dout_tile",

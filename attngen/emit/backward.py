@@ -483,7 +483,8 @@ def _carried(kind: str, bounds: list[tuple[str, str]]) -> dict[str, Any]:
     [(lo_1, hi_1)] = rest
     return {
         "carried": tuple(
-            (n, wrap, f"tl.where(leaps, {step.replace('BLOCK_M', 'gap')}, {step})") for n, wrap, step in _CARRIED
+            (n, wrap, f"tl.where(leaps, {step.replace('BLOCK_M', 'gap')}, {step})")
+            for n, wrap, step in _CARRIED
         ),
         "first": f"tl.where({kind}_steps_0 > 0, {lo}, {lo_1}) * BLOCK_M",
         "last": f"(tl.where({kind}_steps_1 > {kind}_steps_0, {hi_1}, {hi}) - 1) * BLOCK_M",

@@ -179,12 +179,10 @@ def with_right_delta(graph: Graph, cut: Mapping[str, Node]) -> dict[str, Node]:
     assert isinstance(shared, Fold)
     found: dict[str, Node] = {}
     for name, fold in cut.items():
-        later = isinstance(fold, Fold) and fold.level == "tile" and fold.axes != ROWS and name != "dq"
-        if (
-            later
-            and fold.carrier != "atomic"
-            and "ds" in {fold.element, *nx.ancestors(graph.dag, fold.element)}
-        ):
+        if not isinstance(fold, Fold) or fold.level != "tile" or fold.carrier == "atomic":
+            continue
+        later = fold.axes != ROWS and name != "dq"
+        if later and "ds" in {fold.element, *nx.ancestors(graph.dag, fold.element)}:
             element = fold.element + "_right" * (fold.element in ("ds", shared.element))
             found |= {element: replace(_map(graph, fold.element), operand="ds_right")}
             found |= {name: replace(fold, element=element)}
