@@ -586,6 +586,25 @@ def test_captured_gradients(read, formula):
     check(spec, inputs, (SMALL, OTHERS[0]))
 
 
+@pytest.mark.parametrize("read", ["h", "h row", "h key", *slow("element", "b h element", "h bucket")])
+@pytest.mark.parametrize("formula", ["s + log({x})", *slow("log({x}) * 0.5 + s", "s - 1 / {x}")])
+def test_weights_that_are_zero(read, formula):
+    """A score of -inf means masked: its gradient is 0, though that of the formula is infinite there."""
+    spec = reading(*READS[read], formula)
+    inputs = inputs_of(spec, Problem(name="", lengths=((18, 21),) * 2, kv_heads=2), torch.float32)
+    x = inputs["x"].abs() + 0.5
+    x.flatten()[::3] = 0.0
+    found = check(spec, inputs | {"x": x}, (SMALL, OTHERS[0]))
+    assert not found["x"].flatten()[::3].any()
+    assert found["x"].any()
+
+
+@pytest.mark.parametrize("mask", ["j <= i", *slow("none")])
+def test_scores_that_hide_what_is_negative(mask):
+    spec = make(score="log(max(s, 0.0))", **formulas(mask))
+    check(spec, inputs_of(spec, RAGGED, torch.float32), (SMALL, OTHERS[0]))
+
+
 @pytest.mark.parametrize("mask", ["j < 0", "j < 0 and i > 3", "j > i + 100"])
 @pytest.mark.parametrize("read", ["", "h key", "h element", "h bucket"])
 def test_masks_that_allow_nothing(mask, read):
