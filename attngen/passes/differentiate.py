@@ -255,7 +255,7 @@ def _times(reverse: _Reverse, name: str, given: str, slope: Expr, node: Map) -> 
     """The node that holds a gradient times a slope; the gradient itself where the slope is 1."""
     if slope in (Const(1), Const(1.0)):
         return given
-    if any(map(_may_be_infinite, ex.walk(slope))):  # a score of -inf means masked, whatever its slope
+    if any(map(_may_be_infinite, ex.walk(node.expr))):  # a score of -inf means masked, whatever its slope
         score = ex.substitute(node.expr, {"s": Symbol(node.operand, "float")})
         slope = ex.apply("where", ex.apply("gt", score, Const(-math.inf)), slope, Const(0.0))
     read = (node.operand,) if node.operand in ex.symbols(slope) else ()
@@ -266,10 +266,11 @@ def _times(reverse: _Reverse, name: str, given: str, slope: Expr, node: Map) -> 
 
 
 def _may_be_infinite(expr: Expr) -> bool:
+    """Whether a part of a formula may be infinite where all that it reads is finite; params are taken not to be 0."""
     match expr:
         case Apply("div", (_, divisor)):
-            return not isinstance(divisor, Const)
-        case Apply("exp" | "exp2" | "log" | "log2"):
+            return any(isinstance(e, Element) or e == S for e in ex.walk(divisor))
+        case Apply("log" | "log2"):
             return True
         case _:
             return False
