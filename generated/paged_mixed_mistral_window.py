@@ -581,6 +581,11 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(
         not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
     )
+    transformed = not torch.compiler.is_compiling() and torch._C._functorch.is_gradtrackingtensor(tensor)
+    _expect(
+        not transformed,
+        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
+    )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")
 

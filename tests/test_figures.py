@@ -280,10 +280,10 @@ BACKWARD = [
     ("sm_80", "mla_absorbed", {}, {"dq": (445, 565), "dkdv": (571, 583)}),
     ("sm_80", "llama3_causal", {}, {"dq": (322, 409), "dkdv": (367, 438)}),
     ("sm_80", "qwen2_gqa7", {}, {"dq": (406, 551), "dkdv": (403, 530)}),
-    ("sm_90", "gpt2_dropout", {}, {"dq": (1190, 1365), "dkdv": (1186, 1357)}),
-    ("sm_90", "gpt2_dropout", {"head_dim": 128}, {"dq": (682, 773), "dkdv": (891, 973)}),
-    ("sm_80", "gpt2_dropout", {}, {"dq": (837, 944), "dkdv": (1016, 1129)}),
-    ("sm_80", "gpt2_dropout", {"head_dim": 128}, {"dq": (609, 667), "dkdv": (627, 715)}),
+    ("sm_90", "gpt2_dropout", {}, {"dq": (1190, 1365), "dkdv": (1170, 1336)}),
+    ("sm_90", "gpt2_dropout", {"head_dim": 128}, {"dq": (682, 773), "dkdv": (854, 930)}),
+    ("sm_80", "gpt2_dropout", {}, {"dq": (837, 944), "dkdv": (973, 1096)}),
+    ("sm_80", "gpt2_dropout", {"head_dim": 128}, {"dq": (609, 667), "dkdv": (600, 666)}),
 ]
 
 
@@ -315,6 +315,14 @@ def test_backward_has_no_spills_and_matrix_work_in_every_loop(target, spec):
     assert [loop.role for loop in loops] == ["dq full", "dq partial", "dkdv full", "dkdv partial"]
     assert all(loop.count.matrix for loop in loops)
     assert [(loop.found_flops - loop.planned_flops, loop.repeated_flops) for loop in loops] == [(0, 0)] * 4
+
+
+@pytest.mark.parametrize(
+    ("spec", "changes"), [("gpt_oss_sinks", {}), ("gpt2_dropout", {"head_dim": 128}), ("document_packed", {})]
+)
+@pytest.mark.parametrize("target", ["sm_80", "sm_100", "gfx942"])
+def test_more_of_causal_attention_has_no_spills(target, spec, changes):
+    backward_of(spec, target, **changes)
 
 
 def test_spills_are_those_stated():

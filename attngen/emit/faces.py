@@ -15,6 +15,7 @@ class CapturedArgument:
     dtypes: str
     is_sorted: bool
     doc: str
+    needs: tuple[tuple[str, str], ...]  # tests of what formulas read, and what to say where one fails
 
 
 @dataclass(frozen=True, slots=True)

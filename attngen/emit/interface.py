@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from attngen.emit.arguments import Arguments, index_type, number
+from attngen.emit.arguments import Arguments, elements, index_type, number
 from attngen.emit.cascade import prefix_config, prefix_lines, prefix_values
 from attngen.emit.faces import CapturedArgument, Interface, ScalarArgument, unspecialized
 from attngen.emit.interface_backward import backward_face
@@ -14,7 +15,7 @@ from attngen.emit.split import num_splits_lines
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const, Symbol
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Axis, Pages
+from attngen.ir.nodes import OWNED_AXES, Axis, Map, Pages
 
 
 def interface(graph: Graph) -> Interface:
@@ -242,7 +243,28 @@ class _Forward(Arguments):
             dtypes=dtypes,
             is_sorted=node.sorted,
             doc=f"[{shown}] {node.dtype}{sorted_note}",
+            needs=tuple(self._needs(name)),
         )
+
+    def _needs(self, name: str) -> Iterator[tuple[str, str]]:
+        """Tests that places of axes exist that formulas read at a constant, or at the head or batch entry of another axis."""
+        counts = {self.graph.axis(axis).symbol: row[0] for axis, row in self.counts().items()}
+        scores = {e for _, node in self.graph.all(Map) for e in ex.walk(node.expr)}
+        for element in elements(self.graph):
+            for n, (index, axis) in enumerate(self.read_axes(element) if element.tensor == name else []):
+                size, places = _size(axis), ""
+                if isinstance(index, Const) and axis.name in OWNED_AXES and index.value:
+                    places = str(index.value + 1)
+                if (
+                    isinstance(index, Symbol)
+                    and index.name in counts
+                    and element in scores
+                    and not axis.origin
+                ):
+                    places = counts[index.name] * (axis.symbol != index.name)
+                if places:
+                    said = f"axis {n} is read at {ex.text(index)}, so that it needs {{{places}}} places"
+                    yield f"{size} >= {places}", f"{name}: {said}, and has {{{size}}}"
 
     def _appending(self) -> dict[str, Any]:
         """How new rows are written."""

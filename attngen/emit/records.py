@@ -77,7 +77,9 @@ class BackwardLoop:
     begin: str
     end: str
     steps: str  # how many tiles
-    carried: bool  # at most two ranges: a loop over rows goes from `first` to `last`, over the `gap` after `gap_start`
+    # at most two ranges: a loop over rows goes from `first` to `last`, over the `gap` after `gap_start`. What it carries
+    # along: a name, what is added between heads, and between tiles
+    carried: tuple[tuple[str, str, str], ...]
     first: str
     last: str
     gap: str
@@ -188,7 +190,7 @@ class Backward:
     sinks: str
     sinks_rows: str
     per_head: bool
-    walk_group: str
+    walk_group: str  # how many heads a program walks over; '' is one
     reduces: bool
     by_sequence: bool
     results: str  # what the launcher returns

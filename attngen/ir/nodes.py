@@ -37,6 +37,9 @@ class Pages:
 Address = Literal["strided"] | Pages
 
 
+OWNED_AXES = ("B", "Hq", "Hkv")  # of which a program has one place
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
     """A named axis: its size (an expression of run-time lengths, or a number) and the symbol that runs along it.

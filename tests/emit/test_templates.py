@@ -94,6 +94,7 @@ def test_records_hold_finished_values():
         "tuple[CapturedArgument, ...]",
         "tuple[ScalarArgument, ...]",
         "tuple[tuple[int, str, str], ...]",
+        "tuple[tuple[str, str, str], ...]",
         "tuple[BackwardLoop, ...]",
         "tuple[RowSum, ...]",
         "tuple[CapturedKernel, ...]",
