@@ -229,8 +229,8 @@ def test_what_prefixes_leave_behind_is_never_read_unwritten() -> None:
     expected = run(spec, inputs)
     module = build(spec)
 
-    def poisoned(shape: Any, **more: Any) -> torch.Tensor:
-        return torch.full(shape, float("nan"), **more)
+    def poisoned(shape: Any, *, dtype: Any, **more: Any) -> torch.Tensor:
+        return torch.full(shape, 99 if dtype == torch.int32 else float("nan"), dtype=dtype, **more)
 
     names = {name: getattr(torch, name) for name in dir(torch) if not name.startswith("__")}
     with patch.object(module, "torch", SimpleNamespace(**{**names, "empty": poisoned})):

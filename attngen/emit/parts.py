@@ -122,6 +122,8 @@ def find_parts(graph: Graph) -> Parts:
 def forward_rules(graph: Graph, parts: Parts) -> dict[str, Rule]:
     """What each node of a forward has to be."""
     fold, score, split = parts.fold, parts.score, parts.combine is not None
+    partial = {"partial_out": "float32", "partial_lse": "float32"} if split else {}
+    partial |= {"partial_count": "int32"} if split and not (parts.splits and parts.splits.keys) else {}
     contract = score.operand if score else fold.element
     rules = {
         contract: rule(Contract, "precision", left="q_tile", right="k_tile", over="Dqk", axes=SCORES),
@@ -141,7 +143,7 @@ def forward_rules(graph: Graph, parts: Parts) -> dict[str, Rule]:
         "kernel": rule(
             Launch,
             "rows program_axes configs decode",
-            stores=("store_partial_out", "store_partial_lse") if split else ("store_out", "store_lse"),
+            stores=tuple(f"store_{name}" for name in partial or ("out", "lse")),
             tile_axis="Sq",
         ),
     }
@@ -167,9 +169,12 @@ def forward_rules(graph: Graph, parts: Parts) -> dict[str, Rule]:
     for name, dtype, axes in (("out", "io", (*ROWS, "Dv")), ("lse", "float32", ROWS)):
         rules[name] = rule(Finish, monoid="softmax", operand=result, result=name, axes=axes)
         rules[f"store_{name}"] = rule(Store, operand=name, name=name, dtype=dtype, axes=axes)
-        part = f"partial_{name}"
-        if split:
-            rules[f"store_{part}"] = rule(Store, operand="fold", name=part, dtype="float32", axes=ROWS)
+    for name, dtype in partial.items():
+        rules[f"store_{name}"] = rule(Store, operand="fold", name=name, dtype=dtype, axes=ROWS)
+    if parts.splits == Splits():
+        rules["store_total_tiles"] = rule(Store, operand="fold", name="total_tiles", dtype="int32", axes=())
+        same = {name: getattr(parts.launch, name) for name in ("rows", "program_axes", "configs", "decode")}
+        rules["kernel_count"] = rule(Launch, stores=("store_total_tiles",), tile_axis="Sq", **same)
     if split:
         rules["combine"] = rule(
             Launch, "configs", stores=("store_out", "store_lse"), tile_axis="Sq", program_axes=("Hq",)
@@ -239,4 +244,4 @@ def _fit(parts: Parts, splits: Splits) -> bool:
 
 def _merges(combine: Launch) -> bool:
     [(_, [config, *_]), *others] = combine.configs
-    return not others and config.block_m == 16
+    return not others and (config.block_m, config.block_n) == (16, 16)

@@ -55,6 +55,15 @@ class Loop:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of partial results that are merged: splits from begin to end, of rows where ``there`` holds."""
+
+    begin: str
+    end: str
+    there: str
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """The block-table kernel: its prologue and loops, its row for a program of the main kernel, and its extent."""
 
@@ -233,6 +242,10 @@ class Context:
     has_splits: bool
     has_prefix: bool  # groups of sequences share their first keys
     part: str  # which of a row's partial results a program stores
+    counts_splits: bool  # rows differ in how many they have
+    stores_whole_rows: bool  # where a row has but one program, that stores what a caller gets
+    counting: tuple[str, ...]  # what reads that number
+    pieces: tuple[Piece, ...]
     combine_columns: tuple[str, ...]
     combine_rows: str
     combine_warps: int
