@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 56957bd1f9d0301f6a34a7a1723c1e5356ab9af825f000f7432a37daff9905f1. Needs torch and triton, nothing else.
+Digest b08ab0440d6f4757a4458ed957247a442569280f793c4b2b0278830886dbf09a. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "splits": "auto"
 }
 """)
-DIGEST = "56957bd1f9d0301f6a34a7a1723c1e5356ab9af825f000f7432a37daff9905f1"
+DIGEST = "b08ab0440d6f4757a4458ed957247a442569280f793c4b2b0278830886dbf09a"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -121,7 +121,7 @@ MANIFEST = json.loads(r"""
         "lse": "*fp32",
         "partial_out": "*fp32",
         "partial_lse": "*fp32",
-        "partial_count": "*i32",
+        "tiles_of_rows": "*i32",
         "total_tiles": "*i32",
         "cu_seqlens_q": "*i32",
         "page_table": "*i32",
@@ -213,7 +213,8 @@ MANIFEST = json.loads(r"""
       "arguments": {
         "partial_out": "*fp32",
         "partial_lse": "*fp32",
-        "partial_count": "*i32",
+        "tiles_of_rows": "*i32",
+        "total_tiles": "*i32",
         "out": "*io",
         "lse": "*fp32",
         "cu_seqlens_q": "*i32",
@@ -223,6 +224,8 @@ MANIFEST = json.loads(r"""
         "num_q_heads": "i32",
         "num_seqs": "i32",
         "prefix_splits": "i32",
+        "num_splits": "i32",
+        "num_sms": "i32",
         "total_rows": "i32"
       },
       "constants": ["BLOCK_M"],
@@ -249,6 +252,17 @@ def _sequence_at(cu_seqlens_q, place, num_seqs, BLOCK_Q: tl.constexpr):
     return low - 1
 
 
+@triton.jit
+def _own_splits(num_tiles, total_tiles, num_sms, num_splits):
+    """How many programs share `num_tiles` tiles of keys, 1 to `num_splits`.
+
+    As in FlashAttention-3 (hopper/flash_prepare_scheduler.cu): each has as many tiles as one of `num_sms` units gets of all
+    that are to be folded, and a tenth more. There sequences count with their lengths, here rows with what the mask leaves.
+    """
+    share = tl.maximum(tl.cdiv(tl.load(total_tiles).to(tl.int64) * 11, num_sms * 10), 1).to(tl.int32)
+    return tl.maximum(tl.minimum(tl.cdiv(num_tiles, share), num_splits), 1)
+
+
 @triton.jit(
     do_not_specialize=[
         "softmax_scale",
@@ -269,7 +283,7 @@ def _attention_forward(
     lse,
     partial_out,
     partial_lse,
-    partial_count,
+    tiles_of_rows,
     total_tiles,
     cu_seqlens_q,
     page_table,
@@ -348,15 +362,16 @@ def _attention_forward(
     end_tile = (tl.maximum(tl.minimum(i_hi + 1, seqlen_k), 0) + BLOCK_N - 1) // BLOCK_N
     end_full = tl.maximum(tl.minimum(i_lo + 1, seqlen_k), 0) // BLOCK_N
     hull_end = tl.minimum(i_hi + 1, seqlen_k)
-    num_tiles = tl.maximum(tl.cdiv(hull_end, BLOCK_N), 0)
+    num_tiles = tl.cdiv(hull_end, BLOCK_N)
+    num_tiles = tl.maximum(num_tiles, 0)
     if COUNT:  # a launch before: how many tiles of keys there are to share
+        count_rows = (tl.cast(q_start, tl.int64) + row) * num_q_heads + h
+        tl.store(tiles_of_rows + count_rows, num_tiles, mask=row_valid)
         tl.atomic_add(total_tiles, num_tiles)
         return
     own_splits = num_splits
     if SPLIT:
-        share = tl.cdiv(tl.load(total_tiles).to(tl.int64) * 11, num_sms * 10)
-        share = tl.maximum(share, 1).to(tl.int32)
-        own_splits = tl.maximum(tl.minimum(tl.cdiv(num_tiles, share), num_splits), 1)
+        own_splits = _own_splits(num_tiles, total_tiles, num_sms, num_splits)
         if split >= own_splits:
             return
     split_tiles = tl.cdiv(num_tiles, own_splits)
@@ -442,14 +457,12 @@ def _attention_forward(
         v_0 = tl.load(v_rows + v_offsets_0, mask=key_valid, other=0.0)
         acc_0 = tl.dot(p.to(v_0.dtype), v_0, acc_0, input_precision="ieee")
 
-    # several programs share these rows: what this one found, for `_combine`
+    # several programs share these rows: what this one found, for `_combine`; no score of a split without keys
     if SPLIT:
-        count_rows = (tl.cast(q_start, tl.int64) + row) * num_q_heads + h
-        tl.store(partial_count + count_rows, own_splits, mask=row_valid & (split == 0))
         partial_rows = (tl.cast((first_part + split), tl.int64) * total_q + q_start + row) * num_q_heads + h
         tl.store(partial_lse + partial_rows, m_i + tl.log2(l_i), mask=row_valid)
         inverse = 1.0 / tl.where(l_i == 0.0, 1.0, l_i)
-        filled = row_valid & (l_i > 0.0)  # a split without keys has no result
+        filled = row_valid & (l_i > 0.0)
         tl.store(
             partial_out + partial_rows[:, None] * 128 + e_0[None, :],
             acc_0 * inverse[:, None],
@@ -469,11 +482,14 @@ def _attention_forward(
         tl.store(lse_base + row + h * stride_lh, lse_rows, mask=row_valid)
 
 
-@triton.jit(do_not_specialize=["num_q_heads", "num_seqs", "prefix_splits", "total_rows"])
+@triton.jit(
+    do_not_specialize=["num_q_heads", "num_seqs", "prefix_splits", "num_splits", "num_sms", "total_rows"]
+)
 def _combine(
     partial_out,
     partial_lse,
-    partial_count,
+    tiles_of_rows,
+    total_tiles,
     out,
     lse,
     cu_seqlens_q,
@@ -483,6 +499,8 @@ def _combine(
     num_q_heads,
     num_seqs,
     prefix_splits,
+    num_splits,
+    num_sms,
     total_rows,
     BLOCK_M: tl.constexpr,
 ):
@@ -491,8 +509,15 @@ def _combine(
     row = place // num_q_heads
     h = place % num_q_heads
     row_valid = row < tl.load(cu_seqlens_q + num_seqs)
-    count = tl.load(partial_count + place, mask=row_valid, other=0)
-    own_count = tl.load(partial_count + total_rows + place, mask=row_valid, other=0)
+    count = _own_splits(
+        tl.load(tiles_of_rows + place, mask=row_valid, other=0), total_tiles, num_sms, prefix_splits
+    )
+    own_count = _own_splits(
+        tl.load(tiles_of_rows + total_rows + place, mask=row_valid, other=0),
+        total_tiles + 1,
+        num_sms,
+        num_splits,
+    )
     row_offsets = row.to(tl.int64)[:, None]
     head_offsets = h.to(tl.int64)[:, None]
     e_0 = tl.arange(0, 128)
@@ -501,7 +526,7 @@ def _combine(
     acc_0 = tl.zeros([BLOCK_M, 128], tl.float32)
     for split in tl.range(0, tl.max(count, 0)):
         partial_rows = tl.cast(split, tl.int64) * total_rows + place
-        score = tl.load(partial_lse + partial_rows, mask=split < count, other=float("-inf"))
+        score = tl.load(partial_lse + partial_rows, mask=row_valid & (split < count), other=float("-inf"))
         m_new = tl.maximum(m_i, score)
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
         alpha = tl.math.exp2(m_i - m_safe)
@@ -517,7 +542,9 @@ def _combine(
     for split in tl.range(prefix_splits, prefix_splits + tl.max(own_count, 0)):
         partial_rows = tl.cast(split, tl.int64) * total_rows + place
         score = tl.load(
-            partial_lse + partial_rows, mask=split - prefix_splits < own_count, other=float("-inf")
+            partial_lse + partial_rows,
+            mask=row_valid & (split - prefix_splits < own_count),
+            other=float("-inf"),
         )
         m_new = tl.maximum(m_i, score)
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
@@ -663,8 +690,7 @@ def launch(
     num_seqs = cu_seqlens_q.shape[0] - 1
     one_tile = max_seqlen_q <= block_q
     num_tiles_m = num_seqs if one_tile else q.shape[0] // block_q + num_seqs
-    num_sms = _num_sms(q.device)
-    measured = not config.get("num_splits")
+    num_sms = 2**27 if config.get("num_splits") else _num_sms(q.device)
     num_splits = config.get("num_splits") or _num_splits(
         triton.cdiv(max_seqlen_q, block_q) * k.shape[2],
         triton.cdiv(page_table.shape[1] * 16, config["BLOCK_N"]),
@@ -685,100 +711,98 @@ def launch(
     )
     partial_out = torch.empty([prefix_splits + num_splits, *out.shape], dtype=torch.float32, device=q.device)
     partial_lse = torch.empty(partial_out.shape[:-1], dtype=torch.float32, device=q.device)
-    partial_count = torch.empty([2, *out.shape[:-1]], dtype=torch.int32, device=q.device)
+    tiles_of_rows = torch.empty([2, *out.shape[:-1]], dtype=torch.int32, device=q.device)
     total_tiles = torch.zeros([2], dtype=torch.int32, device=q.device)
     grid = (num_tiles_m * k.shape[2] * num_splits,)
     with torch.cuda.device_of(q):  # kernels launch on the current device; nothing to do for CPU tensors
         # how many tiles of keys there are to share
-        if measured and num_splits > 1:
-            _attention_forward[(num_tiles_m * k.shape[2],)](
-                q,
-                k,
-                v,
-                out,
-                lse,
-                partial_out,
-                partial_lse,
-                partial_count[1],
-                total_tiles,
-                cu_seqlens_q,
-                page_table,
-                cache_seqlens,
-                places,
-                prefix_starts,
-                softmax_scale,
-                q.stride(0),
-                q.stride(1),
-                k.stride(0),
-                k.stride(1),
-                k.stride(2),
-                v.stride(0),
-                v.stride(1),
-                v.stride(2),
-                out.stride(0),
-                out.stride(1),
-                lse.stride(-2),
-                q.shape[1],
-                page_table.stride(0),
-                num_tiles_m,
-                num_seqs,
-                1,
-                q.shape[0],
-                prefix_splits,
-                num_sms,
-                LARGE_CACHE=large,
-                SAME_STRIDES=k.stride() == v.stride(),
-                ONE_TILE=one_tile,
-                SPLIT=split,
-                COUNT=True,
-                PREFIX=False,
-                **config,
-            )
+        _attention_forward[(num_tiles_m * k.shape[2],)](
+            q,
+            k,
+            v,
+            out,
+            lse,
+            partial_out,
+            partial_lse,
+            tiles_of_rows[1:],
+            total_tiles[1:],
+            cu_seqlens_q,
+            page_table,
+            cache_seqlens,
+            places,
+            prefix_starts,
+            softmax_scale,
+            q.stride(0),
+            q.stride(1),
+            k.stride(0),
+            k.stride(1),
+            k.stride(2),
+            v.stride(0),
+            v.stride(1),
+            v.stride(2),
+            out.stride(0),
+            out.stride(1),
+            lse.stride(-2),
+            q.shape[1],
+            page_table.stride(0),
+            num_tiles_m,
+            num_seqs,
+            1,
+            q.shape[0],
+            prefix_splits,
+            num_sms,
+            LARGE_CACHE=large,
+            SAME_STRIDES=k.stride() == v.stride(),
+            ONE_TILE=one_tile,
+            SPLIT=split,
+            COUNT=True,
+            PREFIX=False,
+            **config,
+        )
         # how many tiles of keys prefixes have to share
-        if measured and prefix_splits > 1:
-            _attention_forward[(prefix_programs,)](
-                q,
-                k,
-                v,
-                out,
-                lse,
-                partial_out,
-                partial_lse,
-                partial_count[0],
-                total_tiles[1:],
-                group_starts,
-                prefix_table,
-                prefix_seqlens,
-                places,
-                prefix_starts,
-                softmax_scale,
-                q.stride(0),
-                q.stride(1),
-                k.stride(0),
-                k.stride(1),
-                k.stride(2),
-                v.stride(0),
-                v.stride(1),
-                v.stride(2),
-                out.stride(0),
-                out.stride(1),
-                lse.stride(-2),
-                q.shape[1],
-                prefix_table.stride(0),
-                prefix_tiles,
-                num_groups,
-                1,
-                q.shape[0],
-                0,
-                num_sms,
-                LARGE_CACHE=large,
-                SAME_STRIDES=k.stride() == v.stride(),
-                ONE_TILE=False,
-                SPLIT=split,
-                COUNT=True,
-                PREFIX=True,
-                **prefix_config,
-            )
+        _attention_forward[(prefix_programs,)](
+            q,
+            k,
+            v,
+            out,
+            lse,
+            partial_out,
+            partial_lse,
+            tiles_of_rows,
+            total_tiles,
+            group_starts,
+            prefix_table,
+            prefix_seqlens,
+            places,
+            prefix_starts,
+            softmax_scale,
+            q.stride(0),
+            q.stride(1),
+            k.stride(0),
+            k.stride(1),
+            k.stride(2),
+            v.stride(0),
+            v.stride(1),
+            v.stride(2),
+            out.stride(0),
+            out.stride(1),
+            lse.stride(-2),
+            q.shape[1],
+            prefix_table.stride(0),
+            prefix_tiles,
+            num_groups,
+            1,
+            q.shape[0],
+            0,
+            num_sms,
+            LARGE_CACHE=large,
+            SAME_STRIDES=k.stride() == v.stride(),
+            ONE_TILE=False,
+            SPLIT=split,
+            COUNT=True,
+            PREFIX=True,
+            **prefix_config,
+        )
         # once for each group: its queries are rows of one fold over the prefix
         _attention_forward[(prefix_programs * prefix_splits,)](
             q,
@@ -788,8 +812,8 @@ def launch(
             lse,
             partial_out,
             partial_lse,
-            partial_count[0],
-            total_tiles[1:],
+            tiles_of_rows,
+            total_tiles,
             group_starts,
             prefix_table,
             prefix_seqlens,
@@ -831,8 +855,8 @@ def launch(
             lse,
             partial_out,
             partial_lse,
-            partial_count[1],
-            total_tiles,
+            tiles_of_rows[1:],
+            total_tiles[1:],
             cu_seqlens_q,
             page_table,
             cache_seqlens,
@@ -871,7 +895,8 @@ def launch(
             _combine[(triton.cdiv(rows, 16),)](
                 partial_out=partial_out,
                 partial_lse=partial_lse,
-                partial_count=partial_count,
+                tiles_of_rows=tiles_of_rows,
+                total_tiles=total_tiles,
                 out=out,
                 lse=lse,
                 cu_seqlens_q=cu_seqlens_q,
@@ -881,6 +906,8 @@ def launch(
                 num_q_heads=q.shape[1],
                 num_seqs=num_seqs,
                 prefix_splits=prefix_splits,
+                num_splits=num_splits,
+                num_sms=num_sms,
                 total_rows=rows,
                 BLOCK_M=16,
                 num_warps=4,
@@ -888,7 +915,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::cascade_prefix_56957bd1f9d0", mutates_args=())
+@torch.library.custom_op("attngen::cascade_prefix_b08ab0440d6f", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1218,7 +1245,7 @@ def _append(
     tl.store(stored + d, value.to(cache.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("attngen::cascade_prefix_56957bd1f9d0_append", mutates_args=("cache", "scale"))
+@torch.library.custom_op("attngen::cascade_prefix_b08ab0440d6f_append", mutates_args=("cache", "scale"))
 def _append_rows(
     x: torch.Tensor,
     cache: torch.Tensor,

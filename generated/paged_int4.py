@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest f078ea24c0d857350a3e472ade48450c602a1cfee77d4a766ac5cbf17690138f. Needs torch and triton, nothing else.
+Digest 818513c9c44ac178660a5b048f8c4818c867e7f909e8bd4a912583acce1045d7. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "splits": "auto"
 }
 """)
-DIGEST = "f078ea24c0d857350a3e472ade48450c602a1cfee77d4a766ac5cbf17690138f"
+DIGEST = "818513c9c44ac178660a5b048f8c4818c867e7f909e8bd4a912583acce1045d7"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -120,7 +120,7 @@ MANIFEST = json.loads(r"""
         "v_scale": "*fp32",
         "partial_out": "*fp32",
         "partial_lse": "*fp32",
-        "partial_count": "*i32",
+        "tiles_of_rows": "*i32",
         "total_tiles": "*i32",
         "cu_seqlens_q": "*i32",
         "page_table": "*i32",
@@ -223,7 +223,8 @@ MANIFEST = json.loads(r"""
       "arguments": {
         "partial_out": "*fp32",
         "partial_lse": "*fp32",
-        "partial_count": "*i32",
+        "tiles_of_rows": "*i32",
+        "total_tiles": "*i32",
         "out": "*io",
         "lse": "*fp32",
         "cu_seqlens_q": "*i32",
@@ -232,6 +233,8 @@ MANIFEST = json.loads(r"""
         "stride_lh": "i32",
         "num_q_heads": "i32",
         "num_seqs": "i32",
+        "num_splits": "i32",
+        "num_sms": "i32",
         "total_rows": "i32"
       },
       "constants": ["BLOCK_M"],
@@ -256,6 +259,17 @@ def _sequence_at(cu_seqlens_q, place, num_seqs, BLOCK_Q: tl.constexpr):
         low = tl.where(before, middle + 1, low)
         high = tl.where(before, high, middle)
     return low - 1
+
+
+@triton.jit
+def _own_splits(num_tiles, total_tiles, num_sms, num_splits):
+    """How many programs share `num_tiles` tiles of keys, 1 to `num_splits`.
+
+    As in FlashAttention-3 (hopper/flash_prepare_scheduler.cu): each has as many tiles as one of `num_sms` units gets of all
+    that are to be folded, and a tenth more. There sequences count with their lengths, here rows with what the mask leaves.
+    """
+    share = tl.maximum(tl.cdiv(tl.load(total_tiles).to(tl.int64) * 11, num_sms * 10), 1).to(tl.int32)
+    return tl.maximum(tl.minimum(tl.cdiv(num_tiles, share), num_splits), 1)
 
 
 @triton.jit
@@ -302,7 +316,7 @@ def _attention_forward(
     v_scale,
     partial_out,
     partial_lse,
-    partial_count,
+    tiles_of_rows,
     total_tiles,
     cu_seqlens_q,
     page_table,
@@ -380,15 +394,16 @@ def _attention_forward(
     end_tile = (tl.maximum(tl.minimum(i_hi + 1, seqlen_k), 0) + BLOCK_N - 1) // BLOCK_N
     end_full = tl.maximum(tl.minimum(i_lo + 1, seqlen_k), 0) // BLOCK_N
     hull_end = tl.minimum(i_hi + 1, seqlen_k)
-    num_tiles = tl.maximum(tl.cdiv(hull_end, BLOCK_N), 0)
+    num_tiles = tl.cdiv(hull_end, BLOCK_N)
+    num_tiles = tl.maximum(num_tiles, 0)
     if COUNT:  # a launch before: how many tiles of keys there are to share
+        count_rows = (tl.cast(q_start, tl.int64) + row) * num_q_heads + h
+        tl.store(tiles_of_rows + count_rows, num_tiles, mask=row_valid)
         tl.atomic_add(total_tiles, num_tiles)
         return
     own_splits = num_splits
     if SPLIT:
-        share = tl.cdiv(tl.load(total_tiles).to(tl.int64) * 11, num_sms * 10)
-        share = tl.maximum(share, 1).to(tl.int32)
-        own_splits = tl.maximum(tl.minimum(tl.cdiv(num_tiles, share), num_splits), 1)
+        own_splits = _own_splits(num_tiles, total_tiles, num_sms, num_splits)
         if split >= own_splits:
             return
     split_tiles = tl.cdiv(num_tiles, own_splits)
@@ -540,50 +555,47 @@ def _attention_forward(
             scaled = (p * v_scales[None, :]).to(v_1.dtype)
             acc_1 = tl.dot(scaled, v_1, acc_1, input_precision="ieee")
 
-    # where several programs share these rows: what this one found, for `_combine`; else what a caller gets
+    # several programs share these rows: what this one found, for `_combine`; no score of a split without keys
     if SPLIT:
-        count_rows = (tl.cast(q_start, tl.int64) + row) * num_q_heads + h
-        tl.store(partial_count + count_rows, own_splits, mask=row_valid & (split == 0))
-        if own_splits > 1:
-            partial_rows = (tl.cast(split, tl.int64) * total_q + q_start + row) * num_q_heads + h
-            tl.store(partial_lse + partial_rows, m_i + tl.log2(l_i), mask=row_valid)
-            inverse = 1.0 / tl.where(l_i == 0.0, 1.0, l_i)
-            filled = row_valid & (l_i > 0.0)  # a split without keys has no result
-            tl.store(
-                partial_out + partial_rows[:, None] * 128 + e_0[None, :],
-                acc_0 * inverse[:, None],
-                mask=filled[:, None],
-            )
-            tl.store(
-                partial_out + partial_rows[:, None] * 128 + e_1[None, :],
-                acc_1 * inverse[:, None],
-                mask=filled[:, None],
-            )
-            return
-
-    # a row without any key has l = 0: out is 0 and lse is -inf
-    inverse = 1.0 / tl.where(l_i == 0.0, 1.0, l_i)
-    out_base = out + tl.cast(q_start, tl.int64) * stride_os
-    lse_base = lse + q_start
-    tl.store(
-        out_base + row_offsets * stride_os + head_offsets * stride_oh + e_0[None, :],
-        (acc_0 * inverse[:, None]).to(out.dtype.element_ty),
-        mask=row_valid[:, None],
-    )
-    tl.store(
-        out_base + row_offsets * stride_os + head_offsets * stride_oh + e_1[None, :],
-        (acc_1 * inverse[:, None]).to(out.dtype.element_ty),
-        mask=row_valid[:, None],
-    )
-    lse_rows = (m_i + tl.log2(l_i)) * 0.6931471805599453
-    tl.store(lse_base + row + h * stride_lh, lse_rows, mask=row_valid)
+        partial_rows = (tl.cast(split, tl.int64) * total_q + q_start + row) * num_q_heads + h
+        tl.store(partial_lse + partial_rows, m_i + tl.log2(l_i), mask=row_valid)
+        inverse = 1.0 / tl.where(l_i == 0.0, 1.0, l_i)
+        filled = row_valid & (l_i > 0.0)
+        tl.store(
+            partial_out + partial_rows[:, None] * 128 + e_0[None, :],
+            acc_0 * inverse[:, None],
+            mask=filled[:, None],
+        )
+        tl.store(
+            partial_out + partial_rows[:, None] * 128 + e_1[None, :],
+            acc_1 * inverse[:, None],
+            mask=filled[:, None],
+        )
+    else:
+        # a row without any key has l = 0: out is 0 and lse is -inf
+        inverse = 1.0 / tl.where(l_i == 0.0, 1.0, l_i)
+        out_base = out + tl.cast(q_start, tl.int64) * stride_os
+        lse_base = lse + q_start
+        tl.store(
+            out_base + row_offsets * stride_os + head_offsets * stride_oh + e_0[None, :],
+            (acc_0 * inverse[:, None]).to(out.dtype.element_ty),
+            mask=row_valid[:, None],
+        )
+        tl.store(
+            out_base + row_offsets * stride_os + head_offsets * stride_oh + e_1[None, :],
+            (acc_1 * inverse[:, None]).to(out.dtype.element_ty),
+            mask=row_valid[:, None],
+        )
+        lse_rows = (m_i + tl.log2(l_i)) * 0.6931471805599453
+        tl.store(lse_base + row + h * stride_lh, lse_rows, mask=row_valid)
 
 
-@triton.jit(do_not_specialize=["num_q_heads", "num_seqs", "total_rows"])
+@triton.jit(do_not_specialize=["num_q_heads", "num_seqs", "num_splits", "num_sms", "total_rows"])
 def _combine(
     partial_out,
     partial_lse,
-    partial_count,
+    tiles_of_rows,
+    total_tiles,
     out,
     lse,
     cu_seqlens_q,
@@ -592,6 +604,8 @@ def _combine(
     stride_lh,
     num_q_heads,
     num_seqs,
+    num_splits,
+    num_sms,
     total_rows,
     BLOCK_M: tl.constexpr,
 ):
@@ -600,9 +614,9 @@ def _combine(
     row = place // num_q_heads
     h = place % num_q_heads
     row_valid = row < tl.load(cu_seqlens_q + num_seqs)
-    count = tl.load(partial_count + place, mask=row_valid, other=0)
-    count = tl.where(count > 1, count, 0)  # others have been stored by their one program
-    row_valid = count > 0
+    count = _own_splits(
+        tl.load(tiles_of_rows + place, mask=row_valid, other=0), total_tiles, num_sms, num_splits
+    )
     row_offsets = row.to(tl.int64)[:, None]
     head_offsets = h.to(tl.int64)[:, None]
     e_0 = 2 * tl.arange(0, 64)
@@ -613,7 +627,7 @@ def _combine(
     acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
     for split in tl.range(0, tl.max(count, 0)):
         partial_rows = tl.cast(split, tl.int64) * total_rows + place
-        score = tl.load(partial_lse + partial_rows, mask=split < count, other=float("-inf"))
+        score = tl.load(partial_lse + partial_rows, mask=row_valid & (split < count), other=float("-inf"))
         m_new = tl.maximum(m_i, score)
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
         alpha = tl.math.exp2(m_i - m_safe)
@@ -732,8 +746,7 @@ def launch(
     num_seqs = cu_seqlens_q.shape[0] - 1
     one_tile = max_seqlen_q <= block_q
     num_tiles_m = num_seqs if one_tile else q.shape[0] // block_q + num_seqs
-    num_sms = _num_sms(q.device)
-    measured = not config.get("num_splits")
+    num_sms = 2**27 if config.get("num_splits") else _num_sms(q.device)
     num_splits = config.get("num_splits") or _num_splits(
         triton.cdiv(max_seqlen_q, block_q) * k.shape[2],
         triton.cdiv(page_table.shape[1] * 32, config["BLOCK_N"]),
@@ -744,12 +757,12 @@ def launch(
     split = num_splits > 1
     partial_out = torch.empty([num_splits if split else 0, *out.shape], dtype=torch.float32, device=q.device)
     partial_lse = torch.empty(partial_out.shape[:-1], dtype=torch.float32, device=q.device)
-    partial_count = torch.empty([int(split), *out.shape[:-1]], dtype=torch.int32, device=q.device)
+    tiles_of_rows = torch.empty([int(split), *out.shape[:-1]], dtype=torch.int32, device=q.device)
     total_tiles = torch.zeros([int(split)], dtype=torch.int32, device=q.device)
     grid = (num_tiles_m * k.shape[2] * num_splits,)
     with torch.cuda.device_of(q):  # kernels launch on the current device; nothing to do for CPU tensors
         # how many tiles of keys there are to share
-        if measured and num_splits > 1:
+        if split:
             _attention_forward[(num_tiles_m * k.shape[2],)](
                 q,
                 k,
@@ -760,7 +773,7 @@ def launch(
                 v_scale,
                 partial_out,
                 partial_lse,
-                partial_count,
+                tiles_of_rows,
                 total_tiles,
                 cu_seqlens_q,
                 page_table,
@@ -807,7 +820,7 @@ def launch(
             v_scale,
             partial_out,
             partial_lse,
-            partial_count,
+            tiles_of_rows,
             total_tiles,
             cu_seqlens_q,
             page_table,
@@ -849,7 +862,8 @@ def launch(
             _combine[(triton.cdiv(rows, 16),)](
                 partial_out=partial_out,
                 partial_lse=partial_lse,
-                partial_count=partial_count,
+                tiles_of_rows=tiles_of_rows,
+                total_tiles=total_tiles,
                 out=out,
                 lse=lse,
                 cu_seqlens_q=cu_seqlens_q,
@@ -858,6 +872,8 @@ def launch(
                 stride_lh=lse.stride(-2),
                 num_q_heads=q.shape[1],
                 num_seqs=num_seqs,
+                num_splits=num_splits,
+                num_sms=num_sms,
                 total_rows=rows,
                 BLOCK_M=16,
                 num_warps=4,
@@ -865,7 +881,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::paged_int4_f078ea24c0d8", mutates_args=())
+@torch.library.custom_op("attngen::paged_int4_818513c9c44a", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1188,7 +1204,7 @@ def _append(
     tl.store(stored + c, ((low & 15) | ((high & 15) << 4)).to(tl.uint8), mask=2 * c < HEAD_DIM)
 
 
-@torch.library.custom_op("attngen::paged_int4_f078ea24c0d8_append", mutates_args=("cache", "scale"))
+@torch.library.custom_op("attngen::paged_int4_818513c9c44a_append", mutates_args=("cache", "scale"))
 def _append_rows(
     x: torch.Tensor,
     cache: torch.Tensor,

@@ -71,16 +71,13 @@ def arguments(module: Any, inputs: Any) -> list[Any]:
 def test_a_short_sequence_shares_its_own_keys() -> None:
     """The number of keys of each split follows the sequence, not the longest of the batch: 4 tiles for 4 programs."""
     spec = spec_of(16, splits=4)
-    _, partial_lse, counts = partial_results(spec, draw(spec, ((1, 64), (1, 640), (1, 40))))
-    assert counts[:, 0].tolist() == [4, 4, 3]  # three tiles
-    assert partial_lse[:, :2].isfinite().all()
-    assert partial_lse[:3, 2].isfinite().all()
-    assert partial_lse[3, 2].isnan().all()
+    partial_out, _ = partial_results(spec, draw(spec, ((1, 64), (1, 640))))
+    assert partial_out.isfinite().all()
 
 
-def partial_results(spec: Any, inputs: Any, **config: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(partial_out, partial_lse, partial_count) of a call: [splits, tokens, heads, columns], without the last, without the
-    first; NaN and -7 where no program has written."""
+def partial_results(spec: Any, inputs: Any, **config: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(partial_out, partial_lse) of a call, [splits, tokens, heads, columns] and without the last; NaN where no program has
+    written."""
     module, kept = build(spec), list[torch.Tensor]()
 
     def poisoned(shape: Any, *, dtype: Any, **more: Any) -> torch.Tensor:
@@ -90,26 +87,26 @@ def partial_results(spec: Any, inputs: Any, **config: int) -> tuple[torch.Tensor
     names = {name: getattr(torch, name) for name in dir(torch) if not name.startswith("__")}
     with patch.object(module, "torch", SimpleNamespace(**{**names, "empty": poisoned})):
         module.launch(*arguments(module, inputs), config=TILES | config)
-    partial_out, partial_lse, partial_count = kept
-    return partial_out, partial_lse, partial_count[0]
+    return kept[0], kept[1]
 
 
 # ---- lengths decide
 
 
-def splits_of(lengths: Any, spec: Any = None, **config: int) -> list[int]:
-    """The number of splits of each token of a decoding batch, by what its programs store; checked against the formula."""
+def splits_of(lengths: Any, spec: Any = None, *, width: int = 0, **config: int) -> list[int]:
+    """The number of splits of each token, by what programs store; checked against the formula. The table has `width` columns
+    more than it needs."""
     spec = spec or spec_of(16, splits="auto")
     inputs = draw(spec, lengths)
+    inputs["page_table"] = torch.nn.functional.pad(inputs["page_table"], (0, width), value=-1)
     check(spec, inputs, **config)
-    partial_out, partial_lse, counts = partial_results(spec, inputs, **config)
-    assert (counts == counts[:, :1]).all()  # of all heads
-    for token, count in enumerate(counts[:, 0].tolist()):
-        written = count if count > 1 else 0  # no partial results of rows with one program
-        assert partial_lse[:written, token].isnan().sum() == 0
-        assert partial_lse[written:, token].isnan().all()
-        assert partial_out[written:, token].isnan().all()
-    return counts[:, 0].tolist()
+    partial_out, partial_lse = partial_results(spec, inputs, **config)
+    written = ~partial_lse.isnan()
+    found = written.sum(0)[:, 0]
+    assert (written.sum(0) == found[:, None]).all()  # of all heads
+    assert (written == (torch.arange(len(written))[:, None, None] < found[:, None])).all()  # the first ones
+    assert partial_out[~written].isnan().all()
+    return found.tolist()
 
 
 def test_short_sequences_in_a_wide_table_have_one_split_and_a_long_one_has_many() -> None:
@@ -119,14 +116,10 @@ def test_short_sequences_in_a_wide_table_have_one_split_and_a_long_one_has_many(
 
 def test_lengths_and_not_the_width_of_the_table_decide() -> None:
     """Four equal sequences share 16 units with two heads: two each, but for the margin; alone, one has all of them."""
-    spec = spec_of(16, splits="auto")
     assert splits_of([(1, 320)] * 4) == [2] * 4  # 20 tiles, 11 for each unit
     assert splits_of([(1, 320)]) == [7]  # 3 tiles each
     assert splits_of([(1, 320)] * 16) == [1] * 16  # programs enough
-    wide = draw(spec, [(1, 320)] * 4)
-    table = torch.nn.functional.pad(wide["page_table"], (0, 500), value=-1)
-    _, _, counts = partial_results(spec, {**wide, "page_table": table})
-    assert counts.tolist() == [[2] * 4] * 4
+    assert splits_of([(1, 320)] * 4, width=500) == [2] * 4
 
 
 def test_keys_that_a_window_leaves_out_count_for_nothing() -> None:
@@ -290,12 +283,13 @@ def test_every_field_of_a_split_is_printed_or_refused() -> None:
     spec = spec_of(16, splits={"keys": 64})
     graph = schedule(spec)
     fold = graph.nodes["fold"]
-    other = graph.with_nodes({"fold": replace(fold, domain=replace(fold.domain, splits=Splits(keys=128)))})
-    assert render(other) != render(graph)
-    inputs = draw(spec, DECODE)
-    torch.testing.assert_close(interpret(other, inputs), interpret(graph, inputs), rtol=0, atol=1e-12)
+    for change in (Splits(keys=128), Splits(count=2)):
+        other = graph.with_nodes({"fold": replace(fold, domain=replace(fold.domain, splits=change))})
+        assert render(other) != render(graph)
+        inputs = draw(spec, DECODE)
+        torch.testing.assert_close(interpret(other, inputs), interpret(graph, inputs), rtol=0, atol=1e-12)
     for name, change in (
-        ("fold", {"domain": replace(fold.domain, splits=Splits(count=2))}),
+        ("fold", {"domain": replace(fold.domain, splits=Splits())}),  # nothing counts its tiles
         ("fold", {"level": "tile"}),
         ("combine", {"rows": "search"}),
         ("combine", {"program_axes": ("Hkv",)}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attngen.emit.cascade import PREFIX_TENSORS
 from attngen.emit.paged import table_tensors
 from attngen.emit.parts import attending
-from attngen.emit.split import counts, measures
+from attngen.emit.split import measures
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const, Expr
 from attngen.ir.graph import Graph
@@ -125,10 +125,9 @@ class Arguments:
         rows = [(t, f"*{self.stored_type(t)}", t) for t in (*self.tensors, "out")] + [("lse", "*fp32", "lse")]
         rows += [(n, "*fp32", n) for n in self.scale_names]
         rows += [(n, "*fp32", n) for n in ("partial_out", "partial_lse") if self.splits]
-        behind = self.pages is not None and self.pages.prefix
-        counted = ("partial_count", "*i32", "partial_count[1]" if behind else "partial_count")
-        rows += [counted] if counts(self.splits) else []
-        rows += [("total_tiles", "*i32", "total_tiles")] if measures(self.splits) else []
+        if measures(self.splits):  # first of prefixes
+            behind = self.pages is not None and self.pages.prefix
+            rows += [(n, "*i32", f"{n}[1:]" if behind else n) for n in ("tiles_of_rows", "total_tiles")]
         rows += [(c, f"*{TRITON[self.inputs[c].dtype]}", c) for c in self.captured]
         rows += [(n, "*i32", n) for n in self.length_tensors()]
         rows += self.dropout_arguments()

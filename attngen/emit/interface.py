@@ -11,7 +11,7 @@ from attngen.emit.faces import CapturedArgument, ForwardLaunch, Interface, Scala
 from attngen.emit.interface_backward import backward_face
 from attngen.emit.paged import queries_per_tile, tile_lines, torch_name
 from attngen.emit.parts import SMALLEST_TILE
-from attngen.emit.split import COUNTING, counts, measures, num_splits_lines
+from attngen.emit.split import COUNTING, measures, num_splits_lines
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const, Symbol
 from attngen.ir.graph import Graph
@@ -170,17 +170,18 @@ class _Forward(Arguments):
             values = self._values(FOR_PREFIXES)
             grid = "(prefix_programs * prefix_splits,)"
             found.insert(0, ForwardLaunch(comment, "", grid, values, "prefix_config"))
+        always = len(found) > 1  # what prefixes leave is merged even if it is one piece each
         counting = [
             ForwardLaunch(
                 f"how many tiles of keys {there} to share",
-                f"measured and {splits} > 1",
+                "" if always else "split",
                 f"({programs},)",
                 self._values({**instead, **COUNTING}),
                 config,
             )
-            for there, splits, programs, instead, config in (
-                ("there are", "num_splits", self._programs(), {}, "config"),
-                ("prefixes have", "prefix_splits", "prefix_programs", FOR_PREFIXES, "prefix_config"),
+            for there, programs, instead, config in (
+                ("there are", self._programs(), {}, "config"),
+                ("prefixes have", "prefix_programs", FOR_PREFIXES, "prefix_config"),
             )[: len(found)]
         ]
         return (*(counting if measures(self.splits) else ()), *found)
@@ -202,7 +203,8 @@ class _Forward(Arguments):
         """The argument list of the kernel that merges splits."""
         sink = [("sinks", "*fp32", "sinks")] if "sinks" in self.inputs else []
         rows = [(n, "*fp32", n) for n in ("partial_out", "partial_lse")]
-        rows += [("partial_count", "*i32", "partial_count")] if counts(self.splits) else []
+        if measures(self.splits):
+            rows += [(n, "*i32", n) for n in ("tiles_of_rows", "total_tiles")]
         rows += [
             ("out", "*io", "out"),
             ("lse", "*fp32", "lse"),
@@ -214,10 +216,11 @@ class _Forward(Arguments):
         rows += [("stride_sinks_0", "i32", "_stride(sinks, 0)")] if sink else []
         rows += [("num_q_heads", "i32", "q.shape[1]"), ("num_seqs", "i32", "num_seqs")]
         parts = "prefix_splits + num_splits" if self.pages and self.pages.prefix else "num_splits"
-        if not counts(self.splits):
+        if measures(self.splits):
+            rows += [(n, "i32", n) for n in ("prefix_splits", "num_splits") if n in parts]
+            rows += [("num_sms", "i32", "num_sms")]
+        else:
             rows += [("num_splits", "i32", parts)]
-        elif parts != "num_splits":
-            rows += [("prefix_splits", "i32", "prefix_splits")]
         rows += [("total_rows", "i32", "rows")]
         rows = rows if self.splits else []
         return {

@@ -122,8 +122,6 @@ def find_parts(graph: Graph) -> Parts:
 def forward_rules(graph: Graph, parts: Parts) -> dict[str, Rule]:
     """What each node of a forward has to be."""
     fold, score, split = parts.fold, parts.score, parts.combine is not None
-    partial = {"partial_out": "float32", "partial_lse": "float32"} if split else {}
-    partial |= {"partial_count": "int32"} if split and not (parts.splits and parts.splits.keys) else {}
     contract = score.operand if score else fold.element
     rules = {
         contract: rule(Contract, "precision", left="q_tile", right="k_tile", over="Dqk", axes=SCORES),
@@ -143,7 +141,7 @@ def forward_rules(graph: Graph, parts: Parts) -> dict[str, Rule]:
         "kernel": rule(
             Launch,
             "rows program_axes configs decode",
-            stores=tuple(f"store_{name}" for name in partial or ("out", "lse")),
+            stores=("store_partial_out", "store_partial_lse") if split else ("store_out", "store_lse"),
             tile_axis="Sq",
         ),
     }
@@ -169,12 +167,20 @@ def forward_rules(graph: Graph, parts: Parts) -> dict[str, Rule]:
     for name, dtype, axes in (("out", "io", (*ROWS, "Dv")), ("lse", "float32", ROWS)):
         rules[name] = rule(Finish, monoid="softmax", operand=result, result=name, axes=axes)
         rules[f"store_{name}"] = rule(Store, operand=name, name=name, dtype=dtype, axes=axes)
-    for name, dtype in partial.items():
-        rules[f"store_{name}"] = rule(Store, operand="fold", name=name, dtype=dtype, axes=ROWS)
+        part = f"partial_{name}"
+        if split:
+            rules[f"store_{part}"] = rule(Store, operand="fold", name=part, dtype="float32", axes=ROWS)
     if parts.splits == Splits():
-        rules["store_total_tiles"] = rule(Store, operand="fold", name="total_tiles", dtype="int32", axes=())
-        same = {name: getattr(parts.launch, name) for name in ("rows", "program_axes", "configs", "decode")}
-        rules["kernel_count"] = rule(Launch, stores=("store_total_tiles",), tile_axis="Sq", **same)
+        counts = {"tiles_of_rows": ROWS, "total_tiles": ()}
+        for name, axes in counts.items():
+            rules[f"store_{name}"] = rule(Store, operand="fold", name=name, dtype="int32", axes=axes)
+        same = ("rows", "program_axes", "configs", "decode")
+        rules["kernel_count"] = rule(
+            Launch,
+            stores=tuple(f"store_{name}" for name in counts),
+            tile_axis="Sq",
+            **{name: getattr(parts.launch, name) for name in same},
+        )
     if split:
         rules["combine"] = rule(
             Launch, "configs", stores=("store_out", "store_lse"), tile_axis="Sq", program_axes=("Hq",)

@@ -242,9 +242,7 @@ class Context:
     has_splits: bool
     has_prefix: bool  # groups of sequences share their first keys
     part: str  # which of a row's partial results a program stores
-    counts_splits: bool  # rows differ in how many they have
-    stores_whole_rows: bool  # where a row has but one program, that stores what a caller gets
-    counting: tuple[str, ...]  # what reads that number
+    counting: tuple[str, ...]  # how many a row has, where lengths decide it
     pieces: tuple[Piece, ...]
     combine_columns: tuple[str, ...]
     combine_rows: str

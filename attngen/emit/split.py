@@ -1,4 +1,4 @@
-"""A fold shared between programs: which tiles a program folds, how many share them, and what is merged."""
+"""A fold shared between programs: which tiles a program folds, how many programs share them, and what is merged."""
 
 from __future__ import annotations
 
@@ -10,49 +10,43 @@ from attngen.ir.nodes import Pages, Splits
 if TYPE_CHECKING:
     from attngen.emit.addresses import Hull
 
-MARGIN = 11, 10  # FlashAttention counts 10 % more tiles than there are
 COUNTING = {"num_splits": "1", "COUNT": "True"}  # what the launch that counts tiles passes
 
 
 def split_lines(splits: Splits, hull: Hull) -> tuple[str, ...]:
-    """Statements that leave ``split_first`` and ``split_end``, the tiles of a program's split, and of splits of no fixed size
-    ``own_splits``, how many this tile of rows has; programs past them leave.
+    """Statements that leave ``split_first`` and ``split_end``: the tiles of a program's split.
 
     Splits of a fixed size count from key 0, so that nothing but the request decides which keys are summed together. Others
-    share what these rows have: their own keys decide, not the longest sequence of the batch. Where no number is given, a
-    split has as many tiles as a multiprocessor gets when all tiles of all programs are dealt out, as in FlashAttention
-    (hopper/flash_prepare_scheduler.cu); there by the lengths of sequences, here by what the mask leaves of them.
+    share what these rows have: their own keys decide, not the longest sequence of the batch. Where no number is given, these
+    also decide how many splits there are, and programs past them leave.
     """
     if splits.keys:
         size = f"({splits.keys} // BLOCK_N)"
         return (f"split_first = split * {size}", f"split_end = split_first + {size}")
     first = f"{hull.begin} // BLOCK_N" if hull.begin else "0"
     count = f"tl.cdiv({hull.end}, BLOCK_N)"
-    measured = measures(splits)
-    wanted = "tl.cdiv(num_tiles, share)" if measured else "num_tiles"
-    more, of = MARGIN
-    counting = (
-        "if COUNT:  # a launch before: how many tiles of keys there are to share",
-        "    tl.atomic_add(total_tiles, num_tiles)",
-        "    return",
-    )
-    sharing = (
-        f"    share = tl.cdiv(tl.load(total_tiles).to(tl.int64) * {more}, num_sms * {of})",
-        "    share = tl.maximum(share, 1).to(tl.int32)",
-    )
     return (
-        f"num_tiles = tl.maximum({f'{count} - {first}' if hull.begin else count}, 0)",
-        *(counting if measured else ()),
-        "own_splits = num_splits",
-        "if SPLIT:",
-        *(sharing if measured else ()),
-        f"    own_splits = tl.maximum(tl.minimum({wanted}, num_splits), 1)",
-        "    if split >= own_splits:",
-        "        return",
-        "split_tiles = tl.cdiv(num_tiles, own_splits)",
+        f"num_tiles = {f'{count} - {first}' if hull.begin else count}",
+        *(_COUNTED if measures(splits) else ()),
+        f"split_tiles = tl.cdiv(num_tiles, {'own_splits' if measures(splits) else 'num_splits'})",
         f"split_first = {f'{first} + ' if hull.begin else ''}split * split_tiles",
         "split_end = split_first + split_tiles",
     )
+
+
+_COUNTED = (
+    "num_tiles = tl.maximum(num_tiles, 0)",
+    "if COUNT:  # a launch before: how many tiles of keys there are to share",
+    "    count_rows = (tl.cast(q_start, tl.int64) + row) * num_q_heads + h",
+    "    tl.store(tiles_of_rows + count_rows, num_tiles, mask=row_valid)",
+    "    tl.atomic_add(total_tiles, num_tiles)",
+    "    return",
+    "own_splits = num_splits",
+    "if SPLIT:",
+    "    own_splits = _own_splits(num_tiles, total_tiles, num_sms, num_splits)",
+    "    if split >= own_splits:",
+    "        return",
+)
 
 
 def measures(splits: Splits | None) -> bool:
@@ -60,30 +54,24 @@ def measures(splits: Splits | None) -> bool:
     return splits == Splits()
 
 
-def counts(splits: Splits | None) -> bool:
-    """Whether rows differ in their number of splits."""
-    return splits is not None and not splits.keys
-
-
 def merged(splits: Splits | None, *, prefix: bool) -> tuple[tuple[str, ...], tuple[Piece, ...]]:
-    """Statements of the merging kernel, and the partial results that it adds up.
-
-    Rows whose one program has stored their result are left alone; with a prefix there is always more than one.
-    """
-    if splits is None or splits.keys:
+    """Statements of the merging kernel, and the partial results that it adds up."""
+    if not measures(splits):
         return (), (Piece("0", "num_splits", "row_valid"),)
-    load = "tl.load(partial_count + {}, mask=row_valid, other=0)"
-    found = Piece("0", "tl.max(count, 0)", "split < count")
+    splits_of = (
+        "{} = _own_splits(tl.load(tiles_of_rows + {}, mask=row_valid, other=0), {}, num_sms, {})".format
+    )
+    found = Piece("0", "tl.max(count, 0)", "row_valid & (split < count)")
     if not prefix:
-        return (
-            f"count = {load.format('place')}",
-            "count = tl.where(count > 1, count, 0)  # others have been stored by their one program",
-            "row_valid = count > 0",
-        ), (found,)
-    own = Piece("prefix_splits", "prefix_splits + tl.max(own_count, 0)", "split - prefix_splits < own_count")
+        return (splits_of("count", "place", "total_tiles", "num_splits"),), (found,)
+    own = Piece(
+        "prefix_splits",
+        "prefix_splits + tl.max(own_count, 0)",
+        "row_valid & (split - prefix_splits < own_count)",
+    )
     return (
-        f"count = {load.format('place')}",
-        f"own_count = {load.format('total_rows + place')}",
+        splits_of("count", "place", "total_tiles", "prefix_splits"),
+        splits_of("own_count", "total_rows + place", "total_tiles + 1", "num_splits"),
     ), (found, own)
 
 
@@ -115,14 +103,11 @@ def without_splits(splits: Splits, config: str = "config") -> tuple[str, ...]:
 
 
 def num_splits_lines(splits: Splits, pages: Pages, heads: str) -> tuple[str, ...]:
-    """Statements of the launcher that leave ``num_splits`` and ``split``; and ``measured``, whether lengths decide how many
-    there are: a schedule may ask for a number, as far as there are tiles. ``heads`` programs share the keys of a row."""
-    measuring = (
-        "num_sms = _num_sms(q.device)",
-        'measured = not config.get("num_splits")',
-    )
+    """Statements of the launcher that leave ``num_splits`` and ``split``. ``heads`` programs share the keys of a row."""
+    # a schedule that asks for a number gets it, where there are tiles: as if there were units for all of them
+    units = 'num_sms = 2**27 if config.get("num_splits") else _num_sms(q.device)'
     return (
-        *(measuring if measures(splits) else ()),
+        *((units,) if measures(splits) else ()),
         f"num_splits = {num_splits(splits, pages, f'triton.cdiv(max_seqlen_q, block_q) * {heads}')}",
         *without_splits(splits),
         *(("split = True",) if splits.keys or pages.prefix else ("split = num_splits > 1",)),

@@ -9,7 +9,7 @@ from attngen.ir.graph import Graph
 from attngen.ir.nodes import Config, Fold, Launch, Node, Splits, Store
 from attngen.passes.schedules import within_split
 
-PARTIAL = {"partial_out": "float32", "partial_lse": "float32"}
+PARTIAL = ("partial_out", "partial_lse")
 _WIDE = 256  # columns of V: rows of more need the registers of twice as many threads
 
 
@@ -18,8 +18,7 @@ class Split:
     """Needs: a scheduled graph. Leaves: folds whose domain asks for splits cut across programs; one kernel stores partial
     results in fp32, another merges them, then the sink, and stores what the first one stored before.
 
-    Splits of no fixed size differ in number from row to row, so the first kernel also stores that. Where lengths decide it,
-    a launch before counts the tiles of keys that all programs have to fold.
+    Where lengths decide how many splits there are, a launch before counts the tiles of keys of each row, and of all programs.
     """
 
     name: str = "split"
@@ -35,10 +34,8 @@ class Split:
 
 def _cut(graph: Graph, name: str, fold: Fold, splits: Splits) -> Graph:
     kernel, launch = graph.only(Launch)
-    stored = PARTIAL if splits.keys else {**PARTIAL, "partial_count": "int32"}
     parts: dict[str, Node] = {
-        f"store_{part}": Store(operand=name, name=part, dtype=dtype, axes=fold.axes)
-        for part, dtype in stored.items()
+        f"store_{part}": Store(operand=name, name=part, dtype="float32", axes=fold.axes) for part in PARTIAL
     }
     first = replace(launch, stores=tuple(parts))
     if splits.keys:  # one schedule for all calls, since tiles decide the order of sums
@@ -49,6 +46,9 @@ def _cut(graph: Graph, name: str, fold: Fold, splits: Splits) -> Graph:
     last = Launch(stores=launch.stores, tile_axis=launch.tile_axis, program_axes=("Hq",), configs=merging)
     cut = replace(fold, level="split", carrier="buffer")
     if splits == Splits():
-        parts["store_total_tiles"] = Store(operand=name, name="total_tiles", dtype="int32", axes=())
-        parts["kernel_count"] = replace(launch, stores=("store_total_tiles",))
+        counts = {
+            f"store_{number}": Store(operand=name, name=number, dtype="int32", axes=axes)
+            for number, axes in (("tiles_of_rows", fold.axes), ("total_tiles", ()))
+        }
+        parts |= {**counts, "kernel_count": replace(launch, stores=tuple(counts))}
     return graph.with_nodes({**parts, name: cut, kernel: first, "combine": last})

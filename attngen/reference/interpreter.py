@@ -501,9 +501,8 @@ def _store(run: _Run, name: str, node: Store) -> Tensor:
         fold = run.graph.nodes[node.operand]
         assert isinstance(fold, Fold)
         splits = _splits(run, fold)
-        numbers = {"partial_count": len(splits), "total_tiles": sum(len(tiles) for tiles in splits)}
-        if node.name in numbers:
-            return torch.full([run.size(axis) for axis in node.axes], numbers[node.name])
+        if node.name in ("tiles_of_rows", "total_tiles"):
+            return torch.full([run.size(axis) for axis in node.axes], sum(len(tiles) for tiles in splits))
         return value.acc if node.name == "partial_out" else value.m
     size = run.graph.axis(node.axes[-1]).size
     return value[..., : int(size.value)] if isinstance(size, ex.Const) else value

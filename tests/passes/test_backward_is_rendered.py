@@ -48,6 +48,13 @@ FORWARD: dict[str, dict[str, Any]] = {
     "sinks": {"layout": "bhsd", "score": "3 * tanh(s / 3)", "sinks": True},
     "pages": {"layout": "thd", "cache": CACHE, "dtype": "bfloat16"},
     "splits": {"layout": "thd", "cache": CACHE, "splits": 4, "dtype": "bfloat16"},
+    "splits by lengths": {"layout": "thd", "cache": CACHE, "splits": "auto", "dtype": "bfloat16"},
+    "splits of keys": {"layout": "thd", "cache": CACHE, "splits": {"keys": 64}, "dtype": "bfloat16"},
+    "csr, sinks": {"cache": {**CACHE, "table": "csr"}, "splits": "auto", "sinks": True, "dtype": "float16"},
+    "int4": {"cache": {**CACHE, "dtype": "int4"}, "dtype": "bfloat16"},
+    "fp8 per head": {"cache": {**CACHE, "dtype": "float8_e5m2", "scales": "per_head"}, "dtype": "bfloat16"},
+    "prefix": {"cache": {**CACHE, "prefix": "shared"}, "splits": "auto", "dtype": "bfloat16"},
+    "pages by head": {"cache": CACHE, "mask": "j <= i and i - j < 8 + h", "dtype": "bfloat16"},
 }
 
 
