@@ -10,6 +10,7 @@ from attngen.ir import expr as ex
 from attngen.ir.expr import Const, Expr, Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import (
+    Config,
     Contract,
     Finish,
     Fold,
@@ -222,6 +223,12 @@ def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
         "splits leave partial results in fp32, merged in rows of 16": (
             parts.combine is None or _merges(parts.combine)
         ),
+        "schedules say nothing that the forward kernels do not do": all(
+            not (config.merged or config.apart or (searched and config.use_descriptors))
+            for of in (parts.launch.configs, parts.launch.decode)
+            for _, choices in of
+            for config in choices
+        ),
         "q and k come in the same chunks": (
             (parts.q.columns, parts.q.chunks) == (parts.k.columns, parts.k.chunks)
         ),
@@ -249,5 +256,6 @@ def _fit(parts: Parts, splits: Splits) -> bool:
 
 
 def _merges(combine: Launch) -> bool:
-    [(_, [config, *_]), *others] = combine.configs
-    return not others and (config.block_m, config.block_n) == (16, 16)
+    [(_, [config, *more]), *others] = combine.configs
+    taken = Config(block_m=16, block_n=16, num_warps=config.num_warps, num_stages=2)
+    return not more and not others and config == taken

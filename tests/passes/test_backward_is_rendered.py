@@ -81,6 +81,7 @@ def edits(graph: Graph, node: Node, field: Field[Any]) -> Iterator[Any]:
         yield from ("strided", Pages(size=64, table="dense"))
     elif field.name in ("configs", "decode"):
         yield (("default", (Config(block_m=16, block_n=16, num_warps=1, num_stages=1),)),)
+        yield from other_schedules(value) if "dq" not in graph.nodes else ()
     elif isinstance(value, tuple):
         more = {"at": Const(0), "chunks": (64, 16)}.get(field.name, "Dv")
         yield from (value[::-1], value[1:], (*value, more))
@@ -88,6 +89,16 @@ def edits(graph: Graph, node: Node, field: Field[Any]) -> Iterator[Any]:
             yield (*value[:-1], ex.apply("sub", value[-1], Const(1)))
     else:
         yield from other_values(value)
+
+
+def other_schedules(configs: Any) -> Iterator[Any]:
+    """Each field of the first schedule changed, the others kept."""
+    if configs:
+        [(target, [config, *more]), *others] = configs
+        for field in fields(config):
+            was = getattr(config, field.name)
+            other = replace(config, **{field.name: not was if isinstance(was, bool) else 2 * was})
+            yield ((target, (other, *more)), *others)
 
 
 def other_values(value: Any) -> Iterator[Any]:
