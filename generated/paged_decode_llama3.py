@@ -354,7 +354,7 @@ def _attention_forward(
     num_tiles = tl.cdiv(hull_end, BLOCK_N)
     num_tiles = tl.maximum(num_tiles, 0)
     if COUNT:  # a launch before: how many tiles of keys there are to share
-        count_rows = (tl.cast(q_start, tl.int64) + row) * num_q_heads + h
+        count_rows = tl.cast(q_start, tl.int64) * num_q_heads + (row * num_q_heads + h)
         tl.store(tiles_of_rows + count_rows, num_tiles, mask=row_valid)
         tl.atomic_add(total_tiles, num_tiles)
         return
@@ -448,7 +448,7 @@ def _attention_forward(
 
     # several programs share these rows: what this one found, for `_combine`; no score of a split without keys
     if SPLIT:
-        partial_rows = (tl.cast(split, tl.int64) * total_q + q_start + row) * num_q_heads + h
+        partial_rows = (tl.cast(split, tl.int64) * total_q + q_start) * num_q_heads + (row * num_q_heads + h)
         tl.store(partial_lse + partial_rows, m_i + tl.log2(l_i), mask=row_valid)
         inverse = 1.0 / tl.where(l_i == 0.0, 1.0, l_i)
         filled = row_valid & (l_i > 0.0)

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest db2177c8fec6f2a9d4edcbb3656a0f3c95f1353ea344a5251d722ebf16fe6fe2. Needs torch and triton, nothing else.
+Digest a1bfd336c8294a9d0354f24214c631e81e03c2732d6b127fc6bb49c074bfb5a7. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "splits": "auto"
 }
 """)
-DIGEST = "db2177c8fec6f2a9d4edcbb3656a0f3c95f1353ea344a5251d722ebf16fe6fe2"
+DIGEST = "a1bfd336c8294a9d0354f24214c631e81e03c2732d6b127fc6bb49c074bfb5a7"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -97,8 +97,8 @@ MANIFEST = json.loads(r"""
     "sm_90/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "sm_100/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "sm_120/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
-    "gfx942/16": [{"BLOCK_M": 16, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-    "gfx950/16": [{"BLOCK_M": 16, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
+    "gfx942/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 2, "num_stages": 2}],
+    "gfx950/16": [{"BLOCK_M": 16, "BLOCK_N": 256, "num_warps": 4, "num_stages": 1}],
     "sm_80/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
     "sm_86/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
     "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
@@ -374,7 +374,7 @@ def _attention_forward(
     num_tiles = tl.cdiv(hull_end, BLOCK_N)
     num_tiles = tl.maximum(num_tiles, 0)
     if COUNT:  # a launch before: how many tiles of keys there are to share
-        count_rows = (tl.cast(q_start, tl.int64) + row) * num_q_heads + h
+        count_rows = tl.cast(q_start, tl.int64) * num_q_heads + (row * num_q_heads + h)
         tl.store(tiles_of_rows + count_rows, num_tiles, mask=row_valid)
         tl.atomic_add(total_tiles, num_tiles)
         return
@@ -502,7 +502,7 @@ def _attention_forward(
 
     # several programs share these rows: what this one found, for `_combine`; no score of a split without keys
     if SPLIT:
-        partial_rows = (tl.cast(split, tl.int64) * total_q + q_start + row) * num_q_heads + h
+        partial_rows = (tl.cast(split, tl.int64) * total_q + q_start) * num_q_heads + (row * num_q_heads + h)
         tl.store(partial_lse + partial_rows, m_i + tl.log2(l_i), mask=row_valid)
         inverse = 1.0 / tl.where(l_i == 0.0, 1.0, l_i)
         filled = row_valid & (l_i > 0.0)
@@ -804,7 +804,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::paged_int8_db2177c8fec6", mutates_args=())
+@torch.library.custom_op("attngen::paged_int8_a1bfd336c829", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1123,7 +1123,7 @@ def _append(
     tl.store(stored + d, value.to(cache.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("attngen::paged_int8_db2177c8fec6_append", mutates_args=("cache", "scale"))
+@torch.library.custom_op("attngen::paged_int8_a1bfd336c829_append", mutates_args=("cache", "scale"))
 def _append_rows(
     x: torch.Tensor,
     cache: torch.Tensor,

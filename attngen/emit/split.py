@@ -37,7 +37,7 @@ def split_lines(splits: Splits, hull: Hull) -> tuple[str, ...]:
 _COUNTED = (
     "num_tiles = tl.maximum(num_tiles, 0)",
     "if COUNT:  # a launch before: how many tiles of keys there are to share",
-    "    count_rows = (tl.cast(q_start, tl.int64) + row) * num_q_heads + h",
+    "    count_rows = tl.cast(q_start, tl.int64) * num_q_heads + (row * num_q_heads + h)",
     "    tl.store(tiles_of_rows + count_rows, num_tiles, mask=row_valid)",
     "    tl.atomic_add(total_tiles, num_tiles)",
     "    return",
