@@ -840,6 +840,10 @@ def _check_lengths(
     shaped = cu_seqlens.dim() == 1 and cu_seqlens.shape[0] >= 1 and cu_seqlens.is_contiguous()
     _expect(shaped, f"{name}: expected a contiguous [B + 1], got shape {tuple(cu_seqlens.shape)}")
     _expect(cu_seqlens.device == like.device, f"{name}: is on {cu_seqlens.device}, q is on {like.device}")
+    if not isinstance(longest, int | torch.SymInt):  # a tensor's value would be waited for
+        raise TypeError(
+            f"paged_fp8: {name.replace('cu', 'max').replace('lens', 'len')}: expected an int, got {type(longest).__name__}"
+        )
     if _readable(cu_seqlens):
         lengths = cu_seqlens.diff()
         _expect(int(cu_seqlens[0]) == 0, f"{name}: must start at 0, starts at {int(cu_seqlens[0])}")
@@ -857,8 +861,8 @@ def _check_lengths(
         )
 
 
-def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, columns: int) -> None:
-    """A cache: right dtype, q's device, right page size and columns, last dimension contiguous."""
+def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, columns: int, of: str = "q") -> None:
+    """A cache: right dtype, the device of `like` (argument `of`), right page size and columns, last dimension contiguous."""
     if not isinstance(cache, torch.Tensor):
         raise TypeError(f"paged_fp8: {name}: expected a tensor, got {type(cache).__name__}")
     _expect(
@@ -868,7 +872,7 @@ def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, columns: in
     _expect(
         cache.dtype == torch.float8_e4m3fn, f"{name}: expected dtype torch.float8_e4m3fn, got {cache.dtype}"
     )
-    _expect(cache.device == like.device, f"{name}: is on {cache.device}, q is on {like.device}")
+    _expect(cache.device == like.device, f"{name}: is on {cache.device}, {of} is on {like.device}")
     _expect(
         cache.shape[-1] == columns,
         f"{name}: expected {columns} in its last dimension, got shape {tuple(cache.shape)}",
@@ -887,14 +891,14 @@ def _check_float8(device: torch.device) -> None:
         )
 
 
-def _check_scale(name: str, scale: torch.Tensor, shape: tuple, like: torch.Tensor) -> None:
-    """A float32 tensor of scales on q's device."""
+def _check_scale(name: str, scale: torch.Tensor, shape: tuple, like: torch.Tensor, of: str = "q") -> None:
+    """A float32 tensor of scales on the device of `like` (argument `of`)."""
     if not isinstance(scale, torch.Tensor):
         raise TypeError(f"paged_fp8: {name}: expected a float32 tensor, got {type(scale).__name__}")
     _expect(scale.dtype == torch.float32, f"{name}: expected dtype torch.float32, got {scale.dtype}")
     fits = tuple(scale.shape) == shape or (shape == () and tuple(scale.shape) == (1,))
     _expect(fits, f"{name}: expected shape {shape}, got {tuple(scale.shape)}")
-    _expect(scale.device == like.device, f"{name}: is on {scale.device}, q is on {like.device}")
+    _expect(scale.device == like.device, f"{name}: is on {scale.device}, {of} is on {like.device}")
     spread = scale.dim() == 3 or scale.is_contiguous()
     _expect(spread, f"{name}: must be contiguous, strides are {scale.stride()}")
     if scale.dim() < 3 and _readable(scale):
@@ -1164,15 +1168,27 @@ def append_kv(
         f"slot_mapping: expected a contiguous int32 or int64 [T], got {slot_mapping.dtype} {tuple(slot_mapping.shape)}",
     )
     num_pages = k_cache.shape[0]
-    _check_cache("k_cache", k_cache, k, 128)
+    _check_cache("k_cache", k_cache, k, 128, "k")
     _check_rows("k", k, k_cache, slot_mapping)
-    _check_cache("v_cache", v_cache, k, 128)
+    _check_cache("v_cache", v_cache, k, 128, "k")
     _check_rows("v", v, v_cache, slot_mapping)
     _expect(v.dtype == k.dtype, f"v: dtype {v.dtype} differs from k's {k.dtype}")
     same = v_cache.shape[:-1] == k_cache.shape[:-1]
     _expect(same, f"v_cache: shape {tuple(v_cache.shape)} does not go with k_cache's {tuple(k_cache.shape)}")
-    _check_scale("k_scale", k_scale, (k_cache.shape[2],), k)
-    _check_scale("v_scale", v_scale, (k_cache.shape[2],), k)
+    _check_scale("k_scale", k_scale, (k_cache.shape[2],), k, "k")
+    _check_scale("v_scale", v_scale, (k_cache.shape[2],), k, "k")
+    for name, cache in (
+        ("k_cache", k_cache),
+        ("v_cache", v_cache),
+        ("k_scale", k_scale),
+        ("v_scale", v_scale),
+    ):
+        apart = all(step > 0 or size == 1 for step, size in zip(cache.stride(), cache.shape))
+        _expect(
+            apart, f"{name}: written in place, its slots must not share memory; strides are {cache.stride()}"
+        )
+    if not isinstance(interleaved, bool):
+        raise TypeError(f"paged_fp8: interleaved: expected True or False, got {interleaved!r}")
     if _readable(slot_mapping):
         inside = bool((slot_mapping < num_pages * 16).all())
         _expect(inside, f"slot_mapping: a slot lies outside the cache's {num_pages} pages of 16")

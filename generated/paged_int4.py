@@ -978,6 +978,10 @@ def _check_lengths(
     shaped = cu_seqlens.dim() == 1 and cu_seqlens.shape[0] >= 1 and cu_seqlens.is_contiguous()
     _expect(shaped, f"{name}: expected a contiguous [B + 1], got shape {tuple(cu_seqlens.shape)}")
     _expect(cu_seqlens.device == like.device, f"{name}: is on {cu_seqlens.device}, q is on {like.device}")
+    if not isinstance(longest, int | torch.SymInt):  # a tensor's value would be waited for
+        raise TypeError(
+            f"paged_int4: {name.replace('cu', 'max').replace('lens', 'len')}: expected an int, got {type(longest).__name__}"
+        )
     if _readable(cu_seqlens):
         lengths = cu_seqlens.diff()
         _expect(int(cu_seqlens[0]) == 0, f"{name}: must start at 0, starts at {int(cu_seqlens[0])}")
@@ -995,8 +999,8 @@ def _check_lengths(
         )
 
 
-def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, columns: int) -> None:
-    """A cache: right dtype, q's device, right page size and columns, last dimension contiguous."""
+def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, columns: int, of: str = "q") -> None:
+    """A cache: right dtype, the device of `like` (argument `of`), right page size and columns, last dimension contiguous."""
     if not isinstance(cache, torch.Tensor):
         raise TypeError(f"paged_int4: {name}: expected a tensor, got {type(cache).__name__}")
     _expect(
@@ -1004,7 +1008,7 @@ def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, columns: in
         f"{name}: expected 4 dimensions, [num_pages, 32, Hkv, 64], got shape {tuple(cache.shape)}",
     )
     _expect(cache.dtype == torch.uint8, f"{name}: expected dtype torch.uint8, got {cache.dtype}")
-    _expect(cache.device == like.device, f"{name}: is on {cache.device}, q is on {like.device}")
+    _expect(cache.device == like.device, f"{name}: is on {cache.device}, {of} is on {like.device}")
     _expect(
         cache.shape[-1] == columns,
         f"{name}: expected {columns} in its last dimension, got shape {tuple(cache.shape)}",
@@ -1015,14 +1019,14 @@ def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, columns: in
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {cache.stride()}")
 
 
-def _check_scale(name: str, scale: torch.Tensor, shape: tuple, like: torch.Tensor) -> None:
-    """A float32 tensor of scales on q's device."""
+def _check_scale(name: str, scale: torch.Tensor, shape: tuple, like: torch.Tensor, of: str = "q") -> None:
+    """A float32 tensor of scales on the device of `like` (argument `of`)."""
     if not isinstance(scale, torch.Tensor):
         raise TypeError(f"paged_int4: {name}: expected a float32 tensor, got {type(scale).__name__}")
     _expect(scale.dtype == torch.float32, f"{name}: expected dtype torch.float32, got {scale.dtype}")
     fits = tuple(scale.shape) == shape or (shape == () and tuple(scale.shape) == (1,))
     _expect(fits, f"{name}: expected shape {shape}, got {tuple(scale.shape)}")
-    _expect(scale.device == like.device, f"{name}: is on {scale.device}, q is on {like.device}")
+    _expect(scale.device == like.device, f"{name}: is on {scale.device}, {of} is on {like.device}")
     spread = scale.dim() == 3 or scale.is_contiguous()
     _expect(spread, f"{name}: must be contiguous, strides are {scale.stride()}")
     if scale.dim() < 3 and _readable(scale):
@@ -1304,15 +1308,27 @@ def append_kv(
         f"slot_mapping: expected a contiguous int32 or int64 [T], got {slot_mapping.dtype} {tuple(slot_mapping.shape)}",
     )
     num_pages = k_cache.shape[0]
-    _check_cache("k_cache", k_cache, k, 64)
+    _check_cache("k_cache", k_cache, k, 64, "k")
     _check_rows("k", k, k_cache, slot_mapping)
-    _check_cache("v_cache", v_cache, k, 64)
+    _check_cache("v_cache", v_cache, k, 64, "k")
     _check_rows("v", v, v_cache, slot_mapping)
     _expect(v.dtype == k.dtype, f"v: dtype {v.dtype} differs from k's {k.dtype}")
     same = v_cache.shape[:-1] == k_cache.shape[:-1]
     _expect(same, f"v_cache: shape {tuple(v_cache.shape)} does not go with k_cache's {tuple(k_cache.shape)}")
-    _check_scale("k_scale", k_scale, tuple(k_cache.shape[:-1]), k)
-    _check_scale("v_scale", v_scale, tuple(k_cache.shape[:-1]), k)
+    _check_scale("k_scale", k_scale, tuple(k_cache.shape[:-1]), k, "k")
+    _check_scale("v_scale", v_scale, tuple(k_cache.shape[:-1]), k, "k")
+    for name, cache in (
+        ("k_cache", k_cache),
+        ("v_cache", v_cache),
+        ("k_scale", k_scale),
+        ("v_scale", v_scale),
+    ):
+        apart = all(step > 0 or size == 1 for step, size in zip(cache.stride(), cache.shape))
+        _expect(
+            apart, f"{name}: written in place, its slots must not share memory; strides are {cache.stride()}"
+        )
+    if not isinstance(interleaved, bool):
+        raise TypeError(f"paged_int4: interleaved: expected True or False, got {interleaved!r}")
     if _readable(slot_mapping):
         inside = bool((slot_mapping < num_pages * 32).all())
         _expect(inside, f"slot_mapping: a slot lies outside the cache's {num_pages} pages of 32")

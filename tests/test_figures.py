@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import yaml
 from attngen.generate import generate_to_cache
 from attngen.inspect.report import KernelReport, LoopReport, inspect_modules
 from attngen.spec import load_spec
-from attngen.target.requests import manifest
+from attngen.target.compile import compile_many
+from attngen.target.requests import manifest, requests
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -109,6 +111,27 @@ def test_merging_splits_needs_no_spills(spec):
         kernels=["_combine"],
     )
     assert [(r.compiled.error, r.compiled.spill_bytes) for r in reports] == [("", 0)] * 4
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("spec", PAGED)
+def test_appending_and_counting_compile_without_spills(spec, target):
+    """The kernel that writes new keys, rotated (NeoX and interleaved) or as they are, and the launch that counts tiles."""
+    if (spec, target) in UNKNOWN_FORMATS:
+        pytest.skip("no such format")
+    found = requests(ROOT / "generated" / f"{spec}.py", target, "bfloat16")
+    asked = [
+        replace(r, constexprs={**r.constexprs, "ROTARY": rotary, "INTERLEAVED": interleaved})
+        for r in found
+        if r.kernel == "_append"
+        for rotary, interleaved in ((0, False), (64, False), (64, True))
+    ]
+    asked += [
+        replace(r, constexprs={**r.constexprs, "COUNT": True}) for r in found if "COUNT" in r.constexprs
+    ]
+    assert len(asked) >= 3
+    reports = compile_many(asked)
+    assert [(r.error, r.spill_bytes) for r in reports] == [("", 0)] * len(asked)
 
 
 MOST_BYTES = 1.1  # per key, of what must be read

@@ -157,6 +157,7 @@ class Interface:
     cache_head: int
     append_arguments: tuple[str, ...]
     caches: str
+    written: tuple[str, ...]  # caches and scales that an append writes
     k_scale_given: str
     v_scale_given: str
     page_size: int

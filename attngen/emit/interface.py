@@ -105,6 +105,7 @@ class _Forward(Arguments):
                 "cache_head": 0,
                 "append_arguments": (),
                 "caches": "",
+                "written": (),
                 "k_scale_given": "",
                 "v_scale_given": "",
                 "page_size": 0,
@@ -291,6 +292,7 @@ class _Forward(Arguments):
             "cache_head": layout.index("h"),
             "append_arguments": tuple(f"{n}: torch.Tensor" for n in (*rows, *(self.host(t) for t in rows))),
             "caches": ", ".join(self.host(t) for t in rows),
+            "written": (*(self.host(t) for t in rows), *self.scale_names),
             "k_scale_given": "k_scale" if self.scale_names else "None",
             "v_scale_given": "v_scale" if self.scale_names else "None",
         }

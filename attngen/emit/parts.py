@@ -28,6 +28,7 @@ from attngen.ir.nodes import (
 )
 
 SMALLEST_TILE = 16  # rows
+LAYOUTS = ({"bshd"}, {"bhsd"}, {"thd"}, {"thd", "pshd"}, {"thd", "phsd"})  # of q, k and v together
 ROWS = ("B", "Hq", "Sq")
 SCORES = (*ROWS, "Sk")
 _THRESHOLD, _NUMBERS = Symbol("dropout_threshold"), Const(65536)
@@ -208,6 +209,7 @@ def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
             and searched == (parts.pages is not None)
         ),
         "where sequences begin goes with the layout": parts.packed == ("t" in tensors["q"].layout),
+        "layouts are those that launchers know": {x.layout for x in tensors.values()} in LAYOUTS,
         "programs of kv heads plan for all of their query heads": (
             not parts.heads_in_rows or "h" not in planned
         ),
