@@ -410,9 +410,10 @@ def _attention_forward(
         p = tl.math.exp2(qk * factor - m_safe[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
         if SAME_STRIDES:
-            v_rows = (v_base + key_places)[:, None]
+            v_places = key_places
         else:
-            v_rows = (v_base + pages * stride_vp + slots * stride_vs)[:, None]
+            v_places = pages * stride_vp + slots * stride_vs
+        v_rows = (v_base + v_places)[:, None]
         v_0 = tl.load(v_rows + v_offsets_0).to(q.dtype.element_ty)
         acc_0 = tl.dot(p.to(v_0.dtype), v_0, acc_0, input_precision="ieee")
 
@@ -440,9 +441,10 @@ def _attention_forward(
         p = tl.math.exp2(qk * factor - m_safe[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
         if SAME_STRIDES:
-            v_rows = (v_base + key_places)[:, None]
+            v_places = key_places
         else:
-            v_rows = (v_base + pages * stride_vp + slots * stride_vs)[:, None]
+            v_places = pages * stride_vp + slots * stride_vs
+        v_rows = (v_base + v_places)[:, None]
         v_0 = tl.load(v_rows + v_offsets_0, mask=key_valid, other=0.0).to(q.dtype.element_ty)
         acc_0 = tl.dot(p.to(v_0.dtype), v_0, acc_0, input_precision="ieee")
 

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest f4ffa6e81096a46afdcfb9b6e59f43b80437107958068a28bc083ad8c845b580. Needs torch and triton, nothing else.
+Digest 9d2bf1167d2c69de226cbafecd49c4e00e14f02c4ed8f5e3dc886b5717165dc3. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "splits": "auto"
 }
 """)
-DIGEST = "f4ffa6e81096a46afdcfb9b6e59f43b80437107958068a28bc083ad8c845b580"
+DIGEST = "9d2bf1167d2c69de226cbafecd49c4e00e14f02c4ed8f5e3dc886b5717165dc3"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -95,7 +95,7 @@ MANIFEST = json.loads(r"""
     "sm_86/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "sm_89/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "sm_90/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
-    "sm_100/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
+    "sm_100/16": [{"BLOCK_M": 16, "BLOCK_N": 256, "num_warps": 8, "num_stages": 2}],
     "sm_120/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "gfx942/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 2, "num_stages": 2}],
     "gfx950/16": [{"BLOCK_M": 16, "BLOCK_N": 256, "num_warps": 4, "num_stages": 1}],
@@ -455,7 +455,8 @@ def _attention_forward(
             pages = pages.to(tl.int64)
         key_places = pages * stride_kp + slots * stride_ks
         k_rows = (k_base + key_places)[:, None]
-        k_scales = tl.load(k_scale_base + pages * stride_k_scale_p + slots * stride_k_scale_s)
+        scale_places = pages * stride_k_scale_p + slots * stride_k_scale_s
+        k_scales = tl.load(k_scale_base + scale_places)
         k_bytes_0 = tl.load(k_rows + k_offsets_0)
         k_0 = _low_half(k_bytes_0, q.dtype.element_ty)
         k_1 = _high_half(k_bytes_0, q.dtype.element_ty)
@@ -471,10 +472,13 @@ def _attention_forward(
         p = tl.math.exp2(qk * factor - m_safe[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
         if SAME_STRIDES:
-            v_rows = (v_base + key_places)[:, None]
+            v_places = key_places
+            v_scale_places = scale_places
         else:
-            v_rows = (v_base + pages * stride_vp + slots * stride_vs)[:, None]
-        v_scales = tl.load(v_scale_base + pages * stride_v_scale_p + slots * stride_v_scale_s)
+            v_places = pages * stride_vp + slots * stride_vs
+            v_scale_places = pages * stride_v_scale_p + slots * stride_v_scale_s
+        v_rows = (v_base + v_places)[:, None]
+        v_scales = tl.load(v_scale_base + v_scale_places)
         v_bytes_0 = tl.load(v_rows + v_offsets_0)
         v_0 = _low_half(v_bytes_0, q.dtype.element_ty)
         if q.dtype.element_ty == tl.float16:  # a weight times a scale may be too small for it
@@ -508,11 +512,8 @@ def _attention_forward(
             pages = pages.to(tl.int64)
         key_places = pages * stride_kp + slots * stride_ks
         k_rows = (k_base + key_places)[:, None]
-        k_scales = tl.load(
-            k_scale_base + pages * stride_k_scale_p + slots * stride_k_scale_s,
-            mask=(rows_n < hull_end - start_n),
-            other=0.0,
-        )
+        scale_places = pages * stride_k_scale_p + slots * stride_k_scale_s
+        k_scales = tl.load(k_scale_base + scale_places, mask=(rows_n < hull_end - start_n), other=0.0)
         key_valid = (rows_n < hull_end - start_n)[:, None]
         k_bytes_0 = tl.load(k_rows + k_offsets_0, mask=key_valid, other=0.0)
         k_0 = _low_half(k_bytes_0, q.dtype.element_ty)
@@ -531,14 +532,13 @@ def _attention_forward(
         p = tl.math.exp2(qk * factor - m_safe[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
         if SAME_STRIDES:
-            v_rows = (v_base + key_places)[:, None]
+            v_places = key_places
+            v_scale_places = scale_places
         else:
-            v_rows = (v_base + pages * stride_vp + slots * stride_vs)[:, None]
-        v_scales = tl.load(
-            v_scale_base + pages * stride_v_scale_p + slots * stride_v_scale_s,
-            mask=(rows_n < hull_end - start_n),
-            other=0.0,
-        )
+            v_places = pages * stride_vp + slots * stride_vs
+            v_scale_places = pages * stride_v_scale_p + slots * stride_v_scale_s
+        v_rows = (v_base + v_places)[:, None]
+        v_scales = tl.load(v_scale_base + v_scale_places, mask=(rows_n < hull_end - start_n), other=0.0)
         v_bytes_0 = tl.load(v_rows + v_offsets_0, mask=key_valid, other=0.0)
         v_0 = _low_half(v_bytes_0, q.dtype.element_ty)
         if q.dtype.element_ty == tl.float16:  # a weight times a scale may be too small for it
@@ -804,7 +804,7 @@ def launch(
                 q.shape[0],
                 num_sms,
                 LARGE_CACHE=large,
-                SAME_STRIDES=k.stride() == v.stride(),
+                SAME_STRIDES=k.stride() == v.stride() and k_scale.stride() == v_scale.stride(),
                 ONE_TILE=one_tile,
                 SPLIT=split,
                 COUNT=True,
@@ -851,7 +851,7 @@ def launch(
             q.shape[0],
             num_sms,
             LARGE_CACHE=large,
-            SAME_STRIDES=k.stride() == v.stride(),
+            SAME_STRIDES=k.stride() == v.stride() and k_scale.stride() == v_scale.stride(),
             ONE_TILE=one_tile,
             SPLIT=split,
             COUNT=False,
@@ -881,7 +881,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::paged_int4_f4ffa6e81096", mutates_args=())
+@torch.library.custom_op("attngen::paged_int4_9d2bf1167d2c", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1208,7 +1208,7 @@ def _append(
     tl.store(stored + c, ((low & 15) | ((high & 15) << 4)).to(tl.uint8), mask=2 * c < HEAD_DIM)
 
 
-@torch.library.custom_op("attngen::paged_int4_f4ffa6e81096_append", mutates_args=("cache", "scale"))
+@torch.library.custom_op("attngen::paged_int4_9d2bf1167d2c_append", mutates_args=("cache", "scale"))
 def _append_rows(
     x: torch.Tensor,
     cache: torch.Tensor,

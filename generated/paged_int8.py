@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest a1bfd336c8294a9d0354f24214c631e81e03c2732d6b127fc6bb49c074bfb5a7. Needs torch and triton, nothing else.
+Digest d73b9b7ac90616f192ded999779da8d04b67e534fb4878d0438360a72146dc5d. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "splits": "auto"
 }
 """)
-DIGEST = "a1bfd336c8294a9d0354f24214c631e81e03c2732d6b127fc6bb49c074bfb5a7"
+DIGEST = "d73b9b7ac90616f192ded999779da8d04b67e534fb4878d0438360a72146dc5d"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -95,7 +95,7 @@ MANIFEST = json.loads(r"""
     "sm_86/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "sm_89/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "sm_90/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
-    "sm_100/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
+    "sm_100/16": [{"BLOCK_M": 16, "BLOCK_N": 256, "num_warps": 8, "num_stages": 2}],
     "sm_120/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "gfx942/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 2, "num_stages": 2}],
     "gfx950/16": [{"BLOCK_M": 16, "BLOCK_N": 256, "num_warps": 4, "num_stages": 1}],
@@ -424,7 +424,8 @@ def _attention_forward(
             pages = pages.to(tl.int64)
         key_places = pages * stride_kp + slots * stride_ks
         k_rows = (k_base + key_places)[:, None]
-        k_scales = tl.load(k_scale_base + pages * stride_k_scale_p + slots * stride_k_scale_s)
+        scale_places = pages * stride_k_scale_p + slots * stride_k_scale_s
+        k_scales = tl.load(k_scale_base + scale_places)
         k_0 = tl.load(k_rows + k_offsets_0).to(q.dtype.element_ty)
         qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
         qk = qk * k_scales[None, :]
@@ -436,10 +437,13 @@ def _attention_forward(
         p = tl.math.exp2(qk * factor - m_safe[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
         if SAME_STRIDES:
-            v_rows = (v_base + key_places)[:, None]
+            v_places = key_places
+            v_scale_places = scale_places
         else:
-            v_rows = (v_base + pages * stride_vp + slots * stride_vs)[:, None]
-        v_scales = tl.load(v_scale_base + pages * stride_v_scale_p + slots * stride_v_scale_s)
+            v_places = pages * stride_vp + slots * stride_vs
+            v_scale_places = pages * stride_v_scale_p + slots * stride_v_scale_s
+        v_rows = (v_base + v_places)[:, None]
+        v_scales = tl.load(v_scale_base + v_scale_places)
         v_0 = tl.load(v_rows + v_offsets_0).to(q.dtype.element_ty)
         if q.dtype.element_ty == tl.float16:  # a weight times a scale may be too small for it
             scaled = (v_0.to(tl.float32) * v_scales[:, None]).to(tl.float16)
@@ -465,11 +469,8 @@ def _attention_forward(
             pages = pages.to(tl.int64)
         key_places = pages * stride_kp + slots * stride_ks
         k_rows = (k_base + key_places)[:, None]
-        k_scales = tl.load(
-            k_scale_base + pages * stride_k_scale_p + slots * stride_k_scale_s,
-            mask=(rows_n < hull_end - start_n),
-            other=0.0,
-        )
+        scale_places = pages * stride_k_scale_p + slots * stride_k_scale_s
+        k_scales = tl.load(k_scale_base + scale_places, mask=(rows_n < hull_end - start_n), other=0.0)
         key_valid = (rows_n < hull_end - start_n)[:, None]
         k_0 = tl.load(k_rows + k_offsets_0, mask=key_valid, other=0.0).to(q.dtype.element_ty)
         qk = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
@@ -484,14 +485,13 @@ def _attention_forward(
         p = tl.math.exp2(qk * factor - m_safe[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
         if SAME_STRIDES:
-            v_rows = (v_base + key_places)[:, None]
+            v_places = key_places
+            v_scale_places = scale_places
         else:
-            v_rows = (v_base + pages * stride_vp + slots * stride_vs)[:, None]
-        v_scales = tl.load(
-            v_scale_base + pages * stride_v_scale_p + slots * stride_v_scale_s,
-            mask=(rows_n < hull_end - start_n),
-            other=0.0,
-        )
+            v_places = pages * stride_vp + slots * stride_vs
+            v_scale_places = pages * stride_v_scale_p + slots * stride_v_scale_s
+        v_rows = (v_base + v_places)[:, None]
+        v_scales = tl.load(v_scale_base + v_scale_places, mask=(rows_n < hull_end - start_n), other=0.0)
         v_0 = tl.load(v_rows + v_offsets_0, mask=key_valid, other=0.0).to(q.dtype.element_ty)
         if q.dtype.element_ty == tl.float16:  # a weight times a scale may be too small for it
             scaled = (v_0.to(tl.float32) * v_scales[:, None]).to(tl.float16)
@@ -727,7 +727,7 @@ def launch(
                 q.shape[0],
                 num_sms,
                 LARGE_CACHE=large,
-                SAME_STRIDES=k.stride() == v.stride(),
+                SAME_STRIDES=k.stride() == v.stride() and k_scale.stride() == v_scale.stride(),
                 ONE_TILE=one_tile,
                 SPLIT=split,
                 COUNT=True,
@@ -774,7 +774,7 @@ def launch(
             q.shape[0],
             num_sms,
             LARGE_CACHE=large,
-            SAME_STRIDES=k.stride() == v.stride(),
+            SAME_STRIDES=k.stride() == v.stride() and k_scale.stride() == v_scale.stride(),
             ONE_TILE=one_tile,
             SPLIT=split,
             COUNT=False,
@@ -804,7 +804,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::paged_int8_a1bfd336c829", mutates_args=())
+@torch.library.custom_op("attngen::paged_int8_d73b9b7ac906", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1127,7 +1127,7 @@ def _append(
     tl.store(stored + d, value.to(cache.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("attngen::paged_int8_a1bfd336c829_append", mutates_args=("cache", "scale"))
+@torch.library.custom_op("attngen::paged_int8_d73b9b7ac906_append", mutates_args=("cache", "scale"))
 def _append_rows(
     x: torch.Tensor,
     cache: torch.Tensor,

@@ -111,7 +111,10 @@ class Arguments:
         if any(uses_tanh(e) for e in formulas(self.graph)):
             rows.append(("PRECISE", "q.dtype == torch.float32"))
         if self.pages is not None:
-            same = [("SAME_STRIDES", "k.stride() == v.stride()")] if "v" in self.tensors else []
+            alike = "k.stride() == v.stride()"
+            if self.inputs["k"].scales == "token_head":
+                alike += " and k_scale.stride() == v_scale.stride()"
+            same = [("SAME_STRIDES", alike)] if "v" in self.tensors else []
             rows += [("LARGE_CACHE", "large"), *same, ("ONE_TILE", "one_tile")]
             rows += [("SPLIT", "split")] if self.splits else []
             rows += [("COUNT", "False")] if measures(self.splits) else []

@@ -179,8 +179,9 @@ _PAGED_8BIT: dict[str, tuple[Row, ...]] = {
 _DECODE_8BIT: dict[str, tuple[Row, ...]] = {
     "gfx942/16": ((320, (_config(16, 64, 4, 2),)), *_PAGED_DECODE[1:])
 }
-# A scale per key is loaded once, if a tile has as many keys as the program has lanes
+# A scale per key is loaded once, if a tile has as many keys as the program has lanes; four warps spill on sm_100
 _DECODE_SCALE_PER_KEY: dict[str, tuple[Row, ...]] = {
+    "sm_100/16": ((320, (_config(16, 256, 8, 2),)), *_PAGED_DECODE[1:]),
     "gfx942/16": ((320, (_config(16, 128, 2, 2),)), *_PAGED_DECODE[1:]),
     "gfx950/16": ((320, (_config(16, 256, 4, 1),)), *_PAGED_DECODE[1:]),
 }
