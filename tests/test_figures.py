@@ -135,9 +135,6 @@ def test_appending_and_counting_compile_without_spills(spec, target):
 
 
 MOST_BYTES = 1.1  # per key, of what must be read
-MORE_BYTES = {
-    (spec, "gfx942"): rf"`{spec}` on gfx942 reads ([\d.]+)\s+times" for spec in ("paged_int8", "paged_int4")
-}
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
@@ -148,9 +145,7 @@ def test_decode_reads_little_more_than_keys_values_scales_and_pages(spec, target
     _, decode = inspect_modules(
         [(ROOT / "generated" / f"{spec}.py", "bfloat16")], [target], kernels=[FORWARD]
     )
-    most = max(loop.key_bytes / loop.least_key_bytes for loop in decode.loops)
-    stated = re.findall(MORE_BYTES.get((spec, target), "$^"), README)
-    assert [f"{most:.2f}"] == stated if stated else 1 <= most <= MOST_BYTES
+    assert all(1 <= loop.key_bytes / loop.least_key_bytes <= MOST_BYTES for loop in decode.loops)
 
 
 LEAST = {"paged_decode_llama3": 512 + 4 / 16, "paged_gpt_oss": 256 + 4 / 16, "mla_decode": 1152 + 4 / 64}

@@ -242,6 +242,7 @@ class Context:
     has_splits: bool
     has_prefix: bool  # groups of sequences share their first keys
     part: str  # which of a row's partial results a program stores
+    partial_doc: tuple[str, ...]  # what partial results take, where the table's width decides it
     counting: tuple[str, ...]  # how many a row has, where lengths decide it
     pieces: tuple[Piece, ...]
     combine_columns: tuple[str, ...]

@@ -75,6 +75,16 @@ def merged(splits: Splits | None, *, prefix: bool) -> tuple[tuple[str, ...], tup
     ), (found, own)
 
 
+def partial_doc(splits: Splits | None, columns: int) -> tuple[str, ...]:
+    """What a caller should know of the memory that splits of a fixed size take."""
+    if splits is None or not splits.keys:
+        return ()
+    return (
+        f"Each {splits.keys} keys of its width take 4 * Tq * Hq * {columns + 1} bytes of partial results: pass as many of its",
+        "columns as the longest sequence needs (page_table[:, :n], which changes no bit), and long prompts in chunks.",
+    )
+
+
 def clipped(begin: str, end: str) -> tuple[str, str]:
     """The part of a range of tiles that lies in the program's split."""
     return f"tl.maximum({begin}, split_first)", f"tl.minimum({end}, split_end)"
