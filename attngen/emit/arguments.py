@@ -5,6 +5,7 @@ from __future__ import annotations
 from attngen.emit.cascade import PREFIX_TENSORS
 from attngen.emit.paged import table_tensors
 from attngen.emit.parts import attending
+from attngen.emit.split import measures
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const, Element, Expr, Symbol
 from attngen.ir.graph import Graph
@@ -119,6 +120,7 @@ class Arguments:
             row += [("num_tiles_m", "i32", "num_tiles_m"), ("num_seqs", "i32", "num_seqs")]
             split = [("num_splits", "i32", "num_splits"), ("total_q", "i32", "q.shape[0]")]
             split += [("first_part", "i32", "prefix_splits")] if self.pages.prefix else []
+            split += [("num_sms", "i32", "num_sms")] if measures(self.splits) else []
             return [*row, *(split if self.splits else [])]
         if self.packed:
             return [("max_seqlen_q", "i32", "max_seqlen_q")]
@@ -137,9 +139,13 @@ class Arguments:
         if any(uses_tanh(e) for e in formulas(self.graph)):
             rows.append(("PRECISE", "q.dtype == torch.float32"))
         if self.pages is not None:
-            same = [("SAME_STRIDES", "k.stride() == v.stride()")] if "v" in self.tensors else []
+            alike = "k.stride() == v.stride()"
+            if self.inputs["k"].scales == "token_head":
+                alike += " and k_scale.stride() == v_scale.stride()"
+            same = [("SAME_STRIDES", alike)] if "v" in self.tensors else []
             rows += [("LARGE_CACHE", "large"), *same, ("ONE_TILE", "one_tile")]
             rows += [("SPLIT", "split")] if self.splits else []
+            rows += [("COUNT", "False")] if measures(self.splits) else []
             rows += [("PREFIX", "False")] if self.pages.prefix else []
             return [*rows, ("BLOCK_M", ""), ("BLOCK_N", "")]
         rows += [*self.drops(), ("LARGE_STRIDES", "large"), ("BLOCK_M", ""), ("BLOCK_N", "")]
@@ -150,6 +156,9 @@ class Arguments:
         rows = [(t, f"*{self.stored_type(t)}", t) for t in (*self.tensors, "out")] + [("lse", "*fp32", "lse")]
         rows += [(n, "*fp32", n) for n in self.scale_names]
         rows += [(n, "*fp32", n) for n in ("partial_out", "partial_lse") if self.splits]
+        if measures(self.splits):  # first of prefixes
+            behind = self.pages is not None and self.pages.prefix
+            rows += [(n, "*i32", f"{n}[1:]" if behind else n) for n in ("tiles_of_rows", "total_tiles")]
         rows += [(c, f"*{TRITON[self.inputs[c].dtype]}", c) for c in self.captured]
         rows += [(n, "*i32", n) for n in self.length_tensors()]
         rows += self.dropout_arguments()

@@ -55,6 +55,15 @@ class Loop:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of partial results that are merged: splits from begin to end, of rows where ``there`` holds."""
+
+    begin: str
+    end: str
+    there: str
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """The block-table kernel: its prologue and loops, its row for a program of the main kernel, and its extent."""
 
@@ -235,6 +244,9 @@ class Context:
     has_splits: bool
     has_prefix: bool  # groups of sequences share their first keys
     part: str  # which of a row's partial results a program stores
+    partial_doc: tuple[str, ...]  # what partial results take, where the table's width decides it
+    counting: tuple[str, ...]  # how many a row has, where lengths decide it
+    pieces: tuple[Piece, ...]
     combine_columns: tuple[str, ...]
     combine_rows: str
     combine_warps: int
