@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 2a1667b4d6a8f9aacf048a812bd1bc5e11353359bf64547301e708e56d1123e8. Needs torch and triton, nothing else.
+Digest 0befbfc5240dd552a790b9193b431c67584e5a88be388cdf2b45cf0a7db2eeea. Needs torch and triton, nothing else.
 """
 
 import json
@@ -29,7 +29,7 @@ SPEC = json.loads(r"""
   "score": "s + slopes[h] * (j - i)"
 }
 """)
-DIGEST = "2a1667b4d6a8f9aacf048a812bd1bc5e11353359bf64547301e708e56d1123e8"
+DIGEST = "0befbfc5240dd552a790b9193b431c67584e5a88be388cdf2b45cf0a7db2eeea"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1230,6 +1230,8 @@ def _backward_dq(
     delta_error = delta_rows - p_dp  # what rounding of out did to it
     if HAS_DLSE:
         delta_error += tl.load(dlse + per_row, mask=row_valid, other=0.0)
+    delta_right = tl.where(keyless, 0.0, delta_rows - delta_error)
+    tl.store(delta + padded_row, delta_right, mask=row_valid)  # for the kernels that follow
     sum_dslopes_rows += delta_error * weights_dslopes_rows
     tl.store(dslopes_rows + per_row, tl.where(keyless, 0.0, sum_dslopes_rows), mask=row_valid)
 
@@ -1364,17 +1366,12 @@ def _backward_dkdv(
         head = 0
         # rows and offsets are carried along, which costs less than working them out
         start_m = first_tile * BLOCK_M
-        last = (end_tile - 1) * BLOCK_M
         q_row = tl.cast(stride_qs, tl.int64)
         dout_row = tl.cast(stride_gs, tl.int64)
         q_at = start_m * q_row
         dout_at = start_m * dout_row
         row_at = start_m
-        wrap = start_m - last
-        q_wrap = stride_qh + wrap * q_row
-        dout_wrap = stride_gh + wrap * dout_row
-        row_wrap = stride_rh + wrap
-        for step in tl.range(0, steps * 1):
+        for local in tl.range(0, steps):
             q_rows = q_base + q_at
             dout_rows = dout_base + dout_at
             padded_row = row_at
@@ -1406,29 +1403,22 @@ def _backward_dkdv(
                     dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
                 ds = p * (dp - delta_rows[None, :])
                 dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-            wraps = start_m == last
-            head = tl.where(wraps, head + 1, head)
-            q_at += tl.where(wraps, q_wrap, BLOCK_M * q_row)
-            dout_at += tl.where(wraps, dout_wrap, BLOCK_M * dout_row)
-            row_at += tl.where(wraps, row_wrap, BLOCK_M)
-            start_m += tl.where(wraps, wrap, BLOCK_M)
+            q_at += BLOCK_M * q_row
+            dout_at += BLOCK_M * dout_row
+            row_at += BLOCK_M
+            start_m += BLOCK_M
     else:
         # full tiles: no mask arithmetic
         steps = end_full - first_full
         head = 0
         # rows and offsets are carried along, which costs less than working them out
         start_m = first_full * BLOCK_M
-        last = (end_full - 1) * BLOCK_M
         q_row = tl.cast(stride_qs, tl.int64)
         dout_row = tl.cast(stride_gs, tl.int64)
         q_at = start_m * q_row
         dout_at = start_m * dout_row
         row_at = start_m
-        wrap = start_m - last
-        q_wrap = stride_qh + wrap * q_row
-        dout_wrap = stride_gh + wrap * dout_row
-        row_wrap = stride_rh + wrap
-        for step in tl.range(0, steps * 1):
+        for local in tl.range(0, steps):
             q_rows = q_base + q_at
             dout_rows = dout_base + dout_at
             padded_row = row_at
@@ -1456,12 +1446,10 @@ def _backward_dkdv(
                     dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
                 ds = p * (dp - delta_rows[None, :])
                 dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-            wraps = start_m == last
-            head = tl.where(wraps, head + 1, head)
-            q_at += tl.where(wraps, q_wrap, BLOCK_M * q_row)
-            dout_at += tl.where(wraps, dout_wrap, BLOCK_M * dout_row)
-            row_at += tl.where(wraps, row_wrap, BLOCK_M)
-            start_m += tl.where(wraps, wrap, BLOCK_M)
+            q_at += BLOCK_M * q_row
+            dout_at += BLOCK_M * dout_row
+            row_at += BLOCK_M
+            start_m += BLOCK_M
         # tiles that the mask cuts, or that reach past the end
         partial_steps_0 = tl.maximum(first_full - first_tile, 0)
         partial_steps_1 = partial_steps_0 + tl.maximum(end_tile - end_full, 0)
@@ -1469,18 +1457,13 @@ def _backward_dkdv(
         head = 0
         # rows and offsets are carried along, which costs less than working them out
         start_m = tl.where(partial_steps_0 > 0, first_tile, end_full) * BLOCK_M
-        last = (tl.where(partial_steps_1 > partial_steps_0, end_tile, first_full) - 1) * BLOCK_M
         q_row = tl.cast(stride_qs, tl.int64)
         dout_row = tl.cast(stride_gs, tl.int64)
         q_at = start_m * q_row
         dout_at = start_m * dout_row
         row_at = start_m
-        wrap = start_m - last
-        q_wrap = stride_qh + wrap * q_row
-        dout_wrap = stride_gh + wrap * dout_row
-        row_wrap = stride_rh + wrap
         gap = (end_full - first_full + 1) * BLOCK_M
-        for step in tl.range(0, steps * 1):
+        for local in tl.range(0, steps):
             q_rows = q_base + q_at
             dout_rows = dout_base + dout_at
             padded_row = row_at
@@ -1511,13 +1494,11 @@ def _backward_dkdv(
                     dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
                 ds = p * (dp - delta_rows[None, :])
                 dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-            wraps = start_m == last
-            head = tl.where(wraps, head + 1, head)
             leaps = start_m == (first_full - 1) * BLOCK_M
-            q_at += tl.where(wraps, q_wrap, tl.where(leaps, gap * q_row, BLOCK_M * q_row))
-            dout_at += tl.where(wraps, dout_wrap, tl.where(leaps, gap * dout_row, BLOCK_M * dout_row))
-            row_at += tl.where(wraps, row_wrap, tl.where(leaps, gap, BLOCK_M))
-            start_m += tl.where(wraps, wrap, tl.where(leaps, gap, BLOCK_M))
+            q_at += tl.where(leaps, gap * q_row, BLOCK_M * q_row)
+            dout_at += tl.where(leaps, gap * dout_row, BLOCK_M * dout_row)
+            row_at += tl.where(leaps, gap, BLOCK_M)
+            start_m += tl.where(leaps, gap, BLOCK_M)
 
     if WANT_DK:
         if USE_DESCRIPTORS:
@@ -1646,7 +1627,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::alibi_2a1667b4d6a8", mutates_args=())
+@torch.library.custom_op("attngen::alibi_0befbfc5240d", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1673,7 +1654,11 @@ def _reduced(rows: torch.Tensor, summed: list, places: list, like: torch.Tensor)
     total = rows.sum(summed) if summed else rows
     total = total.permute(places)
     wide = [n for n, size in enumerate(like.shape) if size == 1 and total.shape[n] != 1]
-    return (total.sum(wide, keepdim=True) if wide else total).to(like.dtype)
+    total = total.sum(wide, keepdim=True) if wide else total
+    beyond = [
+        like.shape[n] - total.shape[n] for n in reversed(range(like.dim()))
+    ]  # places that nothing reads
+    return torch.nn.functional.pad(total, [n for more in beyond for n in (0, more)]).to(like.dtype)
 
 
 def _empty_gradients(
@@ -1723,7 +1708,10 @@ def launch_backward(
         triton.set_allocator(
             lambda size, alignment, stream: torch.empty(size, device=q.device, dtype=torch.int8)
         )
-    large = max(0, q.stride(1), k.stride(1), v.stride(1), dout.stride(1)) * 128 >= 2**31
+    tiles = [
+        chosen[name][size] for name in ("_backward_dq", "_backward_dkdv") for size in ("BLOCK_M", "BLOCK_N")
+    ]
+    large = max(0, q.stride(1), k.stride(1), v.stride(1), dout.stride(1)) * max(tiles) >= 2**31
     slopes_index = tl.int64 if _extent(slopes) >= 2**31 else tl.int32
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
@@ -1851,7 +1839,7 @@ def launch_backward(
     return dq, dk, dv, _reduced(dslopes_rows, [0, 2], [0], slopes)
 
 
-@torch.library.custom_op("attngen::alibi_2a1667b4d6a8_backward", mutates_args=())
+@torch.library.custom_op("attngen::alibi_0befbfc5240d_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1934,6 +1922,11 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     )
     _expect(
         not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
+    )
+    transformed = not torch.compiler.is_compiling() and torch._C._functorch.is_gradtrackingtensor(tensor)
+    _expect(
+        not transformed,
+        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

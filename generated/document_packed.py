@@ -1658,7 +1658,10 @@ def launch_backward(
         triton.set_allocator(
             lambda size, alignment, stream: torch.empty(size, device=q.device, dtype=torch.int8)
         )
-    large = max(0, q.stride(0), k.stride(0), v.stride(0), dout.stride(0)) * 128 >= 2**31
+    tiles = [
+        chosen[name][size] for name in ("_backward_dq", "_backward_dkdv") for size in ("BLOCK_M", "BLOCK_N")
+    ]
+    large = max(0, q.stride(0), k.stride(0), v.stride(0), dout.stride(0)) * max(tiles) >= 2**31
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
         if config["BLOCK_M"] != 128:
@@ -1897,6 +1900,11 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(
         not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
     )
+    transformed = not torch.compiler.is_compiling() and torch._C._functorch.is_gradtrackingtensor(tensor)
+    _expect(
+        not transformed,
+        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
+    )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")
 
@@ -1921,6 +1929,10 @@ def _check_lengths(
     shaped = cu_seqlens.dim() == 1 and cu_seqlens.shape[0] >= 1 and cu_seqlens.is_contiguous()
     _expect(shaped, f"{name}: expected a contiguous [B + 1], got shape {tuple(cu_seqlens.shape)}")
     _expect(cu_seqlens.device == like.device, f"{name}: is on {cu_seqlens.device}, q is on {like.device}")
+    if not isinstance(longest, int | torch.SymInt):  # a tensor's value would be waited for
+        raise TypeError(
+            f"document_packed: {name.replace('cu', 'max').replace('lens', 'len')}: expected an int, got {type(longest).__name__}"
+        )
     if _readable(cu_seqlens):
         lengths = cu_seqlens.diff()
         _expect(int(cu_seqlens[0]) == 0, f"{name}: must start at 0, starts at {int(cu_seqlens[0])}")

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest ca96aeb322e050af54e7fd2096a3b78283d1c4c3f582ffc2fef95895c245fc56. Needs torch and triton, nothing else.
+Digest 8b41cd1e220fc147f720c2ea058c3296abb26166a22c71db767f8424030db796. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "name": "gpt2_dropout"
 }
 """)
-DIGEST = "ca96aeb322e050af54e7fd2096a3b78283d1c4c3f582ffc2fef95895c245fc56"
+DIGEST = "8b41cd1e220fc147f720c2ea058c3296abb26166a22c71db767f8424030db796"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -642,7 +642,7 @@ MANIFEST = json.loads(r"""
         ],
         "gfx942/16": [
           {
-            "BLOCK_M": 64,
+            "BLOCK_M": 32,
             "BLOCK_N": 128,
             "num_warps": 4,
             "num_stages": 1,
@@ -653,7 +653,7 @@ MANIFEST = json.loads(r"""
         ],
         "gfx950/16": [
           {
-            "BLOCK_M": 64,
+            "BLOCK_M": 32,
             "BLOCK_N": 128,
             "num_warps": 4,
             "num_stages": 1,
@@ -1421,17 +1421,12 @@ def _backward_dkdv(
         head = 0
         # rows and offsets are carried along, which costs less than working them out
         start_m = first_tile * BLOCK_M
-        last = (end_tile - 1) * BLOCK_M
         q_row = tl.cast(stride_qs, tl.int64)
         dout_row = tl.cast(stride_gs, tl.int64)
         q_at = start_m * q_row
         dout_at = start_m * dout_row
         row_at = start_m
-        wrap = start_m - last
-        q_wrap = stride_qh + wrap * q_row
-        dout_wrap = stride_gh + wrap * dout_row
-        row_wrap = stride_rh + wrap
-        for step in tl.range(0, steps * 1):
+        for local in tl.range(0, steps):
             q_rows = q_base + q_at
             dout_rows = dout_base + dout_at
             padded_row = row_at
@@ -1478,29 +1473,22 @@ def _backward_dkdv(
                     dp *= dropout
                 ds = p * (dp - delta_rows[None, :])
                 dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-            wraps = start_m == last
-            head = tl.where(wraps, head + 1, head)
-            q_at += tl.where(wraps, q_wrap, BLOCK_M * q_row)
-            dout_at += tl.where(wraps, dout_wrap, BLOCK_M * dout_row)
-            row_at += tl.where(wraps, row_wrap, BLOCK_M)
-            start_m += tl.where(wraps, wrap, BLOCK_M)
+            q_at += BLOCK_M * q_row
+            dout_at += BLOCK_M * dout_row
+            row_at += BLOCK_M
+            start_m += BLOCK_M
     else:
         # full tiles: no mask arithmetic
         steps = end_full - first_full
         head = 0
         # rows and offsets are carried along, which costs less than working them out
         start_m = first_full * BLOCK_M
-        last = (end_full - 1) * BLOCK_M
         q_row = tl.cast(stride_qs, tl.int64)
         dout_row = tl.cast(stride_gs, tl.int64)
         q_at = start_m * q_row
         dout_at = start_m * dout_row
         row_at = start_m
-        wrap = start_m - last
-        q_wrap = stride_qh + wrap * q_row
-        dout_wrap = stride_gh + wrap * dout_row
-        row_wrap = stride_rh + wrap
-        for step in tl.range(0, steps * 1):
+        for local in tl.range(0, steps):
             q_rows = q_base + q_at
             dout_rows = dout_base + dout_at
             padded_row = row_at
@@ -1543,12 +1531,10 @@ def _backward_dkdv(
                     dp *= dropout
                 ds = p * (dp - delta_rows[None, :])
                 dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-            wraps = start_m == last
-            head = tl.where(wraps, head + 1, head)
-            q_at += tl.where(wraps, q_wrap, BLOCK_M * q_row)
-            dout_at += tl.where(wraps, dout_wrap, BLOCK_M * dout_row)
-            row_at += tl.where(wraps, row_wrap, BLOCK_M)
-            start_m += tl.where(wraps, wrap, BLOCK_M)
+            q_at += BLOCK_M * q_row
+            dout_at += BLOCK_M * dout_row
+            row_at += BLOCK_M
+            start_m += BLOCK_M
         # tiles that the mask cuts, or that reach past the end
         partial_steps_0 = tl.maximum(first_full - first_tile, 0)
         partial_steps_1 = partial_steps_0 + tl.maximum(end_tile - end_full, 0)
@@ -1556,18 +1542,13 @@ def _backward_dkdv(
         head = 0
         # rows and offsets are carried along, which costs less than working them out
         start_m = tl.where(partial_steps_0 > 0, first_tile, end_full) * BLOCK_M
-        last = (tl.where(partial_steps_1 > partial_steps_0, end_tile, first_full) - 1) * BLOCK_M
         q_row = tl.cast(stride_qs, tl.int64)
         dout_row = tl.cast(stride_gs, tl.int64)
         q_at = start_m * q_row
         dout_at = start_m * dout_row
         row_at = start_m
-        wrap = start_m - last
-        q_wrap = stride_qh + wrap * q_row
-        dout_wrap = stride_gh + wrap * dout_row
-        row_wrap = stride_rh + wrap
         gap = (end_full - first_full + 1) * BLOCK_M
-        for step in tl.range(0, steps * 1):
+        for local in tl.range(0, steps):
             q_rows = q_base + q_at
             dout_rows = dout_base + dout_at
             padded_row = row_at
@@ -1613,13 +1594,11 @@ def _backward_dkdv(
                     dp *= dropout
                 ds = p * (dp - delta_rows[None, :])
                 dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-            wraps = start_m == last
-            head = tl.where(wraps, head + 1, head)
             leaps = start_m == (first_full - 1) * BLOCK_M
-            q_at += tl.where(wraps, q_wrap, tl.where(leaps, gap * q_row, BLOCK_M * q_row))
-            dout_at += tl.where(wraps, dout_wrap, tl.where(leaps, gap * dout_row, BLOCK_M * dout_row))
-            row_at += tl.where(wraps, row_wrap, tl.where(leaps, gap, BLOCK_M))
-            start_m += tl.where(wraps, wrap, tl.where(leaps, gap, BLOCK_M))
+            q_at += tl.where(leaps, gap * q_row, BLOCK_M * q_row)
+            dout_at += tl.where(leaps, gap * dout_row, BLOCK_M * dout_row)
+            row_at += tl.where(leaps, gap, BLOCK_M)
+            start_m += tl.where(leaps, gap, BLOCK_M)
 
     if WANT_DK:
         if USE_DESCRIPTORS:
@@ -1785,7 +1764,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gpt2_dropout_ca96aeb322e0", mutates_args=())
+@torch.library.custom_op("attngen::gpt2_dropout_8b41cd1e220f", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1856,7 +1835,10 @@ def launch_backward(
         triton.set_allocator(
             lambda size, alignment, stream: torch.empty(size, device=q.device, dtype=torch.int8)
         )
-    large = max(0, q.stride(1), k.stride(1), v.stride(1), dout.stride(1)) * 128 >= 2**31
+    tiles = [
+        chosen[name][size] for name in ("_backward_dq", "_backward_dkdv") for size in ("BLOCK_M", "BLOCK_N")
+    ]
+    large = max(0, q.stride(1), k.stride(1), v.stride(1), dout.stride(1)) * max(tiles) >= 2**31
     dropout_threshold = _dropout_threshold(dropout_p)
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
@@ -1985,7 +1967,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::gpt2_dropout_ca96aeb322e0_backward", mutates_args=())
+@torch.library.custom_op("attngen::gpt2_dropout_8b41cd1e220f_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -2075,6 +2057,11 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     )
     _expect(
         not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
+    )
+    transformed = not torch.compiler.is_compiling() and torch._C._functorch.is_gradtrackingtensor(tensor)
+    _expect(
+        not transformed,
+        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < 128.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - 127, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - 127, 0), min(i_lo + 1, seqlen_k)).
 
-Digest 98ae16fa9e0b2e6d77bec2f4af22d14a02b368418bf76fba1d8c56bcf13219cf. Needs torch and triton, nothing else.
+Digest 40697f99e0c994128f7c9e8366363fef8081fd66cc59b427b7b0e3f41bc6e5ef. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "sinks": true
 }
 """)
-DIGEST = "98ae16fa9e0b2e6d77bec2f4af22d14a02b368418bf76fba1d8c56bcf13219cf"
+DIGEST = "40697f99e0c994128f7c9e8366363fef8081fd66cc59b427b7b0e3f41bc6e5ef"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -1232,8 +1232,10 @@ def _backward_dq(
     delta_error = delta_rows - p_dp  # what rounding of out did to it
     if HAS_DLSE:
         delta_error += tl.load(dlse + per_row, mask=row_valid, other=0.0)
+    delta_right = tl.where(keyless, 0.0, delta_rows - delta_error)
+    tl.store(delta + padded_row, delta_right, mask=row_valid)  # for the kernels that follow
     sink = tl.load(sinks + h.to(tl.int64) * stride_sinks_0).to(tl.float32) * 1.4426950408889634
-    sink_rows = -tl.math.exp2(sink - lse2_rows) * (delta_rows - delta_error)
+    sink_rows = -tl.math.exp2(sink - lse2_rows) * delta_right
     tl.store(ds_sinks + per_row, tl.where(keyless, 0.0, sink_rows), mask=row_valid)
 
 
@@ -1654,7 +1656,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gpt_oss_sinks_98ae16fa9e0b", mutates_args=())
+@torch.library.custom_op("attngen::gpt_oss_sinks_40697f99e0c9", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1681,7 +1683,11 @@ def _reduced(rows: torch.Tensor, summed: list, places: list, like: torch.Tensor)
     total = rows.sum(summed) if summed else rows
     total = total.permute(places)
     wide = [n for n, size in enumerate(like.shape) if size == 1 and total.shape[n] != 1]
-    return (total.sum(wide, keepdim=True) if wide else total).to(like.dtype)
+    total = total.sum(wide, keepdim=True) if wide else total
+    beyond = [
+        like.shape[n] - total.shape[n] for n in reversed(range(like.dim()))
+    ]  # places that nothing reads
+    return torch.nn.functional.pad(total, [n for more in beyond for n in (0, more)]).to(like.dtype)
 
 
 def _empty_gradients(
@@ -1731,7 +1737,10 @@ def launch_backward(
         triton.set_allocator(
             lambda size, alignment, stream: torch.empty(size, device=q.device, dtype=torch.int8)
         )
-    large = max(0, q.stride(1), k.stride(1), v.stride(1), dout.stride(1)) * 128 >= 2**31
+    tiles = [
+        chosen[name][size] for name in ("_backward_dq", "_backward_dkdv") for size in ("BLOCK_M", "BLOCK_N")
+    ]
+    large = max(0, q.stride(1), k.stride(1), v.stride(1), dout.stride(1)) * max(tiles) >= 2**31
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
         if config["BLOCK_M"] != 128:
@@ -1858,7 +1867,7 @@ def launch_backward(
     return dq, dk, dv, _reduced(ds_sinks, [0, 2], [0], sinks)
 
 
-@torch.library.custom_op("attngen::gpt_oss_sinks_98ae16fa9e0b_backward", mutates_args=())
+@torch.library.custom_op("attngen::gpt_oss_sinks_40697f99e0c9_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,
@@ -1941,6 +1950,11 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     )
     _expect(
         not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
+    )
+    transformed = not torch.compiler.is_compiling() and torch._C._functorch.is_gradtrackingtensor(tensor)
+    _expect(
+        not transformed,
+        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

@@ -1204,18 +1204,13 @@ def _backward_dkdv(
     head = 0
     # rows and offsets are carried along, which costs less than working them out
     start_m = tl.where(full_steps_0 > 0, 0, first_full_1) * BLOCK_M
-    last = (tl.where(full_steps_1 > full_steps_0, end_full_1, end_full_0) - 1) * BLOCK_M
     q_row = tl.cast(stride_qs, tl.int64)
     dout_row = tl.cast(stride_gs, tl.int64)
     q_at = start_m * q_row
     dout_at = start_m * dout_row
     row_at = start_m
-    wrap = start_m - last
-    q_wrap = stride_qh + wrap * q_row
-    dout_wrap = stride_gh + wrap * dout_row
-    row_wrap = stride_rh + wrap
     gap = (first_full_1 - end_full_0 + 1) * BLOCK_M
-    for step in tl.range(0, steps * 1):
+    for local in tl.range(0, steps):
         q_rows = q_base + q_at
         dout_rows = dout_base + dout_at
         padded_row = row_at
@@ -1240,13 +1235,11 @@ def _backward_dkdv(
                 dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
             ds = p * (dp - delta_rows[None, :])
             dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-        wraps = start_m == last
-        head = tl.where(wraps, head + 1, head)
         leaps = start_m == (end_full_0 - 1) * BLOCK_M
-        q_at += tl.where(wraps, q_wrap, tl.where(leaps, gap * q_row, BLOCK_M * q_row))
-        dout_at += tl.where(wraps, dout_wrap, tl.where(leaps, gap * dout_row, BLOCK_M * dout_row))
-        row_at += tl.where(wraps, row_wrap, tl.where(leaps, gap, BLOCK_M))
-        start_m += tl.where(wraps, wrap, tl.where(leaps, gap, BLOCK_M))
+        q_at += tl.where(leaps, gap * q_row, BLOCK_M * q_row)
+        dout_at += tl.where(leaps, gap * dout_row, BLOCK_M * dout_row)
+        row_at += tl.where(leaps, gap, BLOCK_M)
+        start_m += tl.where(leaps, gap, BLOCK_M)
 
     # tiles that the mask cuts, or that reach past the end
     partial_steps_0 = tl.maximum(partial_end_1 - partial_first_1, 0)
@@ -1254,8 +1247,7 @@ def _backward_dkdv(
     partial_steps_2 = partial_steps_1 + tl.maximum(partial_end_3 - partial_first_3, 0)
     steps = partial_steps_2
     head = 0
-    local = 0
-    for step in tl.range(0, steps * 1):
+    for local in tl.range(0, steps):
         tile_m = partial_first_1 + local
         tile_m = tl.where(local < partial_steps_0, tile_m, partial_first_2_ + local - partial_steps_0)
         tile_m = tl.where(local < partial_steps_1, tile_m, partial_first_3 + local - partial_steps_1)
@@ -1289,10 +1281,6 @@ def _backward_dkdv(
                 dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
             ds = p * (dp - delta_rows[None, :])
             dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-        local += 1
-        wraps = local == steps
-        head = tl.where(wraps, head + 1, head)
-        local = tl.where(wraps, 0, local)
 
     if WANT_DK:
         if USE_DESCRIPTORS:
@@ -1481,7 +1469,10 @@ def launch_backward(
         triton.set_allocator(
             lambda size, alignment, stream: torch.empty(size, device=q.device, dtype=torch.int8)
         )
-    large = max(0, q.stride(1), k.stride(1), v.stride(1), dout.stride(1)) * 128 >= 2**31
+    tiles = [
+        chosen[name][size] for name in ("_backward_dq", "_backward_dkdv") for size in ("BLOCK_M", "BLOCK_N")
+    ]
+    large = max(0, q.stride(1), k.stride(1), v.stride(1), dout.stride(1)) * max(tiles) >= 2**31
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
         if config["BLOCK_M"] != 128:
@@ -1681,6 +1672,11 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     )
     _expect(
         not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
+    )
+    transformed = not torch.compiler.is_compiling() and torch._C._functorch.is_gradtrackingtensor(tensor)
+    _expect(
+        not transformed,
+        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

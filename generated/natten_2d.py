@@ -1109,18 +1109,13 @@ def _backward_dkdv(
     head = 0
     # rows and offsets are carried along, which costs less than working them out
     start_m = tl.where(partial_steps_0 > 0, 0, first_1) * BLOCK_M
-    last = (tl.where(partial_steps_1 > partial_steps_0, stop_1_, stop_0_) - 1) * BLOCK_M
     q_row = tl.cast(stride_qs, tl.int64)
     dout_row = tl.cast(stride_gs, tl.int64)
     q_at = start_m * q_row
     dout_at = start_m * dout_row
     row_at = start_m
-    wrap = start_m - last
-    q_wrap = stride_qh + wrap * q_row
-    dout_wrap = stride_gh + wrap * dout_row
-    row_wrap = stride_rh + wrap
     gap = (first_1 - stop_0_ + 1) * BLOCK_M
-    for step in tl.range(0, steps * 1):
+    for local in tl.range(0, steps):
         q_rows = q_base + q_at
         dout_rows = dout_base + dout_at
         padded_row = row_at
@@ -1157,13 +1152,11 @@ def _backward_dkdv(
                 dp = tl.dot(v_0, tl.trans(dout_0), input_precision="ieee")
             ds = p * (dp - delta_rows[None, :])
             dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
-        wraps = start_m == last
-        head = tl.where(wraps, head + 1, head)
         leaps = start_m == (stop_0_ - 1) * BLOCK_M
-        q_at += tl.where(wraps, q_wrap, tl.where(leaps, gap * q_row, BLOCK_M * q_row))
-        dout_at += tl.where(wraps, dout_wrap, tl.where(leaps, gap * dout_row, BLOCK_M * dout_row))
-        row_at += tl.where(wraps, row_wrap, tl.where(leaps, gap, BLOCK_M))
-        start_m += tl.where(wraps, wrap, tl.where(leaps, gap, BLOCK_M))
+        q_at += tl.where(leaps, gap * q_row, BLOCK_M * q_row)
+        dout_at += tl.where(leaps, gap * dout_row, BLOCK_M * dout_row)
+        row_at += tl.where(leaps, gap, BLOCK_M)
+        start_m += tl.where(leaps, gap, BLOCK_M)
 
     if WANT_DK:
         if USE_DESCRIPTORS:
@@ -1352,7 +1345,10 @@ def launch_backward(
         triton.set_allocator(
             lambda size, alignment, stream: torch.empty(size, device=q.device, dtype=torch.int8)
         )
-    large = max(0, q.stride(1), k.stride(1), v.stride(1), dout.stride(1)) * 128 >= 2**31
+    tiles = [
+        chosen[name][size] for name in ("_backward_dq", "_backward_dkdv") for size in ("BLOCK_M", "BLOCK_N")
+    ]
+    large = max(0, q.stride(1), k.stride(1), v.stride(1), dout.stride(1)) * max(tiles) >= 2**31
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
         if config["BLOCK_M"] != 128:
@@ -1552,6 +1548,11 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     )
     _expect(
         not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
+    )
+    transformed = not torch.compiler.is_compiling() and torch._C._functorch.is_gradtrackingtensor(tensor)
+    _expect(
+        not transformed,
+        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

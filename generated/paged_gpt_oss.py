@@ -335,9 +335,10 @@ def _attention_forward(
         p = tl.math.exp2(qk * factor - m_safe[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
         if SAME_STRIDES:
-            v_rows = (v_base + key_places)[:, None]
+            v_places = key_places
         else:
-            v_rows = (v_base + pages * stride_vp + slots * stride_vs)[:, None]
+            v_places = pages * stride_vp + slots * stride_vs
+        v_rows = (v_base + v_places)[:, None]
         v_0 = tl.load(v_rows + v_offsets_0)
         acc_0 = tl.dot(p.to(v_0.dtype), v_0, acc_0, input_precision="ieee")
 
@@ -373,9 +374,10 @@ def _attention_forward(
         p = tl.math.exp2(qk * factor - m_safe[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
         if SAME_STRIDES:
-            v_rows = (v_base + key_places)[:, None]
+            v_places = key_places
         else:
-            v_rows = (v_base + pages * stride_vp + slots * stride_vs)[:, None]
+            v_places = pages * stride_vp + slots * stride_vs
+        v_rows = (v_base + v_places)[:, None]
         v_0 = tl.load(v_rows + v_offsets_0, mask=key_valid, other=0.0)
         acc_0 = tl.dot(p.to(v_0.dtype), v_0, acc_0, input_precision="ieee")
 
@@ -570,6 +572,11 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(
         not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
     )
+    transformed = not torch.compiler.is_compiling() and torch._C._functorch.is_gradtrackingtensor(tensor)
+    _expect(
+        not transformed,
+        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
+    )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")
 
@@ -618,6 +625,10 @@ def _check_lengths(
     shaped = cu_seqlens.dim() == 1 and cu_seqlens.shape[0] >= 1 and cu_seqlens.is_contiguous()
     _expect(shaped, f"{name}: expected a contiguous [B + 1], got shape {tuple(cu_seqlens.shape)}")
     _expect(cu_seqlens.device == like.device, f"{name}: is on {cu_seqlens.device}, q is on {like.device}")
+    if not isinstance(longest, int | torch.SymInt):  # a tensor's value would be waited for
+        raise TypeError(
+            f"paged_gpt_oss: {name.replace('cu', 'max').replace('lens', 'len')}: expected an int, got {type(longest).__name__}"
+        )
     if _readable(cu_seqlens):
         lengths = cu_seqlens.diff()
         _expect(int(cu_seqlens[0]) == 0, f"{name}: must start at 0, starts at {int(cu_seqlens[0])}")
@@ -635,16 +646,16 @@ def _check_lengths(
         )
 
 
-def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, columns: int) -> None:
-    """A cache: right dtype, q's device, right page size and columns, last dimension contiguous."""
+def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, columns: int, of: str = "q") -> None:
+    """A cache: right dtype, the device of `like` (argument `of`), right page size and columns, last dimension contiguous."""
     if not isinstance(cache, torch.Tensor):
         raise TypeError(f"paged_gpt_oss: {name}: expected a tensor, got {type(cache).__name__}")
     _expect(
         cache.dim() == 4,
         f"{name}: expected 4 dimensions, [num_pages, Hkv, 16, 64], got shape {tuple(cache.shape)}",
     )
-    _expect(cache.dtype == like.dtype, f"{name}: dtype {cache.dtype} differs from q's {like.dtype}")
-    _expect(cache.device == like.device, f"{name}: is on {cache.device}, q is on {like.device}")
+    _expect(cache.dtype == like.dtype, f"{name}: dtype {cache.dtype} differs from {of}'s {like.dtype}")
+    _expect(cache.device == like.device, f"{name}: is on {cache.device}, {of} is on {like.device}")
     _expect(
         cache.shape[-1] == columns,
         f"{name}: expected {columns} in its last dimension, got shape {tuple(cache.shape)}",
@@ -913,13 +924,23 @@ def append_kv(
         f"slot_mapping: expected a contiguous int32 or int64 [T], got {slot_mapping.dtype} {tuple(slot_mapping.shape)}",
     )
     num_pages = k_cache.shape[0]
-    _check_cache("k_cache", k_cache, k, 64)
+    _check_cache("k_cache", k_cache, k, 64, "k")
     _check_rows("k", k, k_cache, slot_mapping)
-    _check_cache("v_cache", v_cache, k, 64)
+    _check_cache("v_cache", v_cache, k, 64, "k")
     _check_rows("v", v, v_cache, slot_mapping)
     _expect(v.dtype == k.dtype, f"v: dtype {v.dtype} differs from k's {k.dtype}")
     same = v_cache.shape[:-1] == k_cache.shape[:-1]
     _expect(same, f"v_cache: shape {tuple(v_cache.shape)} does not go with k_cache's {tuple(k_cache.shape)}")
+    for name, cache in (
+        ("k_cache", k_cache),
+        ("v_cache", v_cache),
+    ):
+        apart = all(step > 0 or size == 1 for step, size in zip(cache.stride(), cache.shape))
+        _expect(
+            apart, f"{name}: written in place, its slots must not share memory; strides are {cache.stride()}"
+        )
+    if not isinstance(interleaved, bool):
+        raise TypeError(f"paged_gpt_oss: interleaved: expected True or False, got {interleaved!r}")
     if _readable(slot_mapping):
         inside = bool((slot_mapping < num_pages * 16).all())
         _expect(inside, f"slot_mapping: a slot lies outside the cache's {num_pages} pages of 16")

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest f7b036489213ba73437b976e91418c8ae8b6b53a6a18bdc1be0e4a7eea777689. Needs torch and triton, nothing else.
+Digest 9d2bf1167d2c69de226cbafecd49c4e00e14f02c4ed8f5e3dc886b5717165dc3. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "splits": "auto"
 }
 """)
-DIGEST = "f7b036489213ba73437b976e91418c8ae8b6b53a6a18bdc1be0e4a7eea777689"
+DIGEST = "9d2bf1167d2c69de226cbafecd49c4e00e14f02c4ed8f5e3dc886b5717165dc3"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -44,7 +44,7 @@ MANIFEST = json.loads(r"""
     "splits": "splits(count=*)",
     "precision": "ieee"
   },
-  "run_time": ["softmax_scale", "num_q_heads", "num_tiles_m", "num_seqs", "num_splits", "total_q"],
+  "run_time": ["softmax_scale", "num_q_heads", "num_tiles_m", "num_seqs", "num_splits", "total_q", "num_sms"],
   "mask": {
     "may": ["[0, min(i_hi + 1, seqlen_k))"],
     "must": ["[0, min(i_lo + 1, seqlen_k))"],
@@ -95,10 +95,10 @@ MANIFEST = json.loads(r"""
     "sm_86/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "sm_89/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "sm_90/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
-    "sm_100/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
+    "sm_100/16": [{"BLOCK_M": 16, "BLOCK_N": 256, "num_warps": 8, "num_stages": 2}],
     "sm_120/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
-    "gfx942/16": [{"BLOCK_M": 16, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-    "gfx950/16": [{"BLOCK_M": 16, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
+    "gfx942/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 2, "num_stages": 2}],
+    "gfx950/16": [{"BLOCK_M": 16, "BLOCK_N": 256, "num_warps": 4, "num_stages": 1}],
     "sm_80/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
     "sm_86/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
     "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
@@ -120,6 +120,8 @@ MANIFEST = json.loads(r"""
         "v_scale": "*fp32",
         "partial_out": "*fp32",
         "partial_lse": "*fp32",
+        "tiles_of_rows": "*i32",
+        "total_tiles": "*i32",
         "cu_seqlens_q": "*i32",
         "page_table": "*i32",
         "cache_seqlens": "*i32",
@@ -146,9 +148,10 @@ MANIFEST = json.loads(r"""
         "num_tiles_m": "i32",
         "num_seqs": "i32",
         "num_splits": "i32",
-        "total_q": "i32"
+        "total_q": "i32",
+        "num_sms": "i32"
       },
-      "constants": ["LARGE_CACHE", "SAME_STRIDES", "ONE_TILE", "SPLIT", "BLOCK_M", "BLOCK_N"],
+      "constants": ["LARGE_CACHE", "SAME_STRIDES", "ONE_TILE", "SPLIT", "COUNT", "BLOCK_M", "BLOCK_N"],
       "loops": [
         {
           "role": "full",
@@ -220,6 +223,8 @@ MANIFEST = json.loads(r"""
       "arguments": {
         "partial_out": "*fp32",
         "partial_lse": "*fp32",
+        "tiles_of_rows": "*i32",
+        "total_tiles": "*i32",
         "out": "*io",
         "lse": "*fp32",
         "cu_seqlens_q": "*i32",
@@ -229,6 +234,7 @@ MANIFEST = json.loads(r"""
         "num_q_heads": "i32",
         "num_seqs": "i32",
         "num_splits": "i32",
+        "num_sms": "i32",
         "total_rows": "i32"
       },
       "constants": ["BLOCK_M"],
@@ -256,6 +262,17 @@ def _sequence_at(cu_seqlens_q, place, num_seqs, BLOCK_Q: tl.constexpr):
 
 
 @triton.jit
+def _own_splits(num_tiles, total_tiles, num_sms, num_splits):
+    """How many programs share `num_tiles` tiles of keys, 1 to `num_splits`.
+
+    As in FlashAttention-3 (hopper/flash_prepare_scheduler.cu): each has as many tiles as one of `num_sms` units gets of all
+    that are to be folded, and a tenth more. There sequences count with their lengths, here rows with what the mask leaves.
+    """
+    share = tl.maximum(tl.cdiv(tl.load(total_tiles).to(tl.int64) * 11, num_sms * 10), 1).to(tl.int32)
+    return tl.maximum(tl.minimum(tl.cdiv(num_tiles, share), num_splits), 1)
+
+
+@triton.jit
 def _low_half(packed, DTYPE: tl.constexpr):
     """The even columns of rows of 4-bit numbers: bits 0 to 3 of each byte."""
     return _of_four_bits(packed & 15, DTYPE)
@@ -279,7 +296,15 @@ def _of_four_bits(bits, DTYPE: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["softmax_scale", "num_q_heads", "num_tiles_m", "num_seqs", "num_splits", "total_q"]
+    do_not_specialize=[
+        "softmax_scale",
+        "num_q_heads",
+        "num_tiles_m",
+        "num_seqs",
+        "num_splits",
+        "total_q",
+        "num_sms",
+    ]
 )
 def _attention_forward(
     q,
@@ -291,6 +316,8 @@ def _attention_forward(
     v_scale,
     partial_out,
     partial_lse,
+    tiles_of_rows,
+    total_tiles,
     cu_seqlens_q,
     page_table,
     cache_seqlens,
@@ -318,10 +345,12 @@ def _attention_forward(
     num_seqs,
     num_splits,
     total_q,
+    num_sms,
     LARGE_CACHE: tl.constexpr,
     SAME_STRIDES: tl.constexpr,
     ONE_TILE: tl.constexpr,
     SPLIT: tl.constexpr,
+    COUNT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -365,7 +394,19 @@ def _attention_forward(
     end_tile = (tl.maximum(tl.minimum(i_hi + 1, seqlen_k), 0) + BLOCK_N - 1) // BLOCK_N
     end_full = tl.maximum(tl.minimum(i_lo + 1, seqlen_k), 0) // BLOCK_N
     hull_end = tl.minimum(i_hi + 1, seqlen_k)
-    split_tiles = tl.cdiv(tl.cdiv(hull_end, BLOCK_N), num_splits)
+    num_tiles = tl.cdiv(hull_end, BLOCK_N)
+    num_tiles = tl.maximum(num_tiles, 0)
+    if COUNT:  # a launch before: how many tiles of keys there are to share
+        count_rows = tl.cast(q_start, tl.int64) * num_q_heads + (row * num_q_heads + h)
+        tl.store(tiles_of_rows + count_rows, num_tiles, mask=row_valid)
+        tl.atomic_add(total_tiles, num_tiles)
+        return
+    own_splits = num_splits
+    if SPLIT:
+        own_splits = _own_splits(num_tiles, total_tiles, num_sms, num_splits)
+        if split >= own_splits:
+            return
+    split_tiles = tl.cdiv(num_tiles, own_splits)
     split_first = split * split_tiles
     split_end = split_first + split_tiles
     factor = softmax_scale * 1.4426950408889634
@@ -414,7 +455,8 @@ def _attention_forward(
             pages = pages.to(tl.int64)
         key_places = pages * stride_kp + slots * stride_ks
         k_rows = (k_base + key_places)[:, None]
-        k_scales = tl.load(k_scale_base + pages * stride_k_scale_p + slots * stride_k_scale_s)
+        scale_places = pages * stride_k_scale_p + slots * stride_k_scale_s
+        k_scales = tl.load(k_scale_base + scale_places)
         k_bytes_0 = tl.load(k_rows + k_offsets_0)
         k_0 = _low_half(k_bytes_0, q.dtype.element_ty)
         k_1 = _high_half(k_bytes_0, q.dtype.element_ty)
@@ -430,10 +472,13 @@ def _attention_forward(
         p = tl.math.exp2(qk * factor - m_safe[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
         if SAME_STRIDES:
-            v_rows = (v_base + key_places)[:, None]
+            v_places = key_places
+            v_scale_places = scale_places
         else:
-            v_rows = (v_base + pages * stride_vp + slots * stride_vs)[:, None]
-        v_scales = tl.load(v_scale_base + pages * stride_v_scale_p + slots * stride_v_scale_s)
+            v_places = pages * stride_vp + slots * stride_vs
+            v_scale_places = pages * stride_v_scale_p + slots * stride_v_scale_s
+        v_rows = (v_base + v_places)[:, None]
+        v_scales = tl.load(v_scale_base + v_scale_places)
         v_bytes_0 = tl.load(v_rows + v_offsets_0)
         v_0 = _low_half(v_bytes_0, q.dtype.element_ty)
         if q.dtype.element_ty == tl.float16:  # a weight times a scale may be too small for it
@@ -467,11 +512,8 @@ def _attention_forward(
             pages = pages.to(tl.int64)
         key_places = pages * stride_kp + slots * stride_ks
         k_rows = (k_base + key_places)[:, None]
-        k_scales = tl.load(
-            k_scale_base + pages * stride_k_scale_p + slots * stride_k_scale_s,
-            mask=(rows_n < hull_end - start_n),
-            other=0.0,
-        )
+        scale_places = pages * stride_k_scale_p + slots * stride_k_scale_s
+        k_scales = tl.load(k_scale_base + scale_places, mask=(rows_n < hull_end - start_n), other=0.0)
         key_valid = (rows_n < hull_end - start_n)[:, None]
         k_bytes_0 = tl.load(k_rows + k_offsets_0, mask=key_valid, other=0.0)
         k_0 = _low_half(k_bytes_0, q.dtype.element_ty)
@@ -490,14 +532,13 @@ def _attention_forward(
         p = tl.math.exp2(qk * factor - m_safe[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
         if SAME_STRIDES:
-            v_rows = (v_base + key_places)[:, None]
+            v_places = key_places
+            v_scale_places = scale_places
         else:
-            v_rows = (v_base + pages * stride_vp + slots * stride_vs)[:, None]
-        v_scales = tl.load(
-            v_scale_base + pages * stride_v_scale_p + slots * stride_v_scale_s,
-            mask=(rows_n < hull_end - start_n),
-            other=0.0,
-        )
+            v_places = pages * stride_vp + slots * stride_vs
+            v_scale_places = pages * stride_v_scale_p + slots * stride_v_scale_s
+        v_rows = (v_base + v_places)[:, None]
+        v_scales = tl.load(v_scale_base + v_scale_places, mask=(rows_n < hull_end - start_n), other=0.0)
         v_bytes_0 = tl.load(v_rows + v_offsets_0, mask=key_valid, other=0.0)
         v_0 = _low_half(v_bytes_0, q.dtype.element_ty)
         if q.dtype.element_ty == tl.float16:  # a weight times a scale may be too small for it
@@ -516,7 +557,7 @@ def _attention_forward(
 
     # several programs share these rows: what this one found, for `_combine`; no score of a split without keys
     if SPLIT:
-        partial_rows = (tl.cast(split, tl.int64) * total_q + q_start + row) * num_q_heads + h
+        partial_rows = (tl.cast(split, tl.int64) * total_q + q_start) * num_q_heads + (row * num_q_heads + h)
         tl.store(partial_lse + partial_rows, m_i + tl.log2(l_i), mask=row_valid)
         inverse = 1.0 / tl.where(l_i == 0.0, 1.0, l_i)
         filled = row_valid & (l_i > 0.0)
@@ -549,10 +590,12 @@ def _attention_forward(
         tl.store(lse_base + row + h * stride_lh, lse_rows, mask=row_valid)
 
 
-@triton.jit(do_not_specialize=["num_q_heads", "num_seqs", "num_splits", "total_rows"])
+@triton.jit(do_not_specialize=["num_q_heads", "num_seqs", "num_splits", "num_sms", "total_rows"])
 def _combine(
     partial_out,
     partial_lse,
+    tiles_of_rows,
+    total_tiles,
     out,
     lse,
     cu_seqlens_q,
@@ -562,6 +605,7 @@ def _combine(
     num_q_heads,
     num_seqs,
     num_splits,
+    num_sms,
     total_rows,
     BLOCK_M: tl.constexpr,
 ):
@@ -570,6 +614,9 @@ def _combine(
     row = place // num_q_heads
     h = place % num_q_heads
     row_valid = row < tl.load(cu_seqlens_q + num_seqs)
+    count = _own_splits(
+        tl.load(tiles_of_rows + place, mask=row_valid, other=0), total_tiles, num_sms, num_splits
+    )
     row_offsets = row.to(tl.int64)[:, None]
     head_offsets = h.to(tl.int64)[:, None]
     e_0 = 2 * tl.arange(0, 64)
@@ -578,9 +625,9 @@ def _combine(
     l_i = tl.zeros([BLOCK_M], tl.float32)
     acc_0 = tl.zeros([BLOCK_M, 64], tl.float32)
     acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
-    for split in tl.range(0, num_splits):
+    for split in tl.range(0, tl.max(count, 0)):
         partial_rows = tl.cast(split, tl.int64) * total_rows + place
-        score = tl.load(partial_lse + partial_rows, mask=row_valid, other=float("-inf"))
+        score = tl.load(partial_lse + partial_rows, mask=row_valid & (split < count), other=float("-inf"))
         m_new = tl.maximum(m_i, score)
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
         alpha = tl.math.exp2(m_i - m_safe)
@@ -647,17 +694,21 @@ def _check_cpu(dtype: torch.dtype) -> None:
         )
 
 
-def _num_splits(programs: int, tiles: int, device: torch.device) -> int:
-    """How many programs share the keys of a row: the fewest that fill the machine's last wave as well as any number can.
+def _num_sms(device: torch.device) -> int:
+    """How many multiprocessors share the work; a CPU counts as 16."""
+    return 16 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
 
-    As in FlashAttention (hopper/heuristics.h): one where programs fill 80 % of the machine or there are at most 4 tiles of
-    keys, else the smallest number whose efficiency, waves / ceil(waves), is at least 0.85 of the best. Shapes decide, so the
-    number of tiles is a bound; on the device each sequence shares its own tiles.
+
+def _num_splits(programs: int, tiles: int, columns: int, sms: int) -> int:
+    """How many programs may share the keys of a row, from shapes alone; lengths decide on the device how many do.
+
+    As in FlashAttention (hopper/heuristics.h), for one sequence with `programs` programs and at most `tiles` tiles of keys:
+    one where programs fill 80 % of the machine or there are at most 4 tiles, else the smallest number that fills the last
+    wave, waves / ceil(waves), to at least 0.85 of the best. Partial results of all `columns` of out take at most 256 MiB.
     """
-    sms = 16 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
     if programs >= 0.8 * sms or tiles <= 4 or programs == 0:
         return 1
-    counts = range(1, min(128, sms, tiles) + 1)
+    counts = range(1, min(128, sms, tiles, max(2**26 // columns, 1)) + 1)
     waves = [programs * count / sms for count in counts]
     efficiency = [wave / math.ceil(wave) for wave in waves]
     return next(count for count, share in zip(counts, efficiency) if share >= 0.85 * max(efficiency))
@@ -695,15 +746,70 @@ def launch(
     num_seqs = cu_seqlens_q.shape[0] - 1
     one_tile = max_seqlen_q <= block_q
     num_tiles_m = num_seqs if one_tile else q.shape[0] // block_q + num_seqs
+    num_sms = 2**27 if config.get("num_splits") else _num_sms(q.device)
     num_splits = config.get("num_splits") or _num_splits(
-        num_tiles_m * k.shape[2], triton.cdiv(page_table.shape[1] * 32, config["BLOCK_N"]), q.device
+        triton.cdiv(max_seqlen_q, block_q) * k.shape[2],
+        triton.cdiv(page_table.shape[1] * 32, config["BLOCK_N"]),
+        out.numel(),
+        num_sms,
     )
     config = {name: value for name, value in config.items() if name != "num_splits"}
     split = num_splits > 1
     partial_out = torch.empty([num_splits if split else 0, *out.shape], dtype=torch.float32, device=q.device)
     partial_lse = torch.empty(partial_out.shape[:-1], dtype=torch.float32, device=q.device)
+    tiles_of_rows = torch.empty([int(split), *out.shape[:-1]], dtype=torch.int32, device=q.device)
+    total_tiles = torch.zeros([int(split)], dtype=torch.int32, device=q.device)
     grid = (num_tiles_m * k.shape[2] * num_splits,)
     with torch.cuda.device_of(q):  # kernels launch on the current device; nothing to do for CPU tensors
+        # how many tiles of keys there are to share
+        if split:
+            _attention_forward[(num_tiles_m * k.shape[2],)](
+                q,
+                k,
+                v,
+                out,
+                lse,
+                k_scale,
+                v_scale,
+                partial_out,
+                partial_lse,
+                tiles_of_rows,
+                total_tiles,
+                cu_seqlens_q,
+                page_table,
+                cache_seqlens,
+                softmax_scale,
+                q.stride(0),
+                q.stride(1),
+                k.stride(0),
+                k.stride(1),
+                k.stride(2),
+                v.stride(0),
+                v.stride(1),
+                v.stride(2),
+                out.stride(0),
+                out.stride(1),
+                lse.stride(-2),
+                k_scale.stride(0),
+                k_scale.stride(1),
+                k_scale.stride(2),
+                v_scale.stride(0),
+                v_scale.stride(1),
+                v_scale.stride(2),
+                q.shape[1],
+                page_table.stride(0),
+                num_tiles_m,
+                num_seqs,
+                1,
+                q.shape[0],
+                num_sms,
+                LARGE_CACHE=large,
+                SAME_STRIDES=k.stride() == v.stride() and k_scale.stride() == v_scale.stride(),
+                ONE_TILE=one_tile,
+                SPLIT=split,
+                COUNT=True,
+                **config,
+            )
         _attention_forward[grid](
             q,
             k,
@@ -714,6 +820,8 @@ def launch(
             v_scale,
             partial_out,
             partial_lse,
+            tiles_of_rows,
+            total_tiles,
             cu_seqlens_q,
             page_table,
             cache_seqlens,
@@ -741,10 +849,12 @@ def launch(
             num_seqs,
             num_splits,
             q.shape[0],
+            num_sms,
             LARGE_CACHE=large,
-            SAME_STRIDES=k.stride() == v.stride(),
+            SAME_STRIDES=k.stride() == v.stride() and k_scale.stride() == v_scale.stride(),
             ONE_TILE=one_tile,
             SPLIT=split,
+            COUNT=False,
             **config,
         )
         if split:
@@ -752,6 +862,8 @@ def launch(
             _combine[(triton.cdiv(rows, 16),)](
                 partial_out=partial_out,
                 partial_lse=partial_lse,
+                tiles_of_rows=tiles_of_rows,
+                total_tiles=total_tiles,
                 out=out,
                 lse=lse,
                 cu_seqlens_q=cu_seqlens_q,
@@ -761,6 +873,7 @@ def launch(
                 num_q_heads=q.shape[1],
                 num_seqs=num_seqs,
                 num_splits=num_splits,
+                num_sms=num_sms,
                 total_rows=rows,
                 BLOCK_M=16,
                 num_warps=4,
@@ -768,7 +881,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::paged_int4_f7b036489213", mutates_args=())
+@torch.library.custom_op("attngen::paged_int4_9d2bf1167d2c", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -836,6 +949,11 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(
         not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
     )
+    transformed = not torch.compiler.is_compiling() and torch._C._functorch.is_gradtrackingtensor(tensor)
+    _expect(
+        not transformed,
+        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
+    )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")
 
@@ -865,6 +983,10 @@ def _check_lengths(
     shaped = cu_seqlens.dim() == 1 and cu_seqlens.shape[0] >= 1 and cu_seqlens.is_contiguous()
     _expect(shaped, f"{name}: expected a contiguous [B + 1], got shape {tuple(cu_seqlens.shape)}")
     _expect(cu_seqlens.device == like.device, f"{name}: is on {cu_seqlens.device}, q is on {like.device}")
+    if not isinstance(longest, int | torch.SymInt):  # a tensor's value would be waited for
+        raise TypeError(
+            f"paged_int4: {name.replace('cu', 'max').replace('lens', 'len')}: expected an int, got {type(longest).__name__}"
+        )
     if _readable(cu_seqlens):
         lengths = cu_seqlens.diff()
         _expect(int(cu_seqlens[0]) == 0, f"{name}: must start at 0, starts at {int(cu_seqlens[0])}")
@@ -882,8 +1004,8 @@ def _check_lengths(
         )
 
 
-def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, columns: int) -> None:
-    """A cache: right dtype, q's device, right page size and columns, last dimension contiguous."""
+def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, columns: int, of: str = "q") -> None:
+    """A cache: right dtype, the device of `like` (argument `of`), right page size and columns, last dimension contiguous."""
     if not isinstance(cache, torch.Tensor):
         raise TypeError(f"paged_int4: {name}: expected a tensor, got {type(cache).__name__}")
     _expect(
@@ -891,7 +1013,7 @@ def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, columns: in
         f"{name}: expected 4 dimensions, [num_pages, 32, Hkv, 64], got shape {tuple(cache.shape)}",
     )
     _expect(cache.dtype == torch.uint8, f"{name}: expected dtype torch.uint8, got {cache.dtype}")
-    _expect(cache.device == like.device, f"{name}: is on {cache.device}, q is on {like.device}")
+    _expect(cache.device == like.device, f"{name}: is on {cache.device}, {of} is on {like.device}")
     _expect(
         cache.shape[-1] == columns,
         f"{name}: expected {columns} in its last dimension, got shape {tuple(cache.shape)}",
@@ -902,14 +1024,14 @@ def _check_cache(name: str, cache: torch.Tensor, like: torch.Tensor, columns: in
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {cache.stride()}")
 
 
-def _check_scale(name: str, scale: torch.Tensor, shape: tuple, like: torch.Tensor) -> None:
-    """A float32 tensor of scales on q's device."""
+def _check_scale(name: str, scale: torch.Tensor, shape: tuple, like: torch.Tensor, of: str = "q") -> None:
+    """A float32 tensor of scales on the device of `like` (argument `of`)."""
     if not isinstance(scale, torch.Tensor):
         raise TypeError(f"paged_int4: {name}: expected a float32 tensor, got {type(scale).__name__}")
     _expect(scale.dtype == torch.float32, f"{name}: expected dtype torch.float32, got {scale.dtype}")
     fits = tuple(scale.shape) == shape or (shape == () and tuple(scale.shape) == (1,))
     _expect(fits, f"{name}: expected shape {shape}, got {tuple(scale.shape)}")
-    _expect(scale.device == like.device, f"{name}: is on {scale.device}, q is on {like.device}")
+    _expect(scale.device == like.device, f"{name}: is on {scale.device}, {of} is on {like.device}")
     spread = scale.dim() == 3 or scale.is_contiguous()
     _expect(spread, f"{name}: must be contiguous, strides are {scale.stride()}")
     if scale.dim() < 3 and _readable(scale):
@@ -1091,7 +1213,7 @@ def _append(
     tl.store(stored + c, ((low & 15) | ((high & 15) << 4)).to(tl.uint8), mask=2 * c < HEAD_DIM)
 
 
-@torch.library.custom_op("attngen::paged_int4_f7b036489213_append", mutates_args=("cache", "scale"))
+@torch.library.custom_op("attngen::paged_int4_9d2bf1167d2c_append", mutates_args=("cache", "scale"))
 def _append_rows(
     x: torch.Tensor,
     cache: torch.Tensor,
@@ -1191,15 +1313,27 @@ def append_kv(
         f"slot_mapping: expected a contiguous int32 or int64 [T], got {slot_mapping.dtype} {tuple(slot_mapping.shape)}",
     )
     num_pages = k_cache.shape[0]
-    _check_cache("k_cache", k_cache, k, 64)
+    _check_cache("k_cache", k_cache, k, 64, "k")
     _check_rows("k", k, k_cache, slot_mapping)
-    _check_cache("v_cache", v_cache, k, 64)
+    _check_cache("v_cache", v_cache, k, 64, "k")
     _check_rows("v", v, v_cache, slot_mapping)
     _expect(v.dtype == k.dtype, f"v: dtype {v.dtype} differs from k's {k.dtype}")
     same = v_cache.shape[:-1] == k_cache.shape[:-1]
     _expect(same, f"v_cache: shape {tuple(v_cache.shape)} does not go with k_cache's {tuple(k_cache.shape)}")
-    _check_scale("k_scale", k_scale, tuple(k_cache.shape[:-1]), k)
-    _check_scale("v_scale", v_scale, tuple(k_cache.shape[:-1]), k)
+    _check_scale("k_scale", k_scale, tuple(k_cache.shape[:-1]), k, "k")
+    _check_scale("v_scale", v_scale, tuple(k_cache.shape[:-1]), k, "k")
+    for name, cache in (
+        ("k_cache", k_cache),
+        ("v_cache", v_cache),
+        ("k_scale", k_scale),
+        ("v_scale", v_scale),
+    ):
+        apart = all(step > 0 or size == 1 for step, size in zip(cache.stride(), cache.shape))
+        _expect(
+            apart, f"{name}: written in place, its slots must not share memory; strides are {cache.stride()}"
+        )
+    if not isinstance(interleaved, bool):
+        raise TypeError(f"paged_int4: interleaved: expected True or False, got {interleaved!r}")
     if _readable(slot_mapping):
         inside = bool((slot_mapping < num_pages * 32).all())
         _expect(inside, f"slot_mapping: a slot lies outside the cache's {num_pages} pages of 32")

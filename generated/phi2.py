@@ -1433,17 +1433,12 @@ def _backward_dkdv(
         head = 0
         # rows and offsets are carried along, which costs less than working them out
         start_m = first_tile * BLOCK_M
-        last = (end_tile - 1) * BLOCK_M
         q_row = tl.cast(stride_qs, tl.int64)
         dout_row = tl.cast(stride_gs, tl.int64)
         q_at = start_m * q_row
         dout_at = start_m * dout_row
         row_at = start_m
-        wrap = start_m - last
-        q_wrap = stride_qh + wrap * q_row
-        dout_wrap = stride_gh + wrap * dout_row
-        row_wrap = stride_rh + wrap
-        for step in tl.range(0, steps * 1):
+        for local in tl.range(0, steps):
             q_rows = q_base + q_at
             dout_rows = dout_base + dout_at
             padded_row = row_at
@@ -1485,29 +1480,22 @@ def _backward_dkdv(
                 ds = p * (dp - delta_rows[None, :])
                 dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
                 dk_1 = tl.dot(ds.to(q_0.dtype), q_1, dk_1, input_precision="ieee")
-            wraps = start_m == last
-            head = tl.where(wraps, head + 1, head)
-            q_at += tl.where(wraps, q_wrap, BLOCK_M * q_row)
-            dout_at += tl.where(wraps, dout_wrap, BLOCK_M * dout_row)
-            row_at += tl.where(wraps, row_wrap, BLOCK_M)
-            start_m += tl.where(wraps, wrap, BLOCK_M)
+            q_at += BLOCK_M * q_row
+            dout_at += BLOCK_M * dout_row
+            row_at += BLOCK_M
+            start_m += BLOCK_M
     else:
         # full tiles: no mask arithmetic
         steps = end_full - first_full
         head = 0
         # rows and offsets are carried along, which costs less than working them out
         start_m = first_full * BLOCK_M
-        last = (end_full - 1) * BLOCK_M
         q_row = tl.cast(stride_qs, tl.int64)
         dout_row = tl.cast(stride_gs, tl.int64)
         q_at = start_m * q_row
         dout_at = start_m * dout_row
         row_at = start_m
-        wrap = start_m - last
-        q_wrap = stride_qh + wrap * q_row
-        dout_wrap = stride_gh + wrap * dout_row
-        row_wrap = stride_rh + wrap
-        for step in tl.range(0, steps * 1):
+        for local in tl.range(0, steps):
             q_rows = q_base + q_at
             dout_rows = dout_base + dout_at
             padded_row = row_at
@@ -1545,12 +1533,10 @@ def _backward_dkdv(
                 ds = p * (dp - delta_rows[None, :])
                 dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
                 dk_1 = tl.dot(ds.to(q_0.dtype), q_1, dk_1, input_precision="ieee")
-            wraps = start_m == last
-            head = tl.where(wraps, head + 1, head)
-            q_at += tl.where(wraps, q_wrap, BLOCK_M * q_row)
-            dout_at += tl.where(wraps, dout_wrap, BLOCK_M * dout_row)
-            row_at += tl.where(wraps, row_wrap, BLOCK_M)
-            start_m += tl.where(wraps, wrap, BLOCK_M)
+            q_at += BLOCK_M * q_row
+            dout_at += BLOCK_M * dout_row
+            row_at += BLOCK_M
+            start_m += BLOCK_M
         # tiles that the mask cuts, or that reach past the end
         partial_steps_0 = tl.maximum(first_full - first_tile, 0)
         partial_steps_1 = partial_steps_0 + tl.maximum(end_tile - end_full, 0)
@@ -1558,18 +1544,13 @@ def _backward_dkdv(
         head = 0
         # rows and offsets are carried along, which costs less than working them out
         start_m = tl.where(partial_steps_0 > 0, first_tile, end_full) * BLOCK_M
-        last = (tl.where(partial_steps_1 > partial_steps_0, end_tile, first_full) - 1) * BLOCK_M
         q_row = tl.cast(stride_qs, tl.int64)
         dout_row = tl.cast(stride_gs, tl.int64)
         q_at = start_m * q_row
         dout_at = start_m * dout_row
         row_at = start_m
-        wrap = start_m - last
-        q_wrap = stride_qh + wrap * q_row
-        dout_wrap = stride_gh + wrap * dout_row
-        row_wrap = stride_rh + wrap
         gap = (end_full - first_full + 1) * BLOCK_M
-        for step in tl.range(0, steps * 1):
+        for local in tl.range(0, steps):
             q_rows = q_base + q_at
             dout_rows = dout_base + dout_at
             padded_row = row_at
@@ -1610,13 +1591,11 @@ def _backward_dkdv(
                 ds = p * (dp - delta_rows[None, :])
                 dk_0 = tl.dot(ds.to(q_0.dtype), q_0, dk_0, input_precision="ieee")
                 dk_1 = tl.dot(ds.to(q_0.dtype), q_1, dk_1, input_precision="ieee")
-            wraps = start_m == last
-            head = tl.where(wraps, head + 1, head)
             leaps = start_m == (first_full - 1) * BLOCK_M
-            q_at += tl.where(wraps, q_wrap, tl.where(leaps, gap * q_row, BLOCK_M * q_row))
-            dout_at += tl.where(wraps, dout_wrap, tl.where(leaps, gap * dout_row, BLOCK_M * dout_row))
-            row_at += tl.where(wraps, row_wrap, tl.where(leaps, gap, BLOCK_M))
-            start_m += tl.where(wraps, wrap, tl.where(leaps, gap, BLOCK_M))
+            q_at += tl.where(leaps, gap * q_row, BLOCK_M * q_row)
+            dout_at += tl.where(leaps, gap * dout_row, BLOCK_M * dout_row)
+            row_at += tl.where(leaps, gap, BLOCK_M)
+            start_m += tl.where(leaps, gap, BLOCK_M)
 
     if WANT_DK:
         if USE_DESCRIPTORS:
@@ -1825,7 +1804,10 @@ def launch_backward(
         triton.set_allocator(
             lambda size, alignment, stream: torch.empty(size, device=q.device, dtype=torch.int8)
         )
-    large = max(0, q.stride(1), k.stride(1), v.stride(1), dout.stride(1)) * 128 >= 2**31
+    tiles = [
+        chosen[name][size] for name in ("_backward_dq", "_backward_dkdv") for size in ("BLOCK_M", "BLOCK_N")
+    ]
+    large = max(0, q.stride(1), k.stride(1), v.stride(1), dout.stride(1)) * max(tiles) >= 2**31
     with torch.cuda.device_of(q):
         config = chosen["_backward_rows"]
         if config["BLOCK_M"] != 128:
@@ -2023,6 +2005,11 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     )
     _expect(
         not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
+    )
+    transformed = not torch.compiler.is_compiling() and torch._C._functorch.is_gradtrackingtensor(tensor)
+    _expect(
+        not transformed,
+        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
     )
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")

@@ -284,6 +284,24 @@ def _autograd(
     return dict(zip(leaves, found, strict=True))
 
 
+def norm_ratios(spec: Spec, inputs: dict[str, Any], schedule: Schedule, seed: int) -> dict[str, float]:
+    """Per gradient, the norm of the kernel's error over the norm of the error of autograd in the inputs' dtype."""
+    names, module = wanted(spec), attngen.build(spec)
+    exact = out, lse, _ = _reference(spec, _wide(inputs), names, "float64")
+    source = torch.Generator().manual_seed(seed)
+    dout = torch.randn(out.shape, generator=source).to(inputs["q"].dtype)
+    dlse = torch.randn(lse.shape, generator=source) * (seed % 2)
+    right = _autograd(*exact, dout, dlse)
+    eager = _autograd(*_reference(spec, inputs, names, "same"), dout, dlse)
+    with scheduled(module, schedule):
+        out, lse, leaves = attend(module, inputs, names)
+        found = torch.autograd.grad([out, lse], list(leaves.values()), [dout, dlse])
+    errors = zip(names, found, strict=True)
+    return {
+        n: float((x.double() - right[n]).norm() / (eager[n].double() - right[n]).norm()) for n, x in errors
+    }
+
+
 def largest(x: Tensor) -> float:
     return float(x.detach().double().nan_to_num(posinf=0.0, neginf=0.0).abs().max()) if x.numel() else 0.0
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import yaml
 from attngen.generate import generate_to_cache
 from attngen.inspect.report import KernelReport, LoopReport, inspect_modules
 from attngen.spec import load_spec
-from attngen.target.requests import manifest
+from attngen.target.compile import compile_many
+from attngen.target.requests import manifest, requests
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -111,10 +113,28 @@ def test_merging_splits_needs_no_spills(spec):
     assert [(r.compiled.error, r.compiled.spill_bytes) for r in reports] == [("", 0)] * 4
 
 
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("spec", PAGED)
+def test_appending_and_counting_compile_without_spills(spec, target):
+    """The kernel that writes new keys, rotated (NeoX and interleaved) or as they are, and the launch that counts tiles."""
+    if (spec, target) in UNKNOWN_FORMATS:
+        pytest.skip("no such format")
+    found = requests(ROOT / "generated" / f"{spec}.py", target, "bfloat16")
+    asked = [
+        replace(r, constexprs={**r.constexprs, "ROTARY": rotary, "INTERLEAVED": interleaved})
+        for r in found
+        if r.kernel == "_append"
+        for rotary, interleaved in ((0, False), (64, False), (64, True))
+    ]
+    asked += [
+        replace(r, constexprs={**r.constexprs, "COUNT": True}) for r in found if "COUNT" in r.constexprs
+    ]
+    assert len(asked) >= 3
+    reports = compile_many(asked)
+    assert [(r.error, r.spill_bytes) for r in reports] == [("", 0)] * len(asked)
+
+
 MOST_BYTES = 1.1  # per key, of what must be read
-MORE_BYTES = {
-    (spec, "gfx942"): rf"`{spec}` on gfx942 reads ([\d.]+)\s+times" for spec in ("paged_int8", "paged_int4")
-}
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
@@ -125,9 +145,7 @@ def test_decode_reads_little_more_than_keys_values_scales_and_pages(spec, target
     _, decode = inspect_modules(
         [(ROOT / "generated" / f"{spec}.py", "bfloat16")], [target], kernels=[FORWARD]
     )
-    most = max(loop.key_bytes / loop.least_key_bytes for loop in decode.loops)
-    stated = re.findall(MORE_BYTES.get((spec, target), "$^"), README)
-    assert [f"{most:.2f}"] == stated if stated else 1 <= most <= MOST_BYTES
+    assert all(1 <= loop.key_bytes / loop.least_key_bytes <= MOST_BYTES for loop in decode.loops)
 
 
 LEAST = {"paged_decode_llama3": 512 + 4 / 16, "paged_gpt_oss": 256 + 4 / 16, "mla_decode": 1152 + 4 / 64}
@@ -280,10 +298,10 @@ BACKWARD = [
     ("sm_80", "mla_absorbed", {}, {"dq": (445, 565), "dkdv": (571, 583)}),
     ("sm_80", "llama3_causal", {}, {"dq": (322, 409), "dkdv": (367, 438)}),
     ("sm_80", "qwen2_gqa7", {}, {"dq": (406, 551), "dkdv": (403, 530)}),
-    ("sm_90", "gpt2_dropout", {}, {"dq": (1190, 1365), "dkdv": (1186, 1357)}),
-    ("sm_90", "gpt2_dropout", {"head_dim": 128}, {"dq": (682, 773), "dkdv": (891, 973)}),
-    ("sm_80", "gpt2_dropout", {}, {"dq": (837, 944), "dkdv": (1016, 1129)}),
-    ("sm_80", "gpt2_dropout", {"head_dim": 128}, {"dq": (609, 667), "dkdv": (627, 715)}),
+    ("sm_90", "gpt2_dropout", {}, {"dq": (1190, 1365), "dkdv": (1170, 1336)}),
+    ("sm_90", "gpt2_dropout", {"head_dim": 128}, {"dq": (682, 773), "dkdv": (854, 930)}),
+    ("sm_80", "gpt2_dropout", {}, {"dq": (837, 944), "dkdv": (973, 1096)}),
+    ("sm_80", "gpt2_dropout", {"head_dim": 128}, {"dq": (609, 667), "dkdv": (600, 666)}),
 ]
 
 
@@ -315,6 +333,14 @@ def test_backward_has_no_spills_and_matrix_work_in_every_loop(target, spec):
     assert [loop.role for loop in loops] == ["dq full", "dq partial", "dkdv full", "dkdv partial"]
     assert all(loop.count.matrix for loop in loops)
     assert [(loop.found_flops - loop.planned_flops, loop.repeated_flops) for loop in loops] == [(0, 0)] * 4
+
+
+@pytest.mark.parametrize(
+    ("spec", "changes"), [("gpt_oss_sinks", {}), ("gpt2_dropout", {"head_dim": 128}), ("document_packed", {})]
+)
+@pytest.mark.parametrize("target", ["sm_80", "sm_100", "gfx942"])
+def test_more_of_causal_attention_has_no_spills(target, spec, changes):
+    backward_of(spec, target, **changes)
 
 
 def test_spills_are_those_stated():

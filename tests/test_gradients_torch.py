@@ -6,6 +6,7 @@ import functools
 import json
 import re
 from typing import Any
+from unittest.mock import MagicMock, patch
 
 import pytest
 import torch
@@ -323,6 +324,20 @@ def test_tiles_of_rows_fit_the_padding_of_statistics(kernel, size, limit):
         module.launch_backward(out, None, out, lse, q, k, v, 0.25, configs={kernel: chosen})
 
 
+@pytest.mark.parametrize(("size", "large"), [(128, False), (256, True)])
+def test_offsets_within_a_tile_are_as_wide_as_the_tiles_need(size, large):
+    """Rows of K lie 2**23 elements apart: 256 of them reach 2**31."""
+    module = build()
+    q, k, v = (t.detach() for t in arguments("dense", seqlen_k=3, batch=1).values())
+    k = torch.empty(3 * 2**23).as_strided(k.shape, (0, 2**23, 16, 1)).copy_(k)
+    out, lse = module.launch(q, k, v, 0.25)
+    chosen = {**module.MANIFEST["kernels"]["_backward_dkdv"]["configs"]["cpu"][0], "BLOCK_N": size}
+    seen = MagicMock()
+    with patch.object(module, "_backward_dkdv", seen):
+        module.launch_backward(out, None, out, lse, q, k, v, 0.25, configs={"_backward_dkdv": chosen})
+    assert seen.__getitem__.return_value.call_args.kwargs["LARGE_STRIDES"] is large
+
+
 def test_a_tensor_that_only_the_mask_reads_has_no_gradient_to_ask_for():
     captured = {"bound": {"dtype": "float32", "axes": ["Hq"]}}
     module = build(mask="j <= i and bound[h] > 0.0", captured=captured)
@@ -330,6 +345,30 @@ def test_a_tensor_that_only_the_mask_reads_has_no_gradient_to_ask_for():
     out = module.attention(**given)
     with refused("citizen: bound: only the mask reads it, so that it has no gradient: detach it"):
         out.sum().backward()
+
+
+@pytest.mark.parametrize("transform", ["grad", "vjp", "jacrev"])
+def test_gradients_by_torch_func_are_refused(transform):
+    """torch cannot transform a custom op's autograd, and would say so in words of its own."""
+    given = {name: tensor.detach() for name, tensor in arguments("dense").items()}
+    module = build()
+
+    def of_values(v: Tensor) -> Tensor:
+        return module.attention(**{**given, "v": v}).sum()
+
+    with pytest.raises(
+        ValueError, match=r"v: torch\.func's gradients are not generated; use torch\.autograd\.grad"
+    ):
+        getattr(torch.func, transform)(of_values, *([given["v"]] if transform == "vjp" else []))(given["v"])
+
+
+def test_vmap_gives_what_a_loop_does():
+    module = build()
+    given = {name: torch.stack([tensor.detach()] * 2) for name, tensor in arguments("dense").items()}
+    given["q"][1] *= -1
+    found = torch.func.vmap(module.attention)(given["q"], given["k"], given["v"])
+    for n in range(2):
+        assert torch.equal(found[n], module.attention(*(given[name][n] for name in "qkv")))
 
 
 def test_forward_mode_gradients_are_refused_and_not_zero():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 from paged import BASE, MIXED, TILES, addresses, build, check, draw, moved, run, same, slots, spec_of, watched
 
 import attngen
-from attngen.errors import PlanError, SpecError, TensorError
+from attngen.emit.render import render
+from attngen.errors import InternalError, PlanError, SpecError, TensorError
+from attngen.passes.pipeline import schedule
 
 CACHES = [(1, {}), (3, {}), (16, {}), (48, {}), (64, {}), (256, {})]
 CACHES += [(3, {"layout": "hnd"}), (16, {"table": "csr"}), (64, {"layout": "hnd", "table": "csr"})]
@@ -256,6 +259,21 @@ def test_wrong_tensors(name: str) -> None:
     inputs = draw(spec)
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         run(spec, {**inputs, name: change(inputs[name])})
+
+
+@pytest.mark.parametrize("wrong", [None, 40.0, torch.tensor(40)])
+def test_the_longest_length_is_an_int(wrong: Any) -> None:
+    """The value of a tensor would be waited for."""
+    spec = spec_of(16)
+    with pytest.raises(TypeError, match=f"max_seqlen_q: expected an int, got {type(wrong).__name__}"):
+        run(spec, {**draw(spec), "max_seqlen_q": wrong})
+
+
+def test_layouts_that_no_launcher_knows_are_refused() -> None:
+    graph = schedule(spec_of(16))
+    for name, layout in (("q", "htd"), ("q", "bshd"), ("k", "phsd"), ("v", "sphd")):
+        with pytest.raises(InternalError, match="the forward templates need"):
+            render(graph.with_nodes({name: replace(graph.nodes[name], layout=layout)}))
 
 
 def test_pages_outside_the_cache_are_an_error_on_the_cpu() -> None:

@@ -312,3 +312,18 @@ def test_small_values_beside_a_key_that_takes_most_weight(stored: str, dtype: st
     found = build(spec).attention(**call, **rows).double()
     right = attngen.reference(spec, **call, **rows)
     assert (found - right).norm() < 2 * torch.finfo(getattr(torch, dtype)).eps * right.norm()
+
+
+def test_caches_are_compared_with_the_rows_that_are_written() -> None:
+    module = build(spec_of(4))
+    rows, slots = torch.ones(2, 2, 16), torch.tensor([0, 5])
+    cache = torch.zeros(3, 4, 2, 16)
+    for wrong, message in (
+        (cache.half(), "k_cache: dtype torch.float16 differs from k's torch.float32"),
+        (cache.to("meta"), "k_cache: is on meta, k is on cpu"),
+        (cache[:1].expand(3, -1, -1, -1), "k_cache: written in place, its slots must not share memory"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            module.append_kv(rows, rows, wrong, wrong, slots)
+    with pytest.raises(TypeError, match="interleaved: expected True or False, got 'no'"):
+        module.append_kv(rows, rows, cache, cache.clone(), slots, interleaved="no")

@@ -229,8 +229,8 @@ def test_what_prefixes_leave_behind_is_never_read_unwritten() -> None:
     expected = run(spec, inputs)
     module = build(spec)
 
-    def poisoned(shape: Any, **more: Any) -> torch.Tensor:
-        return torch.full(shape, float("nan"), **more)
+    def poisoned(shape: Any, *, dtype: Any, **more: Any) -> torch.Tensor:
+        return torch.full(shape, 99 if dtype == torch.int32 else float("nan"), dtype=dtype, **more)
 
     names = {name: getattr(torch, name) for name in dir(torch) if not name.startswith("__")}
     with patch.object(module, "torch", SimpleNamespace(**{**names, "empty": poisoned})):
@@ -282,6 +282,21 @@ def test_the_committed_spec() -> None:
 
 
 # ---- the graph
+
+
+def test_rows_of_several_sequences_have_tiles_of_their_own() -> None:
+    """Their positions are loaded, and need registers: on sm_80 half as many keys; elsewhere, and in decode, as without."""
+    plain, prefix = (
+        schedule(committed("paged_decode_llama3", cache={"kind": "paged", "page_size": 16, **more})).nodes[
+            "kernel"
+        ]
+        for more in ({}, {"prefix": "shared"})
+    )
+    differing = {name for name, found in prefix.configs if found != dict(plain.configs)[name]}
+    assert differing == {f"sm_{number}/16" for number in (80, 86, 89, 120)}
+    [config] = dict(prefix.configs)["sm_80/16"]
+    assert (config.block_m, config.block_n, config.num_warps) == (128, 32, 8)
+    assert prefix.decode == plain.decode
 
 
 def test_every_field_of_a_prefix_is_printed_or_refused() -> None:

@@ -50,8 +50,8 @@ def test_what_splits_leave_behind_is_never_read_unwritten() -> None:
     expected = run(spec, inputs, num_splits=1)
     module = build(spec)
 
-    def poisoned(shape: Any, **more: Any) -> torch.Tensor:
-        return torch.full(shape, float("nan"), **more)
+    def poisoned(shape: Any, *, dtype: Any, **more: Any) -> torch.Tensor:
+        return torch.full(shape, 99 if dtype == torch.int32 else float("nan"), dtype=dtype, **more)
 
     names = {name: getattr(torch, name) for name in dir(torch) if not name.startswith("__")}
     with patch.object(module, "torch", SimpleNamespace(**{**names, "empty": poisoned})):
@@ -71,20 +71,93 @@ def arguments(module: Any, inputs: Any) -> list[Any]:
 def test_a_short_sequence_shares_its_own_keys() -> None:
     """The number of keys of each split follows the sequence, not the longest of the batch: 4 tiles for 4 programs."""
     spec = spec_of(16, splits=4)
-    inputs = draw(spec, ((1, 64), (1, 640)))
-    module = build(spec)
-    kept: list[torch.Tensor] = []
-    original = torch.empty
+    partial_out, _ = partial_results(spec, draw(spec, ((1, 64), (1, 640))))
+    assert partial_out.isfinite().all()
 
-    def keep(*args: Any, **more: Any) -> torch.Tensor:
-        kept.append(original(*args, **more))
+
+def partial_results(spec: Any, inputs: Any, **config: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(partial_out, partial_lse) of a call, [splits, tokens, heads, columns] and without the last; NaN where no program has
+    written."""
+    module, kept = build(spec), list[torch.Tensor]()
+
+    def poisoned(shape: Any, *, dtype: Any, **more: Any) -> torch.Tensor:
+        kept.append(torch.full(shape, -7 if dtype == torch.int32 else float("nan"), dtype=dtype, **more))
         return kept[-1]
 
     names = {name: getattr(torch, name) for name in dir(torch) if not name.startswith("__")}
-    with patch.object(module, "torch", SimpleNamespace(**{**names, "empty": keep})):
-        module.launch(*arguments(module, inputs), config=TILES)
-    partial_lse = kept[1]  # [splits, tokens, heads]
-    assert partial_lse.isfinite().all()
+    with patch.object(module, "torch", SimpleNamespace(**{**names, "empty": poisoned})):
+        module.launch(*arguments(module, inputs), config=TILES | config)
+    return kept[0], kept[1]
+
+
+# ---- lengths decide
+
+
+def splits_of(lengths: Any, spec: Any = None, *, width: int = 0, **config: int) -> list[int]:
+    """The number of splits of each token, by what programs store; checked against the formula. The table has `width` columns
+    more than it needs."""
+    spec = spec or spec_of(16, splits="auto")
+    inputs = draw(spec, lengths)
+    inputs["page_table"] = torch.nn.functional.pad(inputs["page_table"], (0, width), value=-1)
+    check(spec, inputs, **config)
+    partial_out, partial_lse = partial_results(spec, inputs, **config)
+    written = ~partial_lse.isnan()
+    found = written.sum(0)[:, 0]
+    assert (written.sum(0) == found[:, None]).all()  # of all heads
+    assert (written == (torch.arange(len(written))[:, None, None] < found[:, None])).all()  # the first ones
+    assert partial_out[~written].isnan().all()
+    return found.tolist()
+
+
+def test_short_sequences_in_a_wide_table_have_one_split_and_a_long_one_has_many() -> None:
+    """16 units and two kv heads: (1 + 3 + 1 + 125) tiles twice are 17.9 for each unit, with a margin of a tenth."""
+    assert splits_of(((1, 16), (1, 40), (1, 1), (1, 2000))) == [1, 1, 1, 7]
+
+
+def test_lengths_and_not_the_width_of_the_table_decide() -> None:
+    """Four equal sequences share 16 units with two heads: two each, but for the margin; alone, one has all of them."""
+    assert splits_of([(1, 320)] * 4) == [2] * 4  # 20 tiles, 11 for each unit
+    assert splits_of([(1, 320)]) == [7]  # 3 tiles each
+    assert splits_of([(1, 320)] * 16) == [1] * 16  # programs enough
+    assert splits_of([(1, 320)] * 4, width=500) == [2] * 4
+
+
+def test_keys_that_a_window_leaves_out_count_for_nothing() -> None:
+    """Of 100 tiles a window of 160 leaves 10, which 16 units share as if there were no others: two each, of 20."""
+    window = spec_of(16, splits="auto", mask="j <= i and i - j < 160")
+    assert splits_of([(1, 1600)], window) == [5]
+
+
+def test_a_prompt_beside_decoding_sequences() -> None:
+    """Tiles of rows of one sequence see different numbers of keys, and are split as those ask for."""
+    found = splits_of(((1, 30), (40, 640), (1, 2000)), BLOCK_M=64)
+    assert found[0] == 1
+    assert found[1:41] == sorted(found[1:41])
+    assert found[41] > found[40] > 1
+
+
+def test_a_long_sequence_in_a_csr_table_is_split_by_its_own_length() -> None:
+    """Shapes tell the number of all pages alone; the batch's average would leave the long one whole."""
+    spec = spec_of(16, cache={"table": "csr"}, splits="auto")
+    inputs = draw(spec, [(1, 1000), *[(1, 16)] * 15])
+    check(spec, inputs)
+    module, grids = build(spec), list[Any]()
+    original = module._attention_forward
+
+    class Recorder:
+        def __getitem__(self, grid: Any) -> Any:
+            grids.append(grid)
+            return original[grid]
+
+    with patch.object(module, "_attention_forward", Recorder()):
+        run(spec, inputs)
+    assert grids == [(16 * 2,), (16 * 2 * 7,)]
+
+
+def test_partial_results_take_no_more_than_256_mib() -> None:
+    count = build(spec_of(16, splits="auto"))._num_splits
+    found = [count(1, 100, columns, 128) for columns in (2**10, 2**22, 2**25, 2**26, 2**28)]
+    assert found == [85, 14, 2, 1, 1]  # of at most 100, 16, 2 and 1
 
 
 # ---- batch invariance
@@ -135,7 +208,7 @@ def test_splits_of_a_fixed_size_have_one_schedule_for_all_calls() -> None:
 )
 def test_the_number_of_splits_fills_the_machine(programs: int, tiles: int, splits: int) -> None:
     module = build(spec_of(16, splits="auto"))
-    assert module._num_splits(programs, tiles, torch.device("cpu")) == splits
+    assert module._num_splits(programs, tiles, 1024, 16) == splits
 
 
 def test_the_launcher_reads_no_value() -> None:
@@ -156,7 +229,7 @@ def test_the_launcher_reads_no_value() -> None:
         patched.setattr(module, "_check_cpu", lambda dtype: None)
         given = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in arguments(module, inputs)]
         module.launch(*given, config=TILES)
-    assert grids == [(1 * 2 * 7,), (1,)]  # 22 tiles by the table's width; 14 programs of 16
+    assert grids == [(1 * 2,), (1 * 2 * 7,), (1,)]  # 22 tiles by the table's width; 14 programs of 16
 
 
 # ---- mistakes
@@ -216,6 +289,7 @@ def test_every_field_of_a_split_is_printed_or_refused() -> None:
         inputs = draw(spec, DECODE)
         torch.testing.assert_close(interpret(other, inputs), interpret(graph, inputs), rtol=0, atol=1e-12)
     for name, change in (
+        ("fold", {"domain": replace(fold.domain, splits=Splits())}),  # nothing counts its tiles
         ("fold", {"level": "tile"}),
         ("combine", {"rows": "search"}),
         ("combine", {"program_axes": ("Hkv",)}),

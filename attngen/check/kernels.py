@@ -72,7 +72,7 @@ def run_tiling(spec: Spec, module: ModuleType, inputs: dict[str, Any], tiling: T
     given = {name.removesuffix("_cache"): value for name, value in inputs.items()}
     config = tiling.config(paged=spec.cache is not None)
     if spec.splits == Splits():
-        config["num_splits"] = 3 if tiling.block_m == 16 else 1
+        config["num_splits"] = 3 if tiling.block_m == 16 else 0  # 0: lengths decide
     return module.launch(**{name: given.get(name, defaults.get(name)) for name in names}, config=config)
 
 

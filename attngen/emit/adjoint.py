@@ -19,12 +19,15 @@ S = Symbol("s", "float")
 LOG2E = Const(math.log2(math.e))
 ONE = Const(1.0)
 _SINK = Apply("mul", (ex.Element("sinks", (Symbol("h"),), "float"), LOG2E))
-_RIGHT = ex.apply("sub", S, Symbol("delta_error", "float"))
-SUNK = ex.apply("neg", ex.apply("mul", Apply("weight_exp2", (_SINK, Symbol("lse2", "float"))), _RIGHT))
+SUNK = ex.apply("neg", ex.apply("mul", Apply("weight_exp2", (_SINK, Symbol("lse2", "float"))), S))
 DROPPED = ex.apply("mul", S, Symbol("dropout", "float"))
-DS = ex.apply("mul", Symbol("p", "float"), ex.apply("sub", S, Symbol("delta", "float")))
+DS, DS_RIGHT = (
+    ex.apply("mul", Symbol("p", "float"), ex.apply("sub", S, Symbol(delta, "float")))
+    for delta in ("delta", "delta_right")
+)
 P_DP = ex.apply("mul", S, Symbol("p", "float"))
 DELTA_ERROR = ex.apply("sub", ex.apply("add", S, Symbol("dlse", "float")), Symbol("p_dp_rows", "float"))
+DELTA_RIGHT = ex.apply("sub", S, Symbol("delta_error", "float"))
 # the number of a diagonal of scores: they begin with that of the first row and the last key
 DIAGONAL = ex.apply(
     "sub", ex.apply("add", ex.apply("sub", Symbol("i"), Symbol("j")), Symbol("seqlen_q")), Const(1)
@@ -85,6 +88,7 @@ class _Rules:
         self.captured = {n: i for n, i in graph.all(Input) if i.role == "captured" and i.grad}
         self.totals = {n: node_of(graph, f"d{n}", Fold) for n in self.captured}
         self.row_sums = self._stored("dq", [f"d{n}_rows" for n in self.captured])
+        self.right = "_right" if "delta_right" in graph.nodes else ""  # kernels after dq's know delta better
         self.sinks = ["ds_sinks"] if "sinks" in self.captured else []
         self.added = self._stored("dq", [f"d{n}" for n, f in self.totals.items() if f.carrier == "atomic"])
 
@@ -99,7 +103,7 @@ class _Rules:
         yield from self._statistics()
         yield from self._scores()
         yield from self._tensors()
-        if self.row_sums or self.sinks:
+        if self.right:
             yield from self._delta_error()
         for tensor in self.captured:
             yield from self._sink() if tensor == "sinks" else self._captured(tensor)
@@ -126,20 +130,29 @@ class _Rules:
         yield "dp", rule(Contract, "precision", left="dout_tile", right="v_tile", over="Dv", axes=SCORES)
         for name in ("p", "dp") if self.dropped else ():
             yield f"{name}_dropout", rule(Map, operand=name, others=("dropout",), expr=DROPPED, axes=SCORES)
-        yield "ds", rule(Map, operand=f"dp{self.dropped}", others=("p", "delta"), expr=DS, axes=SCORES)
+        yield "ds", self._ds("", DS)
         if self.ds != "ds":
             yield self.ds, self._slope(self.ds)
+        if self.right:
+            yield f"ds{self.right}", self._ds(self.right, DS_RIGHT)
+            if self.ds != "ds":
+                slope: dict[str, Any] = {**self._slope(self.ds, f"ds{self.right}").values}
+                slope["expr"] = node_of(self.graph, self.ds, Map).expr
+                yield f"{self.ds}{self.right}", rule(Map, **slope)
         of_v: dict[str, Any] = {"columns": self.parts.v.columns, "chunks": self.parts.v.chunks}
         yield (
             "dout_tile",
             rule(Load, operand="dout", axes=(*ROWS, "Dv"), tile_axis="Sq", address="strided", **of_v),
         )
 
-    def _slope(self, name: str) -> Rule:
+    def _ds(self, right: str, expr: Expr) -> Rule:
+        return rule(Map, operand=f"dp{self.dropped}", others=("p", f"delta{right}"), expr=expr, axes=SCORES)
+
+    def _slope(self, name: str, operand: str = "ds") -> Rule:
         """ds times what a formula of the raw score says."""
         node = node_of(self.graph, name, Map)
         read = {"others": ("qk",) if "qk" in ex.symbols(node.expr) else (), "captured": ex.tensors(node.expr)}
-        return rule(Map, "expr", operand="ds", axes=SCORES, **read)
+        return rule(Map, "expr", operand=operand, axes=SCORES, **read)
 
     def _tensors(self) -> Iterator[tuple[str, Rule]]:
         """dq, dk and dv, the latter two per query head or per kv head."""
@@ -150,7 +163,7 @@ class _Rules:
         by_keys = {"axis": "Sq", "tiles": self.dk.tiles, "domain": self._domain("Sq")}
         dk = self._sum(
             "tiles precision",
-            element=self.ds,
+            element=f"{self.ds}{self.right}",
             value="q_tile",
             axes=k_axes,
             factor=self.dq.factor,
@@ -169,6 +182,7 @@ class _Rules:
                 self._after("Hq", element=name, axes=("B", "Hkv", *axes[2:])),
             )
         beside = self._stored("dq", [*self.row_sums, *self.sinks, *self.added])
+        beside += ["delta_right"] if self.right else []
         yield from self._kernel("dq", ("dq", *beside), "Sq", ("Hq", "B"))
         yield from self._kernel("dkdv", tuple(names), "Sk", (owned, "B"), "configs widest")
 
@@ -195,8 +209,8 @@ class _Rules:
             "ds_sinks",
             rule(
                 Map,
-                operand="delta",
-                others=("lse2", "delta_error"),
+                operand="delta_right",
+                others=("lse2",),
                 captured=("sinks",),
                 expr=SUNK,
                 axes=ROWS,
@@ -208,9 +222,11 @@ class _Rules:
     def _captured(self, tensor: str) -> Iterator[tuple[str, Rule]]:
         """The gradient of a captured tensor, whichever kernel adds it up."""
         name, axes, total = f"d{tensor}", self.captured[tensor].axes, self.totals[tensor]
-        element = f"ds_{tensor}" if f"ds_{tensor}" in self.graph.nodes else "ds"
-        if element != "ds":
-            yield element, self._slope(element)
+        beside = f"{name}_rows" in self.row_sums or name in self.added
+        ds = "ds" if beside else f"ds{self.right}"
+        element = f"ds_{tensor}" if f"ds_{tensor}" in self.graph.nodes else ds
+        if element != ds:
+            yield element, self._slope(element, ds)
         read = {t for index in total.at for t in ex.tensors(index)} | set(self.parts.fold.captured)
         place: dict[str, Any] = {"axes": axes, "into": tensor, "captured": tuple(sorted(read))}
         if name in self.added:
@@ -238,6 +254,7 @@ class _Rules:
         yield "p_dp_rows", self._per_row("p_dp")
         read = ("dlse", "p_dp_rows")
         yield "delta_error", rule(Map, operand="delta", others=read, expr=DELTA_ERROR, axes=ROWS)
+        yield "delta_right", rule(Map, operand="delta", others=("delta_error",), expr=DELTA_RIGHT, axes=ROWS)
 
     def _row_sum(self, name: str, element: str) -> Iterator[tuple[str, Rule]]:
         """A sum of ds per row without the error of delta, which has the weights of p."""
@@ -293,7 +310,8 @@ class _Rules:
         for n in stored:
             axes = getattr(self.graph.nodes.get(n), "axes", ())
             dtype = "io" if n in ("dq", "dk", "dv") else "float32"
-            yield f"store_{n}", rule(Store, operand=n, name=n, dtype=dtype, axes=axes)
+            place = "delta" if n == "delta_right" else n
+            yield f"store_{n}", rule(Store, operand=n, name=place, dtype=dtype, axes=axes)
         stores = tuple(f"store_{n}" for n in stored)
         more = {"tile_axis": tile_axis, "across": across, "program_axes": programs}
         yield f"kernel_{name}", rule(Launch, followed, stores=stores, **more)
@@ -305,7 +323,7 @@ def _refused(graph: Graph, what: str) -> InternalError:
 
 def factor_of(graph: Graph, fold: Fold) -> Expr:
     """What ds is multiplied by before a fold adds it, of the raw score s."""
-    if fold.element == "ds":
+    if fold.element in ("ds", "ds_right"):
         return ONE
     match node_of(graph, fold.element, Map).expr:
         case Apply("mul", (Symbol("s"), slope)) if "s" not in ex.symbols(slope):

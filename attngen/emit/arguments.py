@@ -5,10 +5,11 @@ from __future__ import annotations
 from attngen.emit.cascade import PREFIX_TENSORS
 from attngen.emit.paged import table_tensors
 from attngen.emit.parts import attending
+from attngen.emit.split import measures
 from attngen.ir import expr as ex
-from attngen.ir.expr import Const, Expr
+from attngen.ir.expr import Const, Element, Expr, Symbol
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Fold, Input, Map
+from attngen.ir.nodes import OWNED_AXES, Axis, Fold, Input, Map
 
 TRITON = {
     "io": "io",
@@ -43,6 +44,34 @@ class Arguments:
     def host(self, tensor: str) -> str:
         """The caller's name of a tensor."""
         return self.inputs[tensor].argument or tensor
+
+    def counts(self) -> dict[str, tuple[str, str, str]]:
+        """How many places there are of the axes of which a program has one each: kernel arguments by axis."""
+        kv_heads = f"k.shape[{self.inputs['k'].layout.index('h')}]"
+        return {
+            "B": ("batch", "i32", self.batch()),
+            "Hq": ("num_q_heads", "i32", f"q.shape[{self.heads}]"),
+            "Hkv": ("num_kv_heads", "i32", kv_heads),
+        }
+
+    def tested_counts(self, *known: str) -> list[tuple[str, str, str]]:
+        """Those that a formula's index is tested against, without those that a kernel has."""
+        rows = [row for axis, row in self.counts().items() if axis in self._tested()]
+        return [row for row in rows if row[0] not in known]
+
+    def _tested(self) -> set[str]:
+        """Axes of which a formula reads another place than the program's own or a fixed one."""
+        return {
+            axis.name
+            for element in elements(self.graph)
+            for index, axis in self.read_axes(element)
+            if axis.name in OWNED_AXES and not isinstance(index, Const) and index != Symbol(axis.symbol)
+        }
+
+    def read_axes(self, element: Element) -> list[tuple[Expr, Axis]]:
+        """The indices of an element and the axes that they are places of."""
+        axes = map(self.graph.axis, self.inputs[element.tensor].axes)
+        return list(zip(element.indices, axes, strict=True))
 
     def batch(self) -> str:
         return "(cu_seqlens_q.shape[0] - 1)" if self.packed else "q.shape[0]"
@@ -91,6 +120,7 @@ class Arguments:
             row += [("num_tiles_m", "i32", "num_tiles_m"), ("num_seqs", "i32", "num_seqs")]
             split = [("num_splits", "i32", "num_splits"), ("total_q", "i32", "q.shape[0]")]
             split += [("first_part", "i32", "prefix_splits")] if self.pages.prefix else []
+            split += [("num_sms", "i32", "num_sms")] if measures(self.splits) else []
             return [*row, *(split if self.splits else [])]
         if self.packed:
             return [("max_seqlen_q", "i32", "max_seqlen_q")]
@@ -109,9 +139,13 @@ class Arguments:
         if any(uses_tanh(e) for e in formulas(self.graph)):
             rows.append(("PRECISE", "q.dtype == torch.float32"))
         if self.pages is not None:
-            same = [("SAME_STRIDES", "k.stride() == v.stride()")] if "v" in self.tensors else []
+            alike = "k.stride() == v.stride()"
+            if self.inputs["k"].scales == "token_head":
+                alike += " and k_scale.stride() == v_scale.stride()"
+            same = [("SAME_STRIDES", alike)] if "v" in self.tensors else []
             rows += [("LARGE_CACHE", "large"), *same, ("ONE_TILE", "one_tile")]
             rows += [("SPLIT", "split")] if self.splits else []
+            rows += [("COUNT", "False")] if measures(self.splits) else []
             rows += [("PREFIX", "False")] if self.pages.prefix else []
             return [*rows, ("BLOCK_M", ""), ("BLOCK_N", "")]
         rows += [*self.drops(), ("LARGE_STRIDES", "large"), ("BLOCK_M", ""), ("BLOCK_N", "")]
@@ -122,6 +156,9 @@ class Arguments:
         rows = [(t, f"*{self.stored_type(t)}", t) for t in (*self.tensors, "out")] + [("lse", "*fp32", "lse")]
         rows += [(n, "*fp32", n) for n in self.scale_names]
         rows += [(n, "*fp32", n) for n in ("partial_out", "partial_lse") if self.splits]
+        if measures(self.splits):  # first of prefixes
+            behind = self.pages is not None and self.pages.prefix
+            rows += [(n, "*i32", f"{n}[1:]" if behind else n) for n in ("tiles_of_rows", "total_tiles")]
         rows += [(c, f"*{TRITON[self.inputs[c].dtype]}", c) for c in self.captured]
         rows += [(n, "*i32", n) for n in self.length_tensors()]
         rows += self.dropout_arguments()
@@ -147,7 +184,8 @@ class Arguments:
         rows += (
             [("table", "*i32", "table"), ("stride_table", "i32", "table.stride(0)")] if self.has_table else []
         )
-        return [*rows, ("num_q_heads", "i32", f"q.shape[{self.heads}]"), *self.lengths()]
+        rows.append(self.counts()["Hq"])
+        return [*rows, *self.tested_counts("num_q_heads"), *self.lengths()]
 
     def table_arguments(self) -> list[tuple[str, str, str]]:
         """The kernel's arguments without the tensors that only the fold reads."""
@@ -202,6 +240,12 @@ def formulas(graph: Graph) -> list[Expr]:
     """Return every formula of a graph: what maps compute and what folds mask by."""
     maps = [node.expr for _, node in graph.all(Map)]
     return maps + [node.domain.mask for _, node in graph.all(Fold)]
+
+
+def elements(graph: Graph) -> list[Element]:
+    """Return every way in which formulas read captured tensors."""
+    found = (e for formula in formulas(graph) for e in ex.walk(formula))
+    return list(dict.fromkeys(e for e in found if isinstance(e, Element)))
 
 
 def uses_tanh(expr: Expr) -> bool:

@@ -76,7 +76,7 @@ def backward(
         sinks=parts.sink.operand if parts.sink and adjoint.sinks else "",
         sinks_rows=adjoint.sinks,
         per_head=per_head,
-        walk_group="1" if per_head else str(graph.axis("Hkv").group),
+        walk_group="" if per_head or graph.axis("Hkv").group == 1 else str(graph.axis("Hkv").group),
         reduces=any("_reduced(" in value for value in gradients),
         by_sequence=any("_by_sequence(" in value for value in gradients),
         results=", ".join(gradients),
@@ -463,17 +463,29 @@ def bases(
     return (*lines, *own, f"padded_row = {statistics} + row")
 
 
+_CARRIED = (
+    ("q_at", "q_wrap", "BLOCK_M * q_row"),
+    ("dout_at", "dout_wrap", "BLOCK_M * dout_row"),
+    ("row_at", "row_wrap", "BLOCK_M"),
+    ("start_m", "wrap", "BLOCK_M"),
+)
+
+
 def _carried(kind: str, bounds: list[tuple[str, str]]) -> dict[str, Any]:
     """How a loop over rows goes from tile to tile of one range, or of two; in rows."""
     (lo, hi), rest = bounds[0], bounds[1:]
     if not rest:
         first = "0" if lo == "0" else f"{lo} * BLOCK_M"
-        return {"carried": True, "first": first, "last": f"({hi} - 1) * BLOCK_M", "gap": "", "gap_start": ""}
+        last = f"({hi} - 1) * BLOCK_M"
+        return {"carried": _CARRIED, "first": first, "last": last, "gap": "", "gap_start": ""}
     if len(rest) > 1:
-        return {"carried": False, "first": "", "last": "", "gap": "", "gap_start": ""}
+        return {"carried": (), "first": "", "last": "", "gap": "", "gap_start": ""}
     [(lo_1, hi_1)] = rest
     return {
-        "carried": True,
+        "carried": tuple(
+            (n, wrap, f"tl.where(leaps, {step.replace('BLOCK_M', 'gap')}, {step})")
+            for n, wrap, step in _CARRIED
+        ),
         "first": f"tl.where({kind}_steps_0 > 0, {lo}, {lo_1}) * BLOCK_M",
         "last": f"(tl.where({kind}_steps_1 > {kind}_steps_0, {hi_1}, {hi}) - 1) * BLOCK_M",
         "gap": f"({lo_1} - {hi} + 1) * BLOCK_M",

@@ -23,7 +23,7 @@ from attngen.ir import expr as ex
 from attngen.ir.expr import Apply, Const, Expr, Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.linear import normal
-from attngen.ir.nodes import Axis, Fold, Launch
+from attngen.ir.nodes import OWNED_AXES, Axis, Fold, Launch
 from attngen.ir.tile_ranges import SMALLEST_BLOCKS, ranges_along
 
 
@@ -224,9 +224,9 @@ def _place(printer: Printer, tensor: Captured, fold: Fold, *, across: bool) -> P
 
 
 def _is_on(index: Expr, axis: Axis) -> bool:
-    """Whether a place is known to be on its axis: graphs refuse numbers outside one whose size is a number."""
+    """Whether a place is known to be on its axis: graphs, or public functions, refuse numbers outside."""
     if isinstance(index, Const):
-        return isinstance(axis.size, Const)
+        return isinstance(axis.size, Const) or axis.name in OWNED_AXES
     return axis.name in ("B", "Hq") and index == Symbol(axis.symbol)
 
 

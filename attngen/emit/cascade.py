@@ -7,13 +7,11 @@ partial result like that of a split, and the kernel that merges splits merges al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from attngen.emit.split import num_splits, without_splits
 from attngen.ir.nodes import Pages, Splits
 
 PREFIX_TENSORS = ("prefix_table", "prefix_seqlens", "cu_groups")
-_FOR_PREFIXES = {
+FOR_PREFIXES = {
     "cu_seqlens_q": "group_starts",
     "page_table": "prefix_table",
     "cache_seqlens": "prefix_seqlens",
@@ -21,6 +19,8 @@ _FOR_PREFIXES = {
     "num_tiles_m": "prefix_tiles",
     "num_seqs": "num_groups",
     "num_splits": "prefix_splits",
+    "tiles_of_rows": "tiles_of_rows",
+    "total_tiles": "total_tiles",
     "first_part": "0",
     "ONE_TILE": "False",
     "PREFIX": "True",
@@ -49,16 +49,6 @@ def position_lines(rows: str, *, with_start: bool) -> tuple[str, ...]:
     )
 
 
-def prefix_values(
-    arguments: Sequence[tuple[str, str, str]], constants: Sequence[tuple[str, str]]
-) -> tuple[str, ...]:
-    """What the launcher passes to fold prefixes."""
-    return (
-        *(_FOR_PREFIXES.get(name, value) for name, _, value in arguments),
-        *(f"{name}={_FOR_PREFIXES.get(name, value)}" for name, value in constants if value),
-    )
-
-
 def prefix_config(few: int, has_decode: bool) -> str:
     """The schedule of the launch over prefixes: how many rows a group has on average is all that shapes tell."""
     configs = f"CONFIGS if q.shape[0] > {few} * prefix_table.shape[0] else DECODE_CONFIGS"
@@ -71,13 +61,13 @@ def prefix_lines(splits: Splits, pages: Pages, block_q: str, heads: str) -> tupl
     ``block_q`` is how many queries a tile of `prefix_config` holds, ``heads`` how many programs share the keys of one.
     """
     programs = f"prefix_tiles * {heads}"
-    count = num_splits(splits, pages, programs, table="prefix_table", config="prefix_config")
+    count = num_splits(splits, pages, heads, table="prefix_table", config="prefix_config")
     return (
         "num_groups = prefix_table.shape[0]",
         f"prefix_tiles = q.shape[0] // ({block_q}) + num_groups",
         f"prefix_splits = {count}",
         *without_splits(splits, "prefix_config"),
-        f"prefix_programs = {programs} * prefix_splits",
+        f"prefix_programs = {programs}",
         "group_starts, places, prefix_starts = _rows_of_groups(",
         "    cu_seqlens_q, cache_seqlens, prefix_seqlens, cu_groups, q.shape[0]",
         ")",

@@ -17,6 +17,7 @@ from attngen.emit.paged import LARGEST, scale_lines, sequence_lines, stored_dtyp
 from attngen.emit.parts import SMALLEST_TILE, Parts, find_parts
 from attngen.emit.printer import Captured, Printer
 from attngen.emit.records import Context, Table
+from attngen.emit.split import merged, partial_doc
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Input
 
@@ -75,6 +76,9 @@ def context(graph: Graph, *, version: str, regenerate: str) -> Context:
         has_splits=parts.splits is not None,
         has_prefix=parts.shares_prefix,
         part="(first_part + split)" if parts.shares_prefix else "split",
+        partial_doc=partial_doc(parts.splits, parts.v.columns),
+        counting=merged(parts.splits, prefix=parts.shares_prefix)[0],
+        pieces=merged(parts.splits, prefix=parts.shares_prefix)[1],
         combine_columns=tuple(line for line in columns(parts) if line.startswith("e_")),
         combine_warps=parts.combine.configs[0][1][0].num_warps if parts.combine else 0,
         combine_rows="row_offsets * stride_os + head_offsets * stride_oh",

@@ -15,6 +15,7 @@ class CapturedArgument:
     dtypes: str
     is_sorted: bool
     doc: str
+    needs: tuple[tuple[str, str], ...]  # tests of what formulas read, and what to say where one fails
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,17 @@ class KernelFace:
     def unspecialized(self) -> str:
         """The numbers that vary from call to call: no kernel is compiled again for theirs."""
         return unspecialized(self.types)
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardLaunch:
+    """A launch of the forward kernel."""
+
+    comment: str
+    when: str  # '' is always
+    grid: str
+    values: tuple[str, ...]
+    config: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +108,8 @@ class Interface:
     kernel_types: tuple[tuple[str, str], ...]
     kernel_constants: tuple[str, ...]
     unspecialized: str
-    launch_values: tuple[str, ...]
+    launches: tuple[ForwardLaunch, ...]
+    programs: str
     table_arguments: tuple[str, ...]
     table_types: tuple[tuple[str, str], ...]
     table_constants: tuple[str, ...]
@@ -128,11 +141,11 @@ class Interface:
     large_name: str
     large: str  # whether offsets within a tile need 64 bits
     tile_lines: tuple[str, ...]
-    programs: str
     has_decode: bool  # schedules of their own for few queries
-    chooses_splits: bool
+    measures: bool  # lengths decide the number of splits
     combine_arguments: tuple[str, ...]
     combine_types: tuple[tuple[str, str], ...]
+    combine_unspecialized: str
     combine_values: tuple[str, ...]
     combine_bases: tuple[str, ...]
     is_csr: bool
@@ -145,13 +158,13 @@ class Interface:
     cache_head: int
     append_arguments: tuple[str, ...]
     caches: str
+    written: tuple[str, ...]  # caches and scales that an append writes
     k_scale_given: str
     v_scale_given: str
     page_size: int
     heads_first: bool
     prefix_config: str  # the schedule of the launch that folds shared prefixes
     prefix_lines: tuple[str, ...]
-    prefix_values: tuple[str, ...]
     grid_length: str
     launch_length: str
     launch_keys: str

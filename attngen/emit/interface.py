@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from attngen.emit.arguments import Arguments, index_type, number
-from attngen.emit.cascade import prefix_config, prefix_lines, prefix_values
-from attngen.emit.faces import CapturedArgument, Interface, ScalarArgument, unspecialized
+from attngen.emit.arguments import Arguments, elements, index_type, number
+from attngen.emit.cascade import FOR_PREFIXES, prefix_config, prefix_lines
+from attngen.emit.faces import CapturedArgument, ForwardLaunch, Interface, ScalarArgument, unspecialized
 from attngen.emit.interface_backward import backward_face
 from attngen.emit.paged import queries_per_tile, tile_lines, torch_name
 from attngen.emit.parts import SMALLEST_TILE
-from attngen.emit.split import num_splits_lines
+from attngen.emit.split import COUNTING, measures, num_splits_lines
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const, Symbol
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Axis, Pages
+from attngen.ir.nodes import OWNED_AXES, Axis, Map, Pages
 
 
 def interface(graph: Graph) -> Interface:
@@ -34,10 +35,8 @@ class _Forward(Arguments):
             kernel_types=tuple((name, kind) for name, kind, _ in arguments),
             kernel_constants=tuple(name for name, _ in self.constants()),
             unspecialized=unspecialized((n, kind) for n, kind, _ in arguments),
-            launch_values=(
-                *(value for _, _, value in arguments),
-                *(f"{n}={v}" for n, v in self.constants() if v),
-            ),
+            launches=self._launches(),
+            programs=f"{self._programs()} * num_splits" if self.splits else self._programs(),
             table_arguments=tuple(name for name, _, _ in table),
             table_types=tuple((name, kind) for name, kind, _ in table),
             table_constants=(*(n for n, _ in self.mask_constants()), "BLOCK_M", "BLOCK_N"),
@@ -89,7 +88,6 @@ class _Forward(Arguments):
             keys = [t for t in self.tensors if t != "q"]
             strides = ", ".join(f"{t}.stride({self.dim('s')})" for t in keys)
             length = "max_seqlen_q" if self.packed else f"q.shape[{self.dim('s')}]"
-            batch = "(cu_seqlens_q.shape[0] - 1)" if self.packed else "q.shape[0]"
             return {
                 "nothing": nothing,
                 "configs": "CONFIGS",
@@ -97,7 +95,6 @@ class _Forward(Arguments):
                 "large_name": "LARGE_STRIDES",
                 "large": f'max(0, {strides}) * config["BLOCK_N"] >= 2**31',
                 "tile_lines": (f'num_tiles_m = triton.cdiv({length}, config["BLOCK_M"])',),
-                "programs": f"num_tiles_m * q.shape[{self.heads}] * {batch}",
                 "is_csr": False,
                 "stored": "",
                 "stored_doc": "",
@@ -108,22 +105,21 @@ class _Forward(Arguments):
                 "cache_head": 0,
                 "append_arguments": (),
                 "caches": "",
+                "written": (),
                 "k_scale_given": "",
                 "v_scale_given": "",
                 "page_size": 0,
                 "heads_first": False,
                 "prefix_config": "",
                 "prefix_lines": (),
-                "prefix_values": (),
             }
         stored = torch_name(self.inputs["k"].dtype)
         spread = [t for t in self.tensors if t != "q"]
         spread += self.scale_names if self.inputs["k"].scales == "token_head" else ()
         extents = ", ".join(f"_extent({t})" for t in spread)
-        programs = f"num_tiles_m * {self._head_programs('config')}"
         lines = tile_lines(self.group, self.in_rows)
         if self.splits:
-            lines += num_splits_lines(self.splits, pages, programs)
+            lines += num_splits_lines(self.splits, pages, self._head_programs("config"))
         few = (
             max(SMALLEST_TILE // self.group, 1) if self.in_rows else SMALLEST_TILE
         )  # queries in a small tile
@@ -136,7 +132,6 @@ class _Forward(Arguments):
             "large_name": "LARGE_CACHE",
             "large": f"max(0, {extents}) >= 2**31",
             "tile_lines": lines,
-            "programs": f"{programs} * num_splits" if self.splits else programs,
             "is_csr": pages.table == "csr",
             "stored": "q.dtype" if not self.scale_names else f"torch.{stored}",
             "stored_doc": "same dtype" if not self.scale_names else stored,
@@ -161,18 +156,56 @@ class _Forward(Arguments):
     def _cascading(self, pages: Pages, few: int) -> dict[str, Any]:
         """How the launcher folds prefixes that groups of sequences share."""
         if not pages.prefix or self.splits is None:
-            return {"prefix_config": "", "prefix_lines": (), "prefix_values": ()}
+            return {"prefix_config": "", "prefix_lines": ()}
         block_q = queries_per_tile(self.group, self.in_rows, "prefix_config")
         return {
             "prefix_config": prefix_config(few, bool(self.launch.decode)),
             "prefix_lines": prefix_lines(self.splits, pages, block_q, self._head_programs("prefix_config")),
-            "prefix_values": prefix_values(self.kernel_arguments(), self.constants()),
         }
+
+    def _launches(self) -> tuple[ForwardLaunch, ...]:
+        """The launches of the forward kernel, in order: what counts tiles, what folds shared prefixes, and the fold itself."""
+        found = [ForwardLaunch("", "", "grid", self._values({}), "config")]
+        if self.pages is not None and self.pages.prefix:
+            comment = "once for each group: its queries are rows of one fold over the prefix"
+            values = self._values(FOR_PREFIXES)
+            grid = "(prefix_programs * prefix_splits,)"
+            found.insert(0, ForwardLaunch(comment, "", grid, values, "prefix_config"))
+        always = len(found) > 1  # what prefixes leave is merged even if it is one piece each
+        counting = [
+            ForwardLaunch(
+                f"how many tiles of keys {there} to share",
+                "" if always else "split",
+                f"({programs},)",
+                self._values({**instead, **COUNTING}),
+                config,
+            )
+            for there, programs, instead, config in (
+                ("there are", self._programs(), {}, "config"),
+                ("prefixes have", "prefix_programs", FOR_PREFIXES, "prefix_config"),
+            )[: len(found)]
+        ]
+        return (*(counting if measures(self.splits) else ()), *found)
+
+    def _programs(self) -> str:
+        """How many programs fold keys, without splits."""
+        if self.pages:
+            return f"num_tiles_m * {self._head_programs('config')}"
+        return f"num_tiles_m * q.shape[{self.heads}] * {self.batch()}"
+
+    def _values(self, instead: Mapping[str, str]) -> tuple[str, ...]:
+        """What a launch passes to the kernel, some of it other than usual."""
+        return (
+            *(instead.get(name, value) for name, _, value in self.kernel_arguments()),
+            *(f"{name}={instead.get(name, value)}" for name, value in self.constants() if value),
+        )
 
     def _combining(self) -> dict[str, Any]:
         """The argument list of the kernel that merges splits."""
         sink = [("sinks", "*fp32", "sinks")] if "sinks" in self.inputs else []
         rows = [(n, "*fp32", n) for n in ("partial_out", "partial_lse")]
+        if measures(self.splits):
+            rows += [(n, "*i32", n) for n in ("tiles_of_rows", "total_tiles")]
         rows += [
             ("out", "*io", "out"),
             ("lse", "*fp32", "lse"),
@@ -184,13 +217,19 @@ class _Forward(Arguments):
         rows += [("stride_sinks_0", "i32", "_stride(sinks, 0)")] if sink else []
         rows += [("num_q_heads", "i32", "q.shape[1]"), ("num_seqs", "i32", "num_seqs")]
         parts = "prefix_splits + num_splits" if self.pages and self.pages.prefix else "num_splits"
-        rows += [("num_splits", "i32", parts), ("total_rows", "i32", "rows")]
+        if measures(self.splits):
+            rows += [(n, "i32", n) for n in ("prefix_splits", "num_splits") if n in parts]
+            rows += [("num_sms", "i32", "num_sms")]
+        else:
+            rows += [("num_splits", "i32", parts)]
+        rows += [("total_rows", "i32", "rows")]
         rows = rows if self.splits else []
         return {
             "has_decode": bool(self.launch.decode),
-            "chooses_splits": self.splits is not None and not (self.splits.count or self.splits.keys),
+            "measures": measures(self.splits),
             "combine_arguments": tuple(n for n, _, _ in rows),
             "combine_types": tuple((n, t) for n, t, _ in rows),
+            "combine_unspecialized": unspecialized((n, kind) for n, kind, _ in rows),
             "combine_values": tuple(f"{n}={v}" for n, _, v in rows),
             "combine_bases": ("out_base = out", "lse_base = lse"),
         }
@@ -242,7 +281,28 @@ class _Forward(Arguments):
             dtypes=dtypes,
             is_sorted=node.sorted,
             doc=f"[{shown}] {node.dtype}{sorted_note}",
+            needs=tuple(self._needs(name)),
         )
+
+    def _needs(self, name: str) -> Iterator[tuple[str, str]]:
+        """Tests that places of axes exist that formulas read at a constant, or at the head or batch entry of another axis."""
+        counts = {self.graph.axis(axis).symbol: row[0] for axis, row in self.counts().items()}
+        scores = {e for _, node in self.graph.all(Map) for e in ex.walk(node.expr)}
+        for element in elements(self.graph):
+            for n, (index, axis) in enumerate(self.read_axes(element) if element.tensor == name else []):
+                size, places = _size(axis), ""
+                if isinstance(index, Const) and axis.name in OWNED_AXES and index.value:
+                    places = str(index.value + 1)
+                if (
+                    isinstance(index, Symbol)
+                    and index.name in counts
+                    and element in scores
+                    and not axis.origin
+                ):
+                    places = counts[index.name] * (axis.symbol != index.name)
+                if places:
+                    said = f"axis {n} is read at {ex.text(index)}, so that it needs {{{places}}} places"
+                    yield f"{size} >= {places}", f"{name}: {said}, and has {{{size}}}"
 
     def _appending(self) -> dict[str, Any]:
         """How new rows are written."""
@@ -253,6 +313,7 @@ class _Forward(Arguments):
             "cache_head": layout.index("h"),
             "append_arguments": tuple(f"{n}: torch.Tensor" for n in (*rows, *(self.host(t) for t in rows))),
             "caches": ", ".join(self.host(t) for t in rows),
+            "written": (*(self.host(t) for t in rows), *self.scale_names),
             "k_scale_given": "k_scale" if self.scale_names else "None",
             "v_scale_given": "v_scale" if self.scale_names else "None",
         }

@@ -22,7 +22,7 @@ class _Backward(Arguments):
     def build(self) -> BackwardFace:
         stored = {name: self._stored(name) for name in ("lse2", "dq")}
         added = [n for n in stored["dq"][1:] if isinstance(self.graph.nodes[n], Fold)]
-        per_row = [n for n in stored["dq"][1:] if n not in added]
+        per_row = [n for n in stored["dq"][1:] if n not in (*added, "delta")]
         graded = [n for n, i in self.inputs.items() if i.grad]
         forward = [n for n, _ in self.op_arguments()]
         tensors = [n for n, t in self.op_arguments() if t.startswith("torch.Tensor")]
@@ -269,9 +269,9 @@ class _Backward(Arguments):
             else [("stride_lb", "i32", "lse.stride(0)"), ("stride_rb", "i32", "lse2.stride(0)")]
         )
         rows += [(f"stride_{c}_{p}", "i32", f"_stride({c}, {p})") for c in read for p in range(self.rank(c))]
-        number = {"num_q_heads": f"q.shape[{self.heads}]", "num_kv_heads": f"k.shape[{self.heads}]"}
-        rows.append((heads, "i32", number[heads]))
+        rows += [row for row in self.counts().values() if row[0] == heads]
         rows += more
+        rows += self.tested_counts(heads, *(name for name, *_ in more)) if captured is None else []
         both = captured is None and not {"dq", "dk"} & {*tensors}
         if self.packed:
             longest = ["max_seqlen_q"] * (both or "dk" not in tensors)

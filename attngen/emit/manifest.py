@@ -7,6 +7,7 @@ from attngen.emit.faces import BackwardFace, Interface
 from attngen.emit.paged import page_numbers, stored_dtype
 from attngen.emit.parts import Parts, launch_of
 from attngen.emit.records import Backward, Loop
+from attngen.emit.split import merged
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const
 from attngen.ir.graph import Graph
@@ -160,10 +161,13 @@ def _kernels(
     if parts.pages is not None:
         kernels["_append"] = _append(graph, parts)
     if parts.combine is not None:
+        _, pieces = merged(parts.splits, prefix=parts.shares_prefix)
         kernels["_combine"] = {
             "arguments": dict(face.combine_types),
             "constants": ["BLOCK_M"],
-            "loops": [{"role": "combine", "node": _softmax(graph), "products": [], "loads": []}],
+            "loops": [
+                {"role": "combine", "node": _softmax(graph), "products": [], "loads": []} for _ in pieces
+            ],
             "configs": {target: [_rows_only(c) for c in found] for target, found in parts.combine.configs},
         }
     if parts.fold.domain.table:

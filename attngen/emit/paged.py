@@ -44,7 +44,12 @@ def find_keys(parts: Parts, pages: Pages, hull: Hull, *, masked: bool) -> tuple[
         "    pages = pages.to(tl.int64)",
         "key_places = pages * stride_kp + slots * stride_ks",
         "k_rows = (k_base + key_places)[:, None]",
-        *_scales_of(parts, "k", hull, masked),
+        *(
+            ("scale_places = pages * stride_k_scale_p + slots * stride_k_scale_s",)
+            if parts.scales == "token_head"
+            else ()
+        ),
+        *_load_scales(parts, "k", "scale_places", hull, masked=masked),
     )
 
 
@@ -60,25 +65,27 @@ def _branches(cases: list[tuple[str, tuple[str, ...]]]) -> tuple[str, ...]:
 
 
 def find_values(parts: Parts, hull: Hull, *, masked: bool) -> tuple[str, ...]:
-    """Statements that leave ``v_rows``; where both caches have the same strides, places are those of the keys."""
+    """Statements that leave ``v_rows``; where both caches (and scales) have the same strides, places are those of the keys."""
+    per_key = parts.scales == "token_head"
     if parts.v_in_k:
-        return ("v_scales = k_scales",) if parts.scales == "token_head" else ()
+        return ("v_scales = k_scales",) if per_key else ()
+    same, other = ["v_places = key_places"], ["v_places = pages * stride_vp + slots * stride_vs"]
+    if per_key:
+        same.append("v_scale_places = scale_places")
+        other.append("v_scale_places = pages * stride_v_scale_p + slots * stride_v_scale_s")
     return (
-        "if SAME_STRIDES:",
-        "    v_rows = (v_base + key_places)[:, None]",
-        "else:",
-        "    v_rows = (v_base + pages * stride_vp + slots * stride_vs)[:, None]",
-        *_scales_of(parts, "v", hull, masked),
+        *_branches([("SAME_STRIDES", tuple(same)), ("", tuple(other))]),
+        "v_rows = (v_base + v_places)[:, None]",
+        *_load_scales(parts, "v", "v_scale_places", hull, masked=masked),
     )
 
 
-def _scales_of(parts: Parts, tensor: str, hull: Hull, masked: bool) -> tuple[str, ...]:
+def _load_scales(parts: Parts, tensor: str, places: str, hull: Hull, *, masked: bool) -> tuple[str, ...]:
     """A statement that loads a scale per key."""
     if parts.scales != "token_head":
         return ()
     mask = f", mask={hull.within()}, other=0.0" if masked else ""
-    place = f"pages * stride_{tensor}_scale_p + slots * stride_{tensor}_scale_s"
-    return (f"{tensor}_scales = tl.load({tensor}_scale_base + {place}{mask})",)
+    return (f"{tensor}_scales = tl.load({tensor}_scale_base + {places}{mask})",)
 
 
 def scale_lines(parts: Parts) -> tuple[str, ...]:

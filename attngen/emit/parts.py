@@ -10,6 +10,7 @@ from attngen.ir import expr as ex
 from attngen.ir.expr import Const, Expr, Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import (
+    Config,
     Contract,
     Finish,
     Fold,
@@ -27,6 +28,7 @@ from attngen.ir.nodes import (
 )
 
 SMALLEST_TILE = 16  # rows
+LAYOUTS = ({"bshd"}, {"bhsd"}, {"thd"}, {"thd", "pshd"}, {"thd", "phsd"})  # of q, k and v together
 ROWS = ("B", "Hq", "Sq")
 SCORES = (*ROWS, "Sk")
 _THRESHOLD, _NUMBERS = Symbol("dropout_threshold"), Const(65536)
@@ -170,6 +172,17 @@ def forward_rules(graph: Graph, parts: Parts) -> dict[str, Rule]:
         part = f"partial_{name}"
         if split:
             rules[f"store_{part}"] = rule(Store, operand="fold", name=part, dtype="float32", axes=ROWS)
+    if parts.splits == Splits():
+        counts = {"tiles_of_rows": ROWS, "total_tiles": ()}
+        for name, axes in counts.items():
+            rules[f"store_{name}"] = rule(Store, operand="fold", name=name, dtype="int32", axes=axes)
+        same = ("rows", "program_axes", "configs", "decode")
+        rules["kernel_count"] = rule(
+            Launch,
+            stores=tuple(f"store_{name}" for name in counts),
+            tile_axis="Sq",
+            **{name: getattr(parts.launch, name) for name in same},
+        )
     if split:
         rules["combine"] = rule(
             Launch, "configs", stores=("store_out", "store_lse"), tile_axis="Sq", program_axes=("Hq",)
@@ -196,6 +209,7 @@ def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
             and searched == (parts.pages is not None)
         ),
         "where sequences begin goes with the layout": parts.packed == ("t" in tensors["q"].layout),
+        "layouts are those that launchers know": {x.layout for x in tensors.values()} in LAYOUTS,
         "programs of kv heads plan for all of their query heads": (
             not parts.heads_in_rows or "h" not in planned
         ),
@@ -210,6 +224,12 @@ def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
         ),
         "splits leave partial results in fp32, merged in rows of 16": (
             parts.combine is None or _merges(parts.combine)
+        ),
+        "schedules say nothing that the forward kernels do not do": all(
+            not (config.merged or config.apart or (searched and config.use_descriptors))
+            for of in (parts.launch.configs, parts.launch.decode)
+            for _, choices in of
+            for config in choices
         ),
         "q and k come in the same chunks": (
             (parts.q.columns, parts.q.chunks) == (parts.k.columns, parts.k.chunks)
@@ -238,5 +258,6 @@ def _fit(parts: Parts, splits: Splits) -> bool:
 
 
 def _merges(combine: Launch) -> bool:
-    [(_, [config, *_]), *others] = combine.configs
-    return not others and config.block_m == 16
+    [(_, [config, *more]), *others] = combine.configs
+    taken = Config(block_m=16, block_n=16, num_warps=config.num_warps, num_stages=2)
+    return not more and not others and config == taken

@@ -11,7 +11,7 @@ from attngen.errors import InternalError, PlanError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Apply, Const, Element, Expr, Search, Symbol
 from attngen.ir.linear import Facts, least
-from attngen.ir.nodes import Axis
+from attngen.ir.nodes import OWNED_AXES, Axis
 
 Place = Literal["scalar", "rows", "keys", "tile"]
 ROW_SYMBOLS = frozenset({"i", "row"})
@@ -285,10 +285,11 @@ class Body:
     def _bounds(self, index: Expr, axis: Axis) -> list[str]:
         """Return the tests that an index lies on its axis; none where it runs over exactly this axis."""
         size = axis.size
-        fixed = isinstance(index, Const) and isinstance(
-            size, Const
-        )  # refused when the graph was built, if outside
-        if fixed or (axis.name in ("B", "Hq", "Hkv") and index == Symbol(axis.symbol)):
+        owned = axis.name in OWNED_AXES
+        # a constant outside is refused when the graph is built, or by the public function
+        if isinstance(index, Const) and (owned or isinstance(size, Const)):
+            return []
+        if owned and index == Symbol(axis.symbol):
             return []
         walked = ("j", "seqlen_k") if self.printer.walks == "keys" else ("row", "seqlen_q")
         if (index, size) == tuple(map(Symbol, walked)) and not self.ragged:

@@ -55,6 +55,15 @@ class Loop:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of partial results that are merged: splits from begin to end, of rows where ``there`` holds."""
+
+    begin: str
+    end: str
+    there: str
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """The block-table kernel: its prologue and loops, its row for a program of the main kernel, and its extent."""
 
@@ -77,7 +86,9 @@ class BackwardLoop:
     begin: str
     end: str
     steps: str  # how many tiles
-    carried: bool  # at most two ranges: a loop over rows goes from `first` to `last`, over the `gap` after `gap_start`
+    # at most two ranges: a loop over rows goes from `first` to `last`, over the `gap` after `gap_start`. What it carries
+    # along: a name, what is added between heads, and between tiles
+    carried: tuple[tuple[str, str, str], ...]
     first: str
     last: str
     gap: str
@@ -188,7 +199,7 @@ class Backward:
     sinks: str
     sinks_rows: str
     per_head: bool
-    walk_group: str
+    walk_group: str  # how many heads a program walks over; '' is one
     reduces: bool
     by_sequence: bool
     results: str  # what the launcher returns
@@ -233,6 +244,9 @@ class Context:
     has_splits: bool
     has_prefix: bool  # groups of sequences share their first keys
     part: str  # which of a row's partial results a program stores
+    partial_doc: tuple[str, ...]  # what partial results take, where the table's width decides it
+    counting: tuple[str, ...]  # how many a row has, where lengths decide it
+    pieces: tuple[Piece, ...]
     combine_columns: tuple[str, ...]
     combine_rows: str
     combine_warps: int

@@ -33,14 +33,23 @@ class Counts:
 
 def kept_counts(compiled: CompileReport, count: Callable[[], Counts]) -> Counts:
     """The counts of an earlier run, without the loops' instructions; or new ones, which are kept."""
-    code = compiled.artifacts.get("cubin") or compiled.artifacts["amdgcn"]
-    path = Path(code).with_suffix(".loops")
+    path = _place(compiled)
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         return _read(json.loads(unseal(path.read_bytes())))
     found = count()
     with contextlib.suppress(OSError):
         write_atomic(path, seal(json.dumps(_data(found))))
     return found
+
+
+def are_kept(compiled: CompileReport) -> bool:
+    """Whether an earlier run has kept counts, damaged or not."""
+    return _place(compiled).exists()
+
+
+def _place(compiled: CompileReport) -> Path:
+    code = compiled.artifacts.get("cubin") or compiled.artifacts["amdgcn"]
+    return Path(code).with_suffix(".loops")
 
 
 def _data(counts: Counts) -> dict[str, Any]:

@@ -38,10 +38,16 @@ _POINTERS = re.compile(r"tensor<((?:\d+x)+)!tt\.ptr<\w+>, (.+?)> (?:->|loc)")
 _SLICE = re.compile(r"#ttg\.slice<\{dim = (\d), parent = #(\w+)\}>")
 Steps = tuple[tuple[int, int, int], ...]
 _FIELD = re.compile(r"(\w+) = \[([\d, ]+)\]")
-_DOT = re.compile(r"(?:tt\.dot|ttng\.warp_group_dot|ttng\.tc_gen5_mma) .* : (.*) loc\((#\w+)\)$")
+_PRODUCT = r"(?:tt\.dot|ttng\.warp_group_dot|ttng\.tc_gen5_mma) "
+_DOT = re.compile(rf"{_PRODUCT}.* : (.*) loc\((#\w+)\)$")
 _OPERAND = re.compile(r"(?:tensor|memdesc)<(\d+)x(\d+)x\w+, #([\w.]+)")
 _PLACE = re.compile(r"(#loc\d*) = loc\((.*)\)$")
 _FILE = re.compile(r'"([^"]+)":(\d+):')
+
+
+def has_dots(ttgir: str) -> bool:
+    """Whether a kernel has products, without reading them."""
+    return re.search(_PRODUCT, ttgir) is not None
 
 
 def dots(ttgir: str) -> list[Dot]:

@@ -37,6 +37,9 @@ class Pages:
 Address = Literal["strided"] | Pages
 
 
+OWNED_AXES = ("B", "Hq", "Hkv")  # of which a program has one place
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
     """A named axis: its size (an expression of run-time lengths, or a number) and the symbol that runs along it.
@@ -60,7 +63,8 @@ class Axis:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Splits:
-    """A cut of a fold across programs: into ``count`` parts (0: as many as the launcher likes), or parts of ``keys`` keys."""
+    """A cut of a fold across programs: into ``count`` parts, fewer where there are fewer tiles (0: as many as the keys of
+    all rows and the machine make useful, each tile of rows by its own keys), or into parts of ``keys`` keys."""
 
     count: int = 0
     keys: int = 0

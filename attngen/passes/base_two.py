@@ -203,9 +203,15 @@ def _scaled(expr: Expr, number: float) -> Expr:
         case Apply("add" | "sub" as op, (a, b)) if ex.type_of(expr) == "float":
             return Apply(op, (_scaled(a, number), _scaled(b, number)))
         case Apply("where", (test, a, b)):
-            return Apply("where", (test, _scaled(a, number), _scaled(b, number)))
+            return Apply("where", (_tested(test), _scaled(a, number), _scaled(b, number)))
         case _:
             return _factors(expr, number).whole()
+
+
+def _tested(test: Expr) -> Expr:
+    """A truth value of lowered numbers."""
+    parts = ex.children(test)
+    return ex.rebuild(test, tuple(_scaled(x, 1.0) if ex.type_of(x) == "float" else _tested(x) for x in parts))
 
 
 def _lowered(expr: Expr) -> Expr:

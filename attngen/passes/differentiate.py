@@ -12,6 +12,7 @@ Dropout multiplies p in dv, and dp: delta is the sum of p * dp over keys then, t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -254,11 +255,25 @@ def _times(reverse: _Reverse, name: str, given: str, slope: Expr, node: Map) -> 
     """The node that holds a gradient times a slope; the gradient itself where the slope is 1."""
     if slope in (Const(1), Const(1.0)):
         return given
+    if any(map(_may_be_infinite, ex.walk(node.expr))):  # a score of -inf means masked, whatever its slope
+        score = ex.substitute(node.expr, {"s": Symbol(node.operand, "float")})
+        slope = ex.apply("where", ex.apply("gt", score, Const(-math.inf)), slope, Const(0.0))
     read = (node.operand,) if node.operand in ex.symbols(slope) else ()
     change = ex.apply("mul", S, slope)
     return reverse.add(
         name, Map(operand=given, others=read, captured=ex.tensors(change), expr=change, axes=node.axes)
     )
+
+
+def _may_be_infinite(expr: Expr) -> bool:
+    """Whether a part of a formula may be infinite where all that it reads is finite; params are taken not to be 0."""
+    match expr:
+        case Apply("div", (_, divisor)):
+            return any(isinstance(e, Element) or e == S for e in ex.walk(divisor))
+        case Apply("log" | "log2"):
+            return True
+        case _:
+            return False
 
 
 def _contract(reverse: _Reverse, name: str, node: Contract) -> None:

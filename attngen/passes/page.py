@@ -41,12 +41,13 @@ class Page:
         by_head = any(
             "h" in fold.tiles.end_symbols() for _, fold in graph.all(Fold) if fold.tiles is not None
         )
-        stored = any(node.scales for _, node in graph.all(Input))
+        scales = {node.scales for _, node in graph.all(Input)}
         prefill, decode = paged_configurations(
             dims[0],
             dims[1],
             group=1 if by_head else graph.axis("Hkv").group,
-            stored=stored,
+            stored=scales != {""},
+            scale_per_key="token_head" in scales,
             reads_per_element=reads_per_element(graph),
             prefix=any(fold.domain.prefix is not None for _, fold in graph.all(Fold)),
         )

@@ -179,6 +179,12 @@ _PAGED_8BIT: dict[str, tuple[Row, ...]] = {
 _DECODE_8BIT: dict[str, tuple[Row, ...]] = {
     "gfx942/16": ((320, (_config(16, 64, 4, 2),)), *_PAGED_DECODE[1:])
 }
+# A scale per key is loaded once, if a tile has as many keys as the program has lanes; four warps spill on sm_100
+_DECODE_SCALE_PER_KEY: dict[str, tuple[Row, ...]] = {
+    "sm_100/16": ((320, (_config(16, 256, 8, 2),)), *_PAGED_DECODE[1:]),
+    "gfx942/16": ((320, (_config(16, 128, 2, 2),)), *_PAGED_DECODE[1:]),
+    "gfx950/16": ((320, (_config(16, 256, 4, 1),)), *_PAGED_DECODE[1:]),
+}
 
 
 def paged_configurations(
@@ -187,17 +193,20 @@ def paged_configurations(
     *,
     group: int = 1,
     stored: bool = False,
+    scale_per_key: bool = False,
     reads_per_element: bool = False,
     prefix: bool = False,
 ) -> tuple[Choices, Choices]:
     """Return schedules of a kernel with keys in pages: for any batch, and for few queries per sequence.
 
-    ``group`` query heads read each kv head. ``stored``: caches hold 8-bit numbers; ``reads_per_element``: formulas read
-    tensors per element; ``prefix``: rows may be those of several sequences. All of these need registers of their own.
+    ``group`` query heads read each kv head. ``stored``: caches hold numbers of 8 or 4 bits (``scale_per_key``: each key has
+    its scale); ``reads_per_element``: formulas read tensors per element; ``prefix``: rows may be those of several sequences.
+    All of these need registers of their own.
     """
     columns = qk_dim + v_dim
     nothing: dict[str, tuple[Row, ...]] = {}
     tables, smaller = (_PAGED_8BIT, _DECODE_8BIT) if stored else (_PAGED, nothing)
+    smaller = _DECODE_SCALE_PER_KEY if scale_per_key else smaller
     wide = _DECODE_WIDE if group >= MANY_HEADS and not stored else nothing
     first, first_few = (_PAGED_PREFIX if prefix else nothing), wide
     if reads_per_element:
@@ -345,6 +354,7 @@ _BACKWARD_DROPOUT: dict[str, dict[str, tuple[Row, ...]]] = {
             (512, (_b(32, 64, 4, 1, **_DM, apart=True),)),
         ),
         "sm_100/16": ((320, (_b(32, 128, 4, 2, **_D),)),),
+        "gfx942/16": ((128, (_b(32, 128, 4, 1),)), (256, (_b(16, 128, 4, 1),))),
     },
 }
 _SMALLEST = _b(16, 16, 4, 1)

@@ -16,7 +16,10 @@ _WIDE = 256  # columns of V: rows of more need the registers of twice as many th
 @dataclass(frozen=True, slots=True)
 class Split:
     """Needs: a scheduled graph. Leaves: folds whose domain asks for splits cut across programs; one kernel stores partial
-    results in fp32, another merges them, then the sink, and stores what the first one stored before."""
+    results in fp32, another merges them, then the sink, and stores what the first one stored before.
+
+    Where lengths decide how many splits there are, a launch before counts the tiles of keys of each row, and of all programs.
+    """
 
     name: str = "split"
 
@@ -42,4 +45,10 @@ def _cut(graph: Graph, name: str, fold: Fold, splits: Splits) -> Graph:
     merging = (("default", (Config(block_m=16, block_n=16, num_warps=warps, num_stages=2),)),)
     last = Launch(stores=launch.stores, tile_axis=launch.tile_axis, program_axes=("Hq",), configs=merging)
     cut = replace(fold, level="split", carrier="buffer")
+    if splits == Splits():
+        counts = {
+            f"store_{number}": Store(operand=name, name=number, dtype="int32", axes=axes)
+            for number, axes in (("tiles_of_rows", fold.axes), ("total_tiles", ()))
+        }
+        parts |= {**counts, "kernel_count": replace(launch, stores=tuple(counts))}
     return graph.with_nodes({**parts, name: cut, kernel: first, "combine": last})

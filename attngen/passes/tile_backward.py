@@ -18,7 +18,7 @@ from attngen.ir.graph import Graph
 from attngen.ir.nodes import Axis, Domain, Fold, Input, Launch, Map, Merge, Node, Pad, Store
 from attngen.ir.tile_ranges import SMALLEST_BLOCKS, ranges_along
 from attngen.passes.schedules import backward_configurations, captured_configurations
-from attngen.passes.tile_captured import Cut, cut_captured, merged_stores
+from attngen.passes.tile_captured import Cut, cut_captured, merged_stores, with_right_delta
 
 
 def tile_backward(
@@ -51,6 +51,9 @@ def tile_backward(
     for name, node in graph.nodes.items() if by_head else ():
         if isinstance(node, Pad) or (isinstance(node, Merge) and node.monoid == "sum"):
             changed |= _by_head(graph, name, node, keys)
+    if "delta_right" in changed:
+        changed |= with_right_delta(graph, changed)
+        stores["dq"] = (*stores["dq"], "delta_right")
     merges = all(_merges(fold) for fold in changed.values() if isinstance(fold, Fold)) and not reads
     heavy = not merges or "scores" in graph.nodes or "d_scaled" in graph.nodes
     for kernel, names in stores.items():
@@ -98,7 +101,8 @@ def _store(graph: Graph, name: str, node: Node) -> Store:
     axes = node.axes if isinstance(node, Fold | Map | Merge) else ()
     source = graph.nodes.get(name.removeprefix("d"))
     whole = isinstance(source, Input) and source.role == "tensor"
-    return Store(operand=name, name=name, dtype="io" if whole else "float32", axes=axes)
+    place = "delta" if name == "delta_right" else name
+    return Store(operand=name, name=place, dtype="io" if whole else "float32", axes=axes)
 
 
 def _merges(fold: Fold) -> bool:

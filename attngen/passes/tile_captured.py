@@ -15,10 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import networkx as nx
+
 from attngen.errors import PlanError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Apply, Const, Expr, Symbol
-from attngen.ir.graph import Graph
+from attngen.ir.graph import Graph, name_taken
 from attngen.ir.linear import linear, normal
 from attngen.ir.nodes import Axis, Fold, Map, Node
 from attngen.passes.plan_masks import ROW_FROM_I
@@ -35,6 +37,7 @@ DIAGONALS = Axis(
 DIFFERENCE = ex.apply("add", ex.apply("sub", DIAGONAL, Symbol("seqlen_q")), Const(1))
 S = Symbol("s", "float")
 DELTA_ERROR = ex.apply("sub", ex.apply("add", S, Symbol("dlse", "float")), Symbol("p_dp_rows", "float"))
+DELTA_RIGHT = ex.apply("sub", S, Symbol("delta_error", "float"))
 Kind = Literal["rows", "keys", "elements", "diagonals", "anywhere"]
 
 
@@ -140,8 +143,7 @@ def _rows(graph: Graph, name: str, fold: Fold) -> Cut:
     per_row = replace(
         fold, at=(), into="", axes=ROWS, level="tile", order="full-then-partial", carrier="register"
     )
-    slope = graph.nodes[fold.element]
-    assert isinstance(slope, Map)
+    slope = _map(graph, fold.element)
     nodes: dict[str, Node] = {
         **_delta_error(graph),
         about: per_row,
@@ -159,8 +161,7 @@ def _rows(graph: Graph, name: str, fold: Fold) -> Cut:
 
 def _delta_error(graph: Graph) -> dict[str, Node]:
     """What rounding of out did to delta, from the keys that dq visits."""
-    ds, dq = graph.nodes["ds"], graph.nodes["dq"]
-    assert isinstance(ds, Map)
+    ds, dq = _map(graph, "ds"), graph.nodes["dq"]
     assert isinstance(dq, Fold)
     product = ex.apply("mul", S, Symbol("p", "float"))
     per_row = replace(dq, element="p_dp", value="", axes=ROWS, factor=None, precision="ieee")
@@ -168,17 +169,41 @@ def _delta_error(graph: Graph) -> dict[str, Node]:
         "p_dp": Map(operand=ds.operand, others=("p",), expr=product, axes=ds.axes),
         "p_dp_rows": replace(per_row, level="tile", order="full-then-partial", carrier="register"),
         "delta_error": Map(operand="delta", others=("dlse", "p_dp_rows"), expr=DELTA_ERROR, axes=ROWS),
+        "delta_right": Map(operand="delta", others=("delta_error",), expr=DELTA_RIGHT, axes=ROWS),
     }
+
+
+def with_right_delta(graph: Graph, cut: Mapping[str, Node]) -> dict[str, Node]:
+    """Kernels that run after dq's take delta from there, where it is without error: what they add up is of ds_right."""
+    shared = graph.nodes["dq"]
+    assert isinstance(shared, Fold)
+    found: dict[str, Node] = {}
+    for name, fold in cut.items():
+        if not isinstance(fold, Fold) or fold.level != "tile" or fold.carrier == "atomic":
+            continue
+        later = fold.axes != ROWS and name != "dq"
+        if later and "ds" in {fold.element, *nx.ancestors(graph.dag, fold.element)}:
+            element = fold.element + "_right" * (fold.element in ("ds", shared.element))
+            found |= {element: replace(_map(graph, fold.element), operand="ds_right")}
+            found |= {name: replace(fold, element=element)}
+    ds = _map(graph, "ds")
+    expr = ex.substitute(ds.expr, {"delta": Symbol("delta_right", "float")})
+    found["ds_right"] = replace(ds, others=("p", "delta_right"), expr=expr)
+    for name in ("ds_right", f"{shared.element}_right"):
+        if name in graph.nodes:
+            raise name_taken(graph.provenance.name, name.removeprefix("ds_"), name)
+    return found
+
+
+def _map(graph: Graph, name: str) -> Map:
+    node = graph.nodes[name]
+    assert isinstance(node, Map)
+    return node
 
 
 def _sinks(graph: Graph, name: str, fold: Fold) -> Cut:
     """A sink's share per row is its weight times delta alone: beside dq, where delta's error is known."""
-    per_row = graph.nodes[fold.element]
-    assert isinstance(per_row, Map)
-    right = ex.apply("sub", S, Symbol("delta_error", "float"))
-    moved = replace(
-        per_row, others=(*per_row.others, "delta_error"), expr=ex.substitute(per_row.expr, {"s": right})
-    )
+    moved = replace(_map(graph, fold.element), operand="delta_right")
     whole = replace(fold, tiles=None, level="split", order="sequential", carrier="buffer")
     return Cut({**_delta_error(graph), fold.element: moved, name: whole}, {"dq": (fold.element,)})
 

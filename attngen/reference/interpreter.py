@@ -391,12 +391,15 @@ def _fold_tiles(run: _Run, node: Fold, scores: Tensor, values: Tensor, times: Te
 
 
 def _splits(run: _Run, node: Fold) -> list[range]:
-    """The tiles of each split of a fold; all tiles where it is not cut across programs."""
+    """The tiles of each split of a fold; all tiles where it is not cut across programs.
+
+    Where lengths decide how many there are, each has two tiles: what a machine would give one program is not the graph's.
+    """
     size, block = max(run.seqlen_k, 1), run.block[1]
     count, splits = -(-size // block), node.domain.splits
     if node.level != "split" or splits is None:
         return [range(count)]
-    each = max(splits.keys // block, 1) if splits.keys else -(-count // (splits.count or 3))
+    each = max(splits.keys // block, 1) if splits.keys else -(-count // splits.count) if splits.count else 2
     return [range(first, min(first + each, count)) for first in range(0, count, each)]
 
 
@@ -495,6 +498,11 @@ def _finish(run: _Run, name: str, node: Finish) -> Tensor:
 def _store(run: _Run, name: str, node: Store) -> Tensor:
     value = run.values[node.operand]
     if isinstance(value, Softmax):
+        fold = run.graph.nodes[node.operand]
+        assert isinstance(fold, Fold)
+        splits = _splits(run, fold)
+        if node.name in ("tiles_of_rows", "total_tiles"):
+            return torch.full([run.size(axis) for axis in node.axes], sum(len(tiles) for tiles in splits))
         return value.acc if node.name == "partial_out" else value.m
     size = run.graph.axis(node.axes[-1]).size
     return value[..., : int(size.value)] if isinstance(size, ex.Const) else value

@@ -149,6 +149,10 @@ def _formula(
     scope = Scope("score", there | {"s": chosen}, captured, call.floats, strict=True)
     values = evaluate(call.spec.score.tree, scope, chosen.shape)
     values = values if values.is_floating_point() else values.to(call.floats)
+    if bool(
+        (hidden := values == -torch.inf).any()
+    ):  # such a score means masked: nothing of it reaches gradients
+        return _formula(call, scores, allowed.masked_scatter(allowed, ~hidden), symbols, captured)
     everywhere = values.new_full(scores.shape, -torch.inf)
     return everywhere.masked_scatter(allowed, values)
 

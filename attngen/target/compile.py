@@ -9,6 +9,7 @@ the machine lacked (time, memory, disk, a tool), nor whether the GPU has room fo
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -17,7 +18,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -129,26 +130,37 @@ def in_threads(
     jobs: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Result]:
-    """What `task` makes of each item, in their order. It runs in as many threads as there are workers, so that a compilation
-    for one item goes on beside whatever is done for another.
+    """What `task` makes of each item, in their order; the rest is as for `as_done`."""
+    with contextlib.closing(as_done(task, items, jobs, progress)) as done:
+        results = dict(done)
+    return [results[n] for n in range(len(items))]
 
-    `progress` is as for `compile_many`. An exception stops all, workers too, and is raised.
+
+def as_done(
+    task: Callable[[Item], Result],
+    items: Sequence[Item],
+    jobs: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Generator[tuple[int, Result]]:
+    """Yield what `task` makes of each item, with the item's number, as soon as it is there. It runs in as many threads as there
+    are workers, so that a compilation for one item goes on beside whatever is done for another.
+
+    `progress` is as for `compile_many`. An exception, or closing the generator early, stops all, workers too.
     """
-    results: dict[int, Result] = {}
     tell = progress or _silent
     tell(0, len(items))
     executor = ThreadPoolExecutor(max_workers=max(1, min(jobs or MAX_WORKERS, MAX_WORKERS)))
     try:
         places = {executor.submit(task, item): n for n, item in enumerate(items)}
-        for future in as_completed(places):
-            results[places[future]] = future.result()
-            tell(len(results), len(items))
+        for done, future in enumerate(as_completed(places), start=1):
+            result = future.result()
+            tell(done, len(items))
+            yield places[future], result
     except BaseException:
         executor.shutdown(wait=False, cancel_futures=True)
         shared_pool().close()
         raise
     executor.shutdown()
-    return [results[n] for n in range(len(items))]
 
 
 def _silent(done: int, total: int) -> None:

@@ -13,6 +13,7 @@ from attngen.emit.faces import (
     BackwardFace,
     CapturedArgument,
     CapturedFace,
+    ForwardLaunch,
     Interface,
     KernelFace,
     ScalarArgument,
@@ -25,6 +26,7 @@ from attngen.emit.records import (
     Chunk,
     Context,
     Loop,
+    Piece,
     PlaceKernel,
     RowSum,
     Table,
@@ -94,17 +96,20 @@ def test_records_hold_finished_values():
         "tuple[CapturedArgument, ...]",
         "tuple[ScalarArgument, ...]",
         "tuple[tuple[int, str, str], ...]",
+        "tuple[tuple[str, str, str], ...]",
         "tuple[BackwardLoop, ...]",
         "tuple[RowSum, ...]",
         "tuple[CapturedKernel, ...]",
         "tuple[PlaceKernel, ...]",
         "tuple[CapturedFace, ...]",
+        "tuple[ForwardLaunch, ...]",
+        "tuple[Piece, ...]",
         "BackwardKernel",
         "KernelFace",
         "Backward | None",
         "BackwardFace | None",
     )
-    forward = (Context, Interface, Loop, Chunk, Table, CapturedArgument, ScalarArgument)
+    forward = (Context, Interface, Loop, Chunk, Table, CapturedArgument, ScalarArgument, ForwardLaunch, Piece)
     backward = (Backward, BackwardFace, BackwardKernel, BackwardLoop, KernelFace, RowSum)
     backward += (CapturedFace, CapturedKernel, PlaceKernel)
     for record in (*forward, *backward):

@@ -1,12 +1,14 @@
 """What a report takes to make: code without products is not disassembled, what was counted is not counted again."""
 
+from pathlib import Path
+
 import pytest
 
 from attngen.generate import generate_to_cache
 from attngen.inspect.assembly import parse_sass
 from attngen.inspect.report import inspect_modules
 from attngen.spec import load_spec
-from attngen.target.sass import sass
+from attngen.target.sass import disassemble, sass
 
 pytest.importorskip("triton")
 
@@ -78,3 +80,38 @@ def test_reports_come_in_the_order_of_modules_targets_and_kernels(inspected):
     wanted = [("sm_80", FOLD), ("sm_80", ROWS), ("sm_90", FOLD), ("sm_90", ROWS)]
     assert [(r.compiled.target, r.name) for r in found] == wanted
     assert seen == [(n, 4) for n in range(5)]
+
+
+def test_what_cannot_be_disassembled_together_is_read_one_by_one(inspected, monkeypatch):
+    expected = inspected(FOLD, "sm_90", with_code=True)
+    monkeypatch.setattr("attngen.inspect.report.disassemble", None)
+    assert inspected(FOLD, "sm_90", with_code=True).loops == expected.loops
+    assert len(expected.loops) == 2
+    assert all(loop.count.code for loop in expected.loops)
+
+
+def test_a_kernel_that_cannot_be_read_costs_its_own_report_only(inspected, monkeypatch):
+    inspected(FOLD, "sm_90")
+    compiled = inspected("_backward_dq", "sm_90").compiled
+    cubin = Path(compiled.artifacts["cubin"])
+    for kept in (".loops", ".sass"):
+        cubin.with_suffix(kept).unlink()
+    read = "attngen.inspect.report.sass"
+    monkeypatch.setattr("attngen.inspect.report.disassemble", None)
+    monkeypatch.setattr(read, lambda report: None)
+    module = generate_to_cache(load_spec(SPEC))
+    found = inspect_modules([(module, "bfloat16")], ["sm_90"], kernels=[FOLD, "_backward_dq"])
+    assert [(r.name, r.failure is None) for r in found] == [(FOLD, True), ("_backward_dq", False)]
+
+
+def test_the_disassembler_runs_for_many_kernels_at_once(inspected, monkeypatch):
+    asked = []
+    together = disassemble
+    monkeypatch.setattr(
+        "attngen.inspect.report.disassemble", lambda some: asked.append(len(some)) or together(some)
+    )
+    module = generate_to_cache(load_spec(SPEC))
+    found = inspect_modules([(module, "bfloat16")], ["sm_90"])
+    assert all(report.failure is None for report in found)
+    assert sum(asked) == sum(report.matrix_instructions > 0 for report in found) == 3
+    assert len(asked) == 2  # the first alone, to show early that the tool is missing

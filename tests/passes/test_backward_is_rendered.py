@@ -48,6 +48,13 @@ FORWARD: dict[str, dict[str, Any]] = {
     "sinks": {"layout": "bhsd", "score": "3 * tanh(s / 3)", "sinks": True},
     "pages": {"layout": "thd", "cache": CACHE, "dtype": "bfloat16"},
     "splits": {"layout": "thd", "cache": CACHE, "splits": 4, "dtype": "bfloat16"},
+    "splits by lengths": {"layout": "thd", "cache": CACHE, "splits": "auto", "dtype": "bfloat16"},
+    "splits of keys": {"layout": "thd", "cache": CACHE, "splits": {"keys": 64}, "dtype": "bfloat16"},
+    "csr, sinks": {"cache": {**CACHE, "table": "csr"}, "splits": "auto", "sinks": True, "dtype": "float16"},
+    "int4": {"cache": {**CACHE, "dtype": "int4"}, "dtype": "bfloat16"},
+    "fp8 per head": {"cache": {**CACHE, "dtype": "float8_e5m2", "scales": "per_head"}, "dtype": "bfloat16"},
+    "prefix": {"cache": {**CACHE, "prefix": "shared"}, "splits": "auto", "dtype": "bfloat16"},
+    "pages by head": {"cache": CACHE, "mask": "j <= i and i - j < 8 + h", "dtype": "bfloat16"},
 }
 
 
@@ -74,6 +81,7 @@ def edits(graph: Graph, node: Node, field: Field[Any]) -> Iterator[Any]:
         yield from ("strided", Pages(size=64, table="dense"))
     elif field.name in ("configs", "decode"):
         yield (("default", (Config(block_m=16, block_n=16, num_warps=1, num_stages=1),)),)
+        yield from other_schedules(value) if "dq" not in graph.nodes else ()
     elif isinstance(value, tuple):
         more = {"at": Const(0), "chunks": (64, 16)}.get(field.name, "Dv")
         yield from (value[::-1], value[1:], (*value, more))
@@ -81,6 +89,16 @@ def edits(graph: Graph, node: Node, field: Field[Any]) -> Iterator[Any]:
             yield (*value[:-1], ex.apply("sub", value[-1], Const(1)))
     else:
         yield from other_values(value)
+
+
+def other_schedules(configs: Any) -> Iterator[Any]:
+    """Each field of the first schedule changed, the others kept."""
+    if configs:
+        [(target, [config, *more]), *others] = configs
+        for field in fields(config):
+            was = getattr(config, field.name)
+            other = replace(config, **{field.name: not was if isinstance(was, bool) else 2 * was})
+            yield ((target, (other, *more)), *others)
 
 
 def other_values(value: Any) -> Iterator[Any]:

@@ -69,6 +69,16 @@ def test_committed_specs(name):
         compare(spec, with_params(spec, problem))
 
 
+@pytest.mark.parametrize("read", ["x[h]", "x[h, j]", "x[b, h, row, j]"])
+def test_scores_of_minus_infinity_have_no_gradient(read):
+    """Of log(x) the slope is infinite where x is 0; what the mask hides has none either."""
+    axes = {"x[h]": ["Hq"], "x[h, j]": ["Hq", "Sk"], "x[b, h, row, j]": ["B", "Hq", "Sq", "Sk"]}[read]
+    spec = make(score=f"s + log({read})", mask="j <= i", captured={"x": {"dtype": "float32", "axes": axes}})
+    x = inputs_of(spec, RAGGED)["x"].abs()
+    x.flatten()[::2] = 0.0
+    assert not compare(spec, RAGGED, x=x)["x"].flatten()[::2].any()
+
+
 def test_values_inside_k(golden):
     """dk is the sum of what scores and values give, the latter with zeros in the columns that V lacks."""
     spec = load_spec({**SPEC, "head_dim": {"qk": 48, "v_from_k": 32}, "grad": True})

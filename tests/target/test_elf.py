@@ -1,10 +1,10 @@
-"""Sizes of sections: of a file put together here; `tests/inspect` compares those of cubins with their listings."""
+"""Sections of a file put together here; `tests/inspect` compares sizes in cubins with listings, `test_sass` joins cubins."""
 
 import struct
 
 import pytest
 
-from attngen.target.elf import section_size
+from attngen.target.elf import joined, section_size
 
 NAMES = b"\0.strtab\0.text.kernel\0.text.kernel_2\0"
 
@@ -29,3 +29,9 @@ def test_the_size_of_a_section_is_found_by_its_whole_name():
 def test_half_a_file_is_refused(file):
     with pytest.raises(ValueError, match="not an ELF file"):
         section_size(file, ".text.kernel")
+
+
+@pytest.mark.parametrize("file", [b"", image([(b".text.kernel", 1)])[:120], image([(b".text.kernel", 16)])])
+def test_what_is_no_cubin_is_not_joined(file):
+    with pytest.raises(ValueError, match=r"not an ELF file|not a cubin"):
+        joined([file])
