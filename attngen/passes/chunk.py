@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from attngen.errors import PlanError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Apply, Const, Expr, Symbol
 from attngen.ir.graph import Graph
@@ -25,18 +24,24 @@ from attngen.ir.nodes import (
     Store,
     symbol,
 )
+from attngen.passes.chunk_delta import check_chunk, delta_nodes, written_tile
 from attngen.passes.columns import cover
 from attngen.passes.schedules_recurrence import (
     Configs,
     of_chunk_scan,
     of_chunk_states,
+    of_delta_scan,
     of_pairs,
+    of_pairs_of_rows,
     of_scan,
+    of_solve,
     of_totals,
+    of_totals_of_rows,
 )
 
 LOG2E: Final = math.log2(math.e)
 OF_CHUNKS: Final = ("B", "C", "H")
+OF_CHUNK: Final = ("C", "H")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,8 @@ class Chunk:
 
     A fold over L becomes one per chunk, a scan over the chunks by the monoid's merge, and what is read: of the state before
     the chunk, plus, since reading is linear and moves inside the fold, products of queries and earlier keys of the chunk.
-    Decays are summed up from each chunk's start, in base two, where they differ from token to token or not.
+    Decays are summed up from each chunk's start, in base two, where they differ from token to token or not. Those of a
+    decay per column are inside the products of queries and keys. A delta rule goes through the chunks in order.
     """
 
     size: int
@@ -55,11 +61,9 @@ class Chunk:
         """Return the scheduled graph."""
         _, fold = next((n, f) for n, f in graph.all(Fold) if f.monoid == "decay")
         _, read = graph.only(Read)
-        if fold.erase or (fold.decay and "K" in _axes(graph, fold.decay)):
-            what = "a delta rule" if fold.erase else "a decay per column"
-            raise PlanError(
-                f"{graph.provenance.name}: recurrence: kernels of {what} are not in this version yet"
-            )
+        has_rows = bool(fold.decay) and "K" in _axes(graph, fold.decay)
+        if fold.erase:
+            check_chunk(graph, self.size)
         chunk, wide = self.size, fold.axes[-1]
         changed: dict[str, Node] = {**_tiles(graph)}
         loaded = {load.operand: name for name, load in changed.items() if isinstance(load, Load)}
@@ -71,7 +75,7 @@ class Chunk:
                 element=fold.decay,
                 axis="L",
                 domain=fold.domain,
-                axes=("B", "H", "L"),
+                axes=("B", "H", "L", "K") if has_rows else ("B", "H", "L"),
                 prefix=True,
                 base="2",
                 factor=Const(LOG2E),
@@ -87,15 +91,18 @@ class Chunk:
         values = changed[fold.value] if late else None
         written = values.operand if isinstance(values, Map) else fold.value
         keys, value, query = (loaded.get(n, n) for n in (fold.element, written, read.query))
+        if fold.erase:
+            changed |= delta_nodes(read, fold, keys, value, total, chunk)
         changed["chunk_states"] = replace(
             fold,
             element=keys,
-            value=value,
+            value="writes" if fold.erase else value,
             decay=total,
             late=late,
+            erase="erases" if fold.erase else "",
             init="",
             axes=(*OF_CHUNKS, "K", wide),
-            **_cut(chunk, "parallel", "buffer"),
+            **(_cut(chunk, "sequential", "register") if fold.erase else _cut(chunk, "parallel", "buffer")),
         )
         changed["fold"] = Fold(
             monoid="decay",
@@ -105,16 +112,23 @@ class Chunk:
             axis="C",
             domain=Domain(size=symbol("num_chunks")),
             axes=(*OF_CHUNKS, "K", wide),
-            **_cut(chunk, "scan", "buffer"),
+            **_cut(chunk, "sequential" if fold.erase else "scan", "buffer"),
         )
+        if fold.erase:
+            value = "written_tile"
+            columns = graph.axis(wide).size
+            assert isinstance(columns, Const)
+            changed[value] = written_tile(read.axes, int(columns.value))
         heads = "G" if "G" in _axes(graph, fold.element) else "H"
-        changed["pairs"] = Contract(left=query, right=keys, over="K", axes=("B", heads, "L", "J"))
+        changed["pairs"] = Contract(
+            left=query, right=keys, decay=total if has_rows else "", over="K", axes=("B", heads, "L", "J")
+        )
         earlier = ex.apply("le", symbol("j"), symbol("t"))
         changed["within"] = Fold(
             monoid="sum",
             element="pairs",
             value=value,
-            decay=total,
+            decay="" if has_rows else total,
             late=late,
             axis="J",
             domain=Domain(size=fold.domain.size, mask=earlier),
@@ -123,7 +137,7 @@ class Chunk:
         )
         changed["across"] = Read(query=query, state="fold", decay=total, axes=read.axes)
         changed["read"] = Merge(monoid="sum", left="across", right="within", axes=read.axes)
-        changed |= _launches(graph, changed, ("K", wide), shares_pairs=heads == "G")
+        changed |= _launches(graph, changed, ("K", wide), stores_pairs=heads == "G" or has_rows)
         axes = (
             Axis(name="C", size=symbol("num_chunks"), symbol="c"),
             Axis(name="J", size=symbol("seqlen"), symbol="j", origin="start"),
@@ -182,7 +196,7 @@ def _tiles(graph: Graph) -> dict[str, Node]:
 
 
 def _launches(
-    graph: Graph, changed: dict[str, Node], states: tuple[str, str], *, shares_pairs: bool
+    graph: Graph, changed: dict[str, Node], states: tuple[str, str], *, stores_pairs: bool
 ) -> dict[str, Node]:
     """The kernels: decays of tokens, states of chunks, the scan over them, what groups share, and what is read."""
     sizes = [graph.axis(a).size for a in states]
@@ -206,20 +220,27 @@ def _launches(
             rows="chunks",
         )
 
-    if "total" in changed:
+    total, is_delta = changed.get("total"), "writes" in changed
+    if isinstance(total, Fold):
+        has_rows = "K" in total.axes
         more = [n for n in ("step", "late") if n in graph.nodes or n in changed]
-        launch(
-            "totals_kernel", {"total": "float32", **dict.fromkeys(more, "float32")}, of_totals(), "H", ("C",)
-        )
-    launch(
-        "chunk_states_kernel",
-        {"chunk_states": "float32"},
-        of_chunk_states(rows, columns, chunk),
-        "K",
-        ("C", "H"),
-    )
-    launch("scan_kernel", {"fold": "float32", "states": "float32"}, of_scan(), "K", ("B", "H"))
-    if shares_pairs:
-        launch("pairs_kernel", {"pairs": "io"}, of_pairs(rows, chunk), "L", ("C", "G"))
-    launch("kernel", {"out": "io"}, of_chunk_scan(rows, columns, chunk), "L", ("C", "H"))
+        stores = {"total": "float32", **dict.fromkeys(more, "float32")}
+        if has_rows:
+            launch("totals_kernel", stores, of_totals_of_rows(), "K", OF_CHUNK)
+        else:
+            launch("totals_kernel", stores, of_totals(), "H", ("C",))
+    if is_delta:
+        solved = {"writes": "float32", "erases": "io"}
+        launch("solve_kernel", solved, of_solve(rows, columns, chunk), "L", OF_CHUNK)
+        kept = {"fold": "float32", "written": "io", "states": "float32"}
+        launch("scan_kernel", kept, of_delta_scan(rows, columns, chunk), states[1], ("B", "H"))
+    else:
+        own = of_chunk_states(rows, columns, chunk)
+        launch("chunk_states_kernel", {"chunk_states": "float32"}, own, "K", OF_CHUNK)
+        launch("scan_kernel", {"fold": "float32", "states": "float32"}, of_scan(), "K", ("B", "H"))
+    pairs = changed["pairs"]
+    if stores_pairs and isinstance(pairs, Contract):
+        own = of_pairs_of_rows(rows, chunk) if pairs.decay else of_pairs(rows, chunk)
+        launch("pairs_kernel", {"pairs": "io"}, own, "L", ("C", pairs.axes[1]))
+    launch("kernel", {"out": "io"}, of_chunk_scan(rows, columns, chunk), "L", OF_CHUNK)
     return found

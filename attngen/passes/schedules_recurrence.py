@@ -38,3 +38,23 @@ def of_chunk_scan(rows: int, columns: int, chunk: int) -> Configs:
     """What is read: ``block_m`` tokens of a chunk."""
     block = min(32, chunk)
     return (("default", (_of(block, block, 4, 1),)), ("cpu", (_of(block, block, 4, 1),)))
+
+
+def of_totals_of_rows() -> Configs:
+    """Sums of decays per column: ``block_m`` columns of a chunk and head."""
+    return (("default", (_of(32, 16, 4, 1),)),)
+
+
+def of_pairs_of_rows(rows: int, chunk: int) -> Configs:
+    """Products of queries and keys with a decay per column: ``block_m`` tokens relate to the first of them."""
+    return (("default", (_of(16, 16, 4, 1),)),)
+
+
+def of_solve(rows: int, columns: int, chunk: int) -> Configs:
+    """What the tokens of a chunk write and erase: one program per chunk and head."""
+    return (("default", (_of(16, 16, 4, 1),)),)
+
+
+def of_delta_scan(rows: int, columns: int, chunk: int) -> Configs:
+    """The states of a delta rule, from chunk to chunk: ``block_m`` of their columns."""
+    return (("default", (_of(16, 16, 4, 1),)),)

@@ -27,6 +27,7 @@ from attngen.ir.nodes import (
     Node,
     Pad,
     Read,
+    Solve,
     Store,
 )
 from attngen.reference.interpreter_operators import OPS, as_tensor
@@ -262,7 +263,11 @@ def _by_chunk(run: _Run, node: Fold) -> list[Decay]:
         last = total[:, :, -1:]
         own = _base(run, node)(last - (late[:, :, part] if node.decay else total)) * keys[:, :, part]
         S = own.transpose(-1, -2) @ values[:, :, part]
-        found.append(Decay(_base(run, node)(last)[..., None], S[:, :, None]))
+        T = _base(run, node)(last)[..., None]
+        if node.erase:
+            erase = run.over(node.erase, ("B", "H", "L", "K"))[:, :, part]
+            T = T * torch.eye(keys.shape[-1]).double() - (own.transpose(-1, -2) @ erase)[:, :, None]
+        found.append(Decay(T, S[:, :, None]))
     return found
 
 
@@ -289,7 +294,7 @@ def _late(run: _Run, node: Fold) -> Tensor:
     return _between(run, node, node.late)
 
 
-def _between(run: _Run, node: Fold | Read, name: str = "") -> Tensor:
+def _between(run: _Run, node: Fold | Read | Contract | Solve, name: str = "") -> Tensor:
     """The decay since the chunk began, in units of its base: [B, H, L, 1 or K]."""
     if not node.decay:
         return torch.zeros(1, 1, 1, 1, dtype=torch.float64)
@@ -298,7 +303,7 @@ def _between(run: _Run, node: Fold | Read, name: str = "") -> Tensor:
     return total if has_rows else total[..., None]
 
 
-def _base(run: _Run, node: Fold | Read) -> Callable[[Tensor], Tensor]:
+def _base(run: _Run, node: Fold | Read | Contract | Solve) -> Callable[[Tensor], Tensor]:
     """The exponential whose base the decay is in."""
     fold = run.graph.nodes.get(node.decay)
     return torch.exp2 if isinstance(fold, Fold) and fold.base == "2" else torch.exp
@@ -322,7 +327,29 @@ def _contract(run: _Run, node: Contract, _: Any) -> Tensor:
     """q k^T; keys are along J."""
     left = run.over(node.left, ("B", node.axes[1], "L", "K"))
     right = run.over(node.right, ("B", node.axes[1], "L", "K"))
-    return left @ right.transpose(-1, -2)
+    if not node.decay:
+        return left @ right.transpose(-1, -2)
+    total = _between(run, node)
+    apart = _base(run, node)((total[..., :, None, :] - total[..., None, :, :]).clamp(max=0.0))
+    return (left[..., :, None, :] * right[..., None, :, :] * apart).sum(-1)
+
+
+def _solve(run: _Run, node: Solve, _: Any) -> Tensor:
+    """Chunk by chunk, each by forward substitution."""
+    matrix = run.over(node.matrix, ("B", "H", "L", "J"))
+    scale, weight = (run.over(name, ("B", "H", "L"))[..., None] for name in (node.scale, node.weight))
+    rhs = weight * run.over(node.rhs, ("B", "H", "L", node.axes[-1]))
+    total = _between(run, node).expand(*rhs.shape[:3], 1)
+    found = [rhs[:, :, :0]]
+    for first in range(0, run.sizes["L"], node.chunk):
+        part = slice(first, first + node.chunk)
+        since = total[:, :, part]
+        apart = _base(run, node)((since - since.transpose(-1, -2)).clamp(max=0.0))
+        lower = (scale[:, :, part] * matrix[:, :, part, part] * apart).tril(-1)
+        found.append(
+            torch.linalg.solve_triangular(lower, rhs[:, :, part], upper=False, unitriangular=True)
+        )
+    return torch.cat(found, 2).permute([("B", "H", "L", node.axes[-1]).index(a) for a in node.axes])
 
 
 def _read(run: _Run, node: Read, _: Any) -> Tensor:
@@ -371,6 +398,7 @@ RECURRENCE_RULES: dict[type[Node], Callable[[_Run, Any, Any], Any]] = {
     Fold: _fold,
     Contract: _contract,
     Read: _read,
+    Solve: _solve,
     Merge: _merge,
     Finish: _finish,
     Store: _store,
