@@ -205,7 +205,12 @@ def _launches(
     found: dict[str, Node] = {}
 
     def launch(
-        name: str, stores: dict[str, str], configs: Configs, tile_axis: str, axes: tuple[str, ...]
+        name: str,
+        stores: dict[str, str],
+        configs: Configs,
+        tile_axis: str,
+        axes: tuple[str, ...],
+        widest: int = 1024,
     ) -> None:
         for operand, dtype in stores.items():
             node = changed.get(operand, graph.nodes.get(operand))
@@ -218,6 +223,7 @@ def _launches(
             program_axes=axes,
             configs=configs,
             rows="chunks",
+            widest=widest,
         )
 
     total, is_delta = changed.get("total"), "writes" in changed
@@ -231,7 +237,7 @@ def _launches(
             launch("totals_kernel", stores, of_totals(), "H", ("C",))
     if is_delta:
         solved = {"writes": "float32", "erases": "io"}
-        launch("solve_kernel", solved, of_solve(rows, columns, chunk), "L", OF_CHUNK)
+        launch("solve_kernel", solved, of_solve(), "L", OF_CHUNK, widest=64)
         kept = {"fold": "float32", "written": "io", "states": "float32"}
         launch("scan_kernel", kept, of_delta_scan(rows, columns, chunk), states[1], ("B", "H"))
     else:

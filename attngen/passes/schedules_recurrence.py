@@ -50,7 +50,7 @@ def of_pairs_of_rows(rows: int, chunk: int) -> Configs:
     return (("default", (_of(16, 16, 4, 1),)),)
 
 
-def of_solve(rows: int, columns: int, chunk: int) -> Configs:
+def of_solve() -> Configs:
     """What the tokens of a chunk write and erase: one program per chunk and head."""
     return (("default", (_of(16, 16, 4, 1),)),)
 
