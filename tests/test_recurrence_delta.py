@@ -137,7 +137,9 @@ def test_an_edited_node_changes_graph_and_kernels(tmp_path):
 
 
 def test_chunks_that_no_program_can_solve_are_refused():
-    with pytest.raises(PlanError, match=r"recurrent: recurrence.chunk: .* at most 64 tokens at a time, got 128"):
+    with pytest.raises(
+        PlanError, match=r"recurrent: recurrence.chunk: .* at most 64 tokens at a time, got 128"
+    ):
         generate(delta(chunk=128))
 
 

@@ -66,7 +66,7 @@ def test_a_call_cut_in_two_that_hands_its_state_on(cut):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("chunk", [64, 256])
 def test_strong_decays(chunk, dtype):
-    """Logarithms reach -410 in a chunk of 256; beside them are columns that keep everything, and single tokens that forget all."""
+    """Logarithms reach -410 in a chunk of 256; other columns keep everything, or forget all at single tokens."""
     spec = gla(chunk, keys=16)
     call = draw(spec, 270, batch=1)
     call["g"][..., :8] = -16 * 0.1

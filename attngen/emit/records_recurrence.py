@@ -129,9 +129,6 @@ class RecurrenceContext:
     state_key_lines: tuple[str, ...]
     across: tuple[str, ...]
     blocks: tuple[Block, ...]
-    narrow_keys: tuple[ColumnChunk, ...]
-    narrow_values: tuple[ColumnChunk, ...]
-    narrow_columns: tuple[str, ...]
     decay_of_chunk: str
     decay_of_state: str
     scan_columns: int

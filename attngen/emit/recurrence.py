@@ -24,8 +24,7 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
     found = faces(graph, parts)
     provenance = graph.provenance
     name = provenance.name
-    k_chunks, v_chunks = _key_chunks(parts, parts.k_spans), _value_chunks(parts, parts.v_spans)
-    narrow_k, narrow_v = (_narrow(parts, spans) for spans in (parts.k_spans, parts.v_spans))
+    k_chunks, v_chunks = _key_chunks(parts), _value_chunks(parts)
     decays, steps = parts.total is not None and not parts.has_rows, parts.step is not None
     of_tokens = _of_tokens(parts)
     return RecurrenceContext(
@@ -63,9 +62,6 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         products=_products(k_chunks, v_chunks),
         key_columns_lines=_columns("d", parts.k_spans),
         value_columns=_columns("e", parts.v_spans),
-        narrow_keys=_key_chunks(parts, narrow_k),
-        narrow_values=_value_chunks(parts, narrow_v),
-        narrow_columns=(*_columns("d", narrow_k), *_columns("e", narrow_v)),
         query_bases=(_base("q", parts.q.operand, parts.group_of(parts.q)),),
         key_bases=(_base("k", parts.k.operand, parts.group_of(parts.k)),),
         value_bases=(_base("v", parts.v.operand, 1),),
@@ -121,21 +117,9 @@ def _description(parts: Parts) -> str:
     return f"A recurrence, {erase} {parts.chunk} tokens, a scan over the chunks, and what each chunk reads of both."
 
 
-def _narrow(parts: Parts, spans: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
-    """The columns of the kernel that solves, which holds many tiles at once."""
-    if parts.solve_kernel is None:
-        return spans
-    widest = parts.solve_kernel.widest
-    return tuple(
-        (place, min(width, widest))
-        for start, width in spans
-        for place in range(start, start + width, widest)
-    )
-
-
-def _key_chunks(parts: Parts, spans: tuple[tuple[int, int], ...]) -> tuple[ColumnChunk, ...]:
+def _key_chunks(parts: Parts) -> tuple[ColumnChunk, ...]:
     found: list[ColumnChunk] = []
-    for n, (start, width) in enumerate(spans):
+    for n, (start, width) in enumerate(parts.k_spans):
         ragged = start + width > parts.k.columns
         mask = f" & (d_{n} < {parts.k.columns})" if ragged else ""
         found.append(
@@ -169,9 +153,9 @@ def _key_chunks(parts: Parts, spans: tuple[tuple[int, int], ...]) -> tuple[Colum
     return tuple(found)
 
 
-def _value_chunks(parts: Parts, spans: tuple[tuple[int, int], ...]) -> tuple[ColumnChunk, ...]:
+def _value_chunks(parts: Parts) -> tuple[ColumnChunk, ...]:
     found: list[ColumnChunk] = []
-    for n, (start, width) in enumerate(spans):
+    for n, (start, width) in enumerate(parts.v_spans):
         end = start + width
         limit, wide = (
             f" & (e_{n} < {size})[None, :]" if end > size else "" for size in (parts.v.columns, parts.wide)
@@ -241,7 +225,11 @@ def _diagonal(parts: Parts) -> tuple[str, ...]:
     earlier = "n[None, :] <= m[:, None]"
     apart = f"total_m[:, None] - tl.load({_of_tokens(parts)} + n)[None, :]"
     if parts.total is None or parts.has_rows:
-        return () if parts.pairs_kernel and not parts.has_rows else (f"pairs_tile = tl.where({earlier}, pairs_tile, 0.0)",)
+        return (
+            ()
+            if parts.pairs_kernel and not parts.has_rows
+            else (f"pairs_tile = tl.where({earlier}, pairs_tile, 0.0)",)
+        )
     safe = (
         f"tl.minimum({apart}, 126.0)"
         if parts.pairs_kernel
@@ -323,7 +311,11 @@ def _token_lines(graph: Graph, parts: Parts) -> tuple[str, ...]:
     node = graph.nodes[source]
     if isinstance(node, Input):
         at = f"batch.to(tl.int64) * stride_{source}_0 + (first + t[:, None]).to(tl.int64) * stride_{source}_1"
-        at += f" + h * stride_{source}_2 + d[None, :] * stride_{source}_3" if parts.has_rows else f" + h[None, :] * stride_{source}_2"
+        at += (
+            f" + h * stride_{source}_2 + d[None, :] * stride_{source}_3"
+            if parts.has_rows
+            else f" + h[None, :] * stride_{source}_2"
+        )
         name = "decay" if len(chain) == 1 else source + "_of"
         lines.append(f"{name} = tl.load({source} + {at}, mask=valid, other=0.0).to(tl.float32)")
         current = name

@@ -50,7 +50,9 @@ def _matrix(parts: Parts, row: int, column: int) -> str:
     """A block of A; on the diagonal transposed, which its products of keys are as they stand."""
     name = f"a_{row}{column}"
     if row != column:
-        between = f" * tl.math.exp2(total_{row}[:, None] - total_{column}[None, :])" * (parts.total is not None)
+        between = f" * tl.math.exp2(total_{row}[:, None] - total_{column}[None, :])" * (
+            parts.total is not None
+        )
         return f"{name} * beta_{row}[:, None]{between}"
     earlier = "r[:, None] < r[None, :]"
     if parts.total is None:

@@ -25,12 +25,13 @@ from attngen.ir.nodes import (
     symbol,
 )
 from attngen.passes.chunk_delta import check_chunk, delta_nodes, written_tile
-from attngen.passes.columns import cover
+from attngen.passes.columns import cover, narrow
 from attngen.passes.schedules_recurrence import (
     Configs,
     of_chunk_scan,
     of_chunk_states,
     of_delta_scan,
+    of_narrow_read,
     of_pairs,
     of_pairs_of_rows,
     of_scan,
@@ -42,6 +43,9 @@ from attngen.passes.schedules_recurrence import (
 LOG2E: Final = math.log2(math.e)
 OF_CHUNKS: Final = ("B", "C", "H")
 OF_CHUNK: Final = ("C", "H")
+WIDE: Final = 1024
+NARROW: Final = 64
+"""Columns of a tile: narrow where a program also holds decays of each, or the blocks of what it solves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,7 @@ class Chunk:
         if fold.erase:
             check_chunk(graph, self.size)
         chunk, wide = self.size, fold.axes[-1]
-        changed: dict[str, Node] = {**_tiles(graph)}
+        changed: dict[str, Node] = {**_tiles(graph, NARROW if has_rows or fold.erase else WIDE)}
         loaded = {load.operand: name for name, load in changed.items() if isinstance(load, Load)}
         total = ""
         if fold.decay:
@@ -115,10 +119,9 @@ class Chunk:
             **_cut(chunk, "sequential" if fold.erase else "scan", "buffer"),
         )
         if fold.erase:
-            value = "written_tile"
-            columns = graph.axis(wide).size
-            assert isinstance(columns, Const)
-            changed[value] = written_tile(read.axes, int(columns.value))
+            given, value = changed[value], "written_tile"
+            assert isinstance(given, Load)
+            changed[value] = written_tile(given)
         heads = "G" if "G" in _axes(graph, fold.element) else "H"
         changed["pairs"] = Contract(
             left=query, right=keys, decay=total if has_rows else "", over="K", axes=("B", heads, "L", "J")
@@ -177,8 +180,8 @@ def _axes(graph: Graph, name: str) -> tuple[str, ...]:
     return getattr(graph.nodes[name], "axes", ())
 
 
-def _tiles(graph: Graph) -> dict[str, Node]:
-    """Tensors that programs bring in by tiles of tokens."""
+def _tiles(graph: Graph, widest: int) -> dict[str, Node]:
+    """Tensors that programs bring in by tiles of tokens, in chunks of at most so many columns."""
     found: dict[str, Node] = {}
     for name, node in graph.all(Input):
         if node.role == "tensor" and not node.optional:
@@ -189,7 +192,7 @@ def _tiles(graph: Graph) -> dict[str, Node]:
                 axes=node.axes,
                 tile_axis="L",
                 columns=int(columns.value),
-                chunks=cover(int(columns.value)),
+                chunks=narrow(cover(int(columns.value)), widest),
                 address="strided",
             )
     return found
@@ -205,12 +208,7 @@ def _launches(
     found: dict[str, Node] = {}
 
     def launch(
-        name: str,
-        stores: dict[str, str],
-        configs: Configs,
-        tile_axis: str,
-        axes: tuple[str, ...],
-        widest: int = 1024,
+        name: str, stores: dict[str, str], configs: Configs, tile_axis: str, axes: tuple[str, ...]
     ) -> None:
         for operand, dtype in stores.items():
             node = changed.get(operand, graph.nodes.get(operand))
@@ -223,7 +221,6 @@ def _launches(
             program_axes=axes,
             configs=configs,
             rows="chunks",
-            widest=widest,
         )
 
     total, is_delta = changed.get("total"), "writes" in changed
@@ -237,16 +234,19 @@ def _launches(
             launch("totals_kernel", stores, of_totals(), "H", ("C",))
     if is_delta:
         solved = {"writes": "float32", "erases": "io"}
-        launch("solve_kernel", solved, of_solve(), "L", OF_CHUNK, widest=64)
+        launch("solve_kernel", solved, of_solve(), "L", OF_CHUNK)
         kept = {"fold": "float32", "written": "io", "states": "float32"}
-        launch("scan_kernel", kept, of_delta_scan(rows, columns, chunk), states[1], ("B", "H"))
+        launch("scan_kernel", kept, of_delta_scan(rows), states[1], ("B", "H"))
     else:
         own = of_chunk_states(rows, columns, chunk)
         launch("chunk_states_kernel", {"chunk_states": "float32"}, own, "K", OF_CHUNK)
         launch("scan_kernel", {"fold": "float32", "states": "float32"}, of_scan(), "K", ("B", "H"))
     pairs = changed["pairs"]
-    if stores_pairs and isinstance(pairs, Contract):
-        own = of_pairs_of_rows(rows, chunk) if pairs.decay else of_pairs(rows, chunk)
+    assert isinstance(pairs, Contract)
+    if stores_pairs:
+        own = of_pairs_of_rows() if pairs.decay else of_pairs(rows, chunk)
         launch("pairs_kernel", {"pairs": "io"}, own, "L", ("C", pairs.axes[1]))
-    launch("kernel", {"out": "io"}, of_chunk_scan(rows, columns, chunk), "L", OF_CHUNK)
+    is_narrow = is_delta or bool(pairs.decay)
+    own = of_narrow_read(chunk) if is_narrow else of_chunk_scan(rows, columns, chunk)
+    launch("kernel", {"out": "io"}, own, "L", OF_CHUNK)
     return found

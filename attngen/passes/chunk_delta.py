@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from attngen.errors import PlanError
@@ -9,7 +10,6 @@ from attngen.ir import expr as ex
 from attngen.ir.expr import Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Contract, Fold, Load, Map, Node, Read, Solve
-from attngen.passes.columns import cover
 
 BLOCK: Final = 16
 MOST: Final = 64
@@ -52,8 +52,6 @@ def delta_nodes(read: Read, fold: Fold, keys: str, value: str, total: str, chunk
     return found
 
 
-def written_tile(axes: tuple[str, ...], columns: int) -> Load:
-    """What a chunk's tokens write, as tiles of values."""
-    return Load(
-        operand="written", axes=axes, tile_axis="L", columns=columns, chunks=cover(columns), address="strided"
-    )
+def written_tile(values: Load) -> Load:
+    """What a chunk's tokens write, as tiles like those of values."""
+    return replace(values, operand="written")

@@ -263,11 +263,12 @@ def _by_chunk(run: _Run, node: Fold) -> list[Decay]:
         last = total[:, :, -1:]
         own = _base(run, node)(last - (late[:, :, part] if node.decay else total)) * keys[:, :, part]
         S = own.transpose(-1, -2) @ values[:, :, part]
-        T = _base(run, node)(last)[..., None]
+        kept = _base(run, node)(last)[..., None]
         if node.erase:
             erase = run.over(node.erase, ("B", "H", "L", "K"))[:, :, part]
-            T = T * torch.eye(keys.shape[-1]).double() - (own.transpose(-1, -2) @ erase)[:, :, None]
-        found.append(Decay(T, S[:, :, None]))
+            eye = torch.eye(keys.shape[-1], dtype=torch.float64)
+            kept = kept * eye - (own.transpose(-1, -2) @ erase)[:, :, None]
+        found.append(Decay(kept, S[:, :, None]))
     return found
 
 
@@ -346,9 +347,7 @@ def _solve(run: _Run, node: Solve, _: Any) -> Tensor:
         since = total[:, :, part]
         apart = _base(run, node)((since - since.transpose(-1, -2)).clamp(max=0.0))
         lower = (scale[:, :, part] * matrix[:, :, part, part] * apart).tril(-1)
-        found.append(
-            torch.linalg.solve_triangular(lower, rhs[:, :, part], upper=False, unitriangular=True)
-        )
+        found.append(torch.linalg.solve_triangular(lower, rhs[:, :, part], upper=False, unitriangular=True))
     return torch.cat(found, 2).permute([("B", "H", "L", node.axes[-1]).index(a) for a in node.axes])
 
 
