@@ -24,28 +24,20 @@ from attngen.ir.nodes import (
     Store,
     symbol,
 )
-from attngen.passes.chunk_delta import check_chunk, delta_nodes, written_tile
-from attngen.passes.columns import cover, narrow
+from attngen.passes.chunk_delta import by_delta_rule
+from attngen.passes.chunk_rows import by_rows
+from attngen.passes.columns import cover
 from attngen.passes.schedules_recurrence import (
     Configs,
     of_chunk_scan,
     of_chunk_states,
-    of_delta_scan,
-    of_narrow_read,
     of_pairs,
-    of_pairs_of_rows,
     of_scan,
-    of_solve,
     of_totals,
-    of_totals_of_rows,
 )
 
 LOG2E: Final = math.log2(math.e)
 OF_CHUNKS: Final = ("B", "C", "H")
-OF_CHUNK: Final = ("C", "H")
-WIDE: Final = 1024
-NARROW: Final = 64
-"""Columns of a tile: narrow where a program also holds decays of each, or the blocks of what it solves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +46,8 @@ class Chunk:
 
     A fold over L becomes one per chunk, a scan over the chunks by the monoid's merge, and what is read: of the state before
     the chunk, plus, since reading is linear and moves inside the fold, products of queries and earlier keys of the chunk.
-    Decays are summed up from each chunk's start, in base two, where they differ from token to token or not. Those of a
-    decay per column are inside the products of queries and keys. A delta rule goes through the chunks in order.
+    Decays are summed up from each chunk's start, in base two, where they differ from token to token or not. What a decay per
+    column and a delta rule change in that is in files of their own.
     """
 
     size: int
@@ -65,11 +57,8 @@ class Chunk:
         """Return the scheduled graph."""
         _, fold = next((n, f) for n, f in graph.all(Fold) if f.monoid == "decay")
         _, read = graph.only(Read)
-        has_rows = bool(fold.decay) and "K" in _axes(graph, fold.decay)
-        if fold.erase:
-            check_chunk(graph, self.size)
         chunk, wide = self.size, fold.axes[-1]
-        changed: dict[str, Node] = {**_tiles(graph, NARROW if has_rows or fold.erase else WIDE)}
+        changed: dict[str, Node] = {**_tiles(graph)}
         loaded = {load.operand: name for name, load in changed.items() if isinstance(load, Load)}
         total = ""
         if fold.decay:
@@ -79,7 +68,7 @@ class Chunk:
                 element=fold.decay,
                 axis="L",
                 domain=fold.domain,
-                axes=("B", "H", "L", "K") if has_rows else ("B", "H", "L"),
+                axes=("B", "H", "L"),
                 prefix=True,
                 base="2",
                 factor=Const(LOG2E),
@@ -95,18 +84,15 @@ class Chunk:
         values = changed[fold.value] if late else None
         written = values.operand if isinstance(values, Map) else fold.value
         keys, value, query = (loaded.get(n, n) for n in (fold.element, written, read.query))
-        if fold.erase:
-            changed |= delta_nodes(read, fold, keys, value, total, chunk)
         changed["chunk_states"] = replace(
             fold,
             element=keys,
-            value="writes" if fold.erase else value,
+            value=value,
             decay=total,
             late=late,
-            erase="erases" if fold.erase else "",
             init="",
             axes=(*OF_CHUNKS, "K", wide),
-            **(_cut(chunk, "sequential", "register") if fold.erase else _cut(chunk, "parallel", "buffer")),
+            **_cut(chunk, "parallel", "buffer"),
         )
         changed["fold"] = Fold(
             monoid="decay",
@@ -116,22 +102,16 @@ class Chunk:
             axis="C",
             domain=Domain(size=symbol("num_chunks")),
             axes=(*OF_CHUNKS, "K", wide),
-            **_cut(chunk, "sequential" if fold.erase else "scan", "buffer"),
+            **_cut(chunk, "scan", "buffer"),
         )
-        if fold.erase:
-            given, value = changed[value], "written_tile"
-            assert isinstance(given, Load)
-            changed[value] = written_tile(given)
         heads = "G" if "G" in _axes(graph, fold.element) else "H"
-        changed["pairs"] = Contract(
-            left=query, right=keys, decay=total if has_rows else "", over="K", axes=("B", heads, "L", "J")
-        )
+        changed["pairs"] = Contract(left=query, right=keys, over="K", axes=("B", heads, "L", "J"))
         earlier = ex.apply("le", symbol("j"), symbol("t"))
         changed["within"] = Fold(
             monoid="sum",
             element="pairs",
             value=value,
-            decay="" if has_rows else total,
+            decay=total,
             late=late,
             axis="J",
             domain=Domain(size=fold.domain.size, mask=earlier),
@@ -140,14 +120,17 @@ class Chunk:
         )
         changed["across"] = Read(query=query, state="fold", decay=total, axes=read.axes)
         changed["read"] = Merge(monoid="sum", left="across", right="within", axes=read.axes)
-        changed |= _launches(graph, changed, ("K", wide), stores_pairs=heads == "G" or has_rows)
+        changed |= _launches(graph, changed, ("K", wide), shares_pairs=heads == "G")
         axes = (
             Axis(name="C", size=symbol("num_chunks"), symbol="c"),
             Axis(name="J", size=symbol("seqlen"), symbol="j", origin="start"),
         )
         unread = {fold.value} if late else set[str]()
         graph = replace(graph, axes=(*graph.axes, *axes)).with_nodes(changed, level="scheduled")
-        return graph.without(unread)
+        graph = graph.without(unread)
+        if fold.decay and "K" in _axes(graph, fold.decay):
+            return by_rows(graph)
+        return by_delta_rule(graph, fold.erase) if fold.erase else graph
 
 
 def _cut(chunk: int, order: str, carrier: str) -> dict[str, Any]:
@@ -180,8 +163,8 @@ def _axes(graph: Graph, name: str) -> tuple[str, ...]:
     return getattr(graph.nodes[name], "axes", ())
 
 
-def _tiles(graph: Graph, widest: int) -> dict[str, Node]:
-    """Tensors that programs bring in by tiles of tokens, in chunks of at most so many columns."""
+def _tiles(graph: Graph) -> dict[str, Node]:
+    """Tensors that programs bring in by tiles of tokens."""
     found: dict[str, Node] = {}
     for name, node in graph.all(Input):
         if node.role == "tensor" and not node.optional:
@@ -192,14 +175,14 @@ def _tiles(graph: Graph, widest: int) -> dict[str, Node]:
                 axes=node.axes,
                 tile_axis="L",
                 columns=int(columns.value),
-                chunks=narrow(cover(int(columns.value)), widest),
+                chunks=cover(int(columns.value)),
                 address="strided",
             )
     return found
 
 
 def _launches(
-    graph: Graph, changed: dict[str, Node], states: tuple[str, str], *, stores_pairs: bool
+    graph: Graph, changed: dict[str, Node], states: tuple[str, str], *, shares_pairs: bool
 ) -> dict[str, Node]:
     """The kernels: decays of tokens, states of chunks, the scan over them, what groups share, and what is read."""
     sizes = [graph.axis(a).size for a in states]
@@ -223,30 +206,20 @@ def _launches(
             rows="chunks",
         )
 
-    total, is_delta = changed.get("total"), "writes" in changed
-    if isinstance(total, Fold):
-        has_rows = "K" in total.axes
+    if "total" in changed:
         more = [n for n in ("step", "late") if n in graph.nodes or n in changed]
-        stores = {"total": "float32", **dict.fromkeys(more, "float32")}
-        if has_rows:
-            launch("totals_kernel", stores, of_totals_of_rows(), "K", OF_CHUNK)
-        else:
-            launch("totals_kernel", stores, of_totals(), "H", ("C",))
-    if is_delta:
-        solved = {"writes": "float32", "erases": "io"}
-        launch("solve_kernel", solved, of_solve(), "L", OF_CHUNK)
-        kept = {"fold": "float32", "written": "io", "states": "float32"}
-        launch("scan_kernel", kept, of_delta_scan(rows), states[1], ("B", "H"))
-    else:
-        own = of_chunk_states(rows, columns, chunk)
-        launch("chunk_states_kernel", {"chunk_states": "float32"}, own, "K", OF_CHUNK)
-        launch("scan_kernel", {"fold": "float32", "states": "float32"}, of_scan(), "K", ("B", "H"))
-    pairs = changed["pairs"]
-    assert isinstance(pairs, Contract)
-    if stores_pairs:
-        own = of_pairs_of_rows() if pairs.decay else of_pairs(rows, chunk)
-        launch("pairs_kernel", {"pairs": "io"}, own, "L", ("C", pairs.axes[1]))
-    is_narrow = is_delta or bool(pairs.decay)
-    own = of_narrow_read(chunk) if is_narrow else of_chunk_scan(rows, columns, chunk)
-    launch("kernel", {"out": "io"}, own, "L", OF_CHUNK)
+        launch(
+            "totals_kernel", {"total": "float32", **dict.fromkeys(more, "float32")}, of_totals(), "H", ("C",)
+        )
+    launch(
+        "chunk_states_kernel",
+        {"chunk_states": "float32"},
+        of_chunk_states(rows, columns, chunk),
+        "K",
+        ("C", "H"),
+    )
+    launch("scan_kernel", {"fold": "float32", "states": "float32"}, of_scan(), "K", ("B", "H"))
+    if shares_pairs:
+        launch("pairs_kernel", {"pairs": "io"}, of_pairs(rows, chunk), "L", ("C", "G"))
+    launch("kernel", {"out": "io"}, of_chunk_scan(rows, columns, chunk), "L", ("C", "H"))
     return found
