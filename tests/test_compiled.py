@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from attngen.generate import generate
+from attngen.spec import load_spec
 from attngen.target.compile import compile_many
 from attngen.target.requests import manifest, requests
 
@@ -55,6 +57,21 @@ def test_causal_forward_has_no_spills(target, dim, tmp_path):
     assert target != "sm_90" or (reports[0].features.wgmma and reports[0].features.tma)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("kind", [{"decay": "vector"}, {"transition": "delta", "decay": "scalar"}], ids=str)
+def test_decays_per_column_and_delta_rules_have_no_spills(kind, dim, target, tmp_path):
+    path = tmp_path / "recurrent.py"
+    dims = {"qk": dim, "v": dim}
+    spec = {"attngen": 1, "name": "recurrent", "heads": 8, "head_dim": dims, "dtype": "bfloat16"}
+    path.write_text(generate(load_spec({**spec, "recurrence": {"chunk": 64, **kind}})))
+    asked = requests(path, target, "bfloat16")
+    assert [
+        (r.kernel, r.error, r.spill_bytes) for r in compile_many(asked) if r.spill_bytes or not r.ok
+    ] == []
+
+
 @pytest.mark.parametrize(("precision", "tf32"), [("ieee", False), ("tf32", True), ("tf32x3", True)])
 def test_fp32_products_have_the_precision_of_the_spec(precision, tf32, tmp_path):
     module = causal(64, tmp_path, dtype="float32", precision=precision)
@@ -89,9 +106,6 @@ def test_manifest_names_what_is_compiled_in_and_what_is_not():
 
 
 def causal(dim: int, folder: Path, **more: object) -> Path:
-    from attngen.generate import generate
-    from attngen.spec import load_spec
-
     spec = {
         "attngen": 1,
         "name": "causal",

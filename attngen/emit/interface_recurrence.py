@@ -27,6 +27,7 @@ class Faces:
     totals: KernelFace
     states: KernelFace
     scan: KernelFace
+    solve: KernelFace
     pairs: KernelFace
     read: KernelFace
     op_arguments: tuple[str, ...]
@@ -52,7 +53,8 @@ def faces(graph: Graph, parts: Parts) -> Faces:
     made = {
         "_totals": (_totals(parts, inputs), parts.totals_kernel),
         "_chunk_states": (_states(parts), parts.states_kernel),
-        "_scan": (_scan(parts, inputs), parts.scan_kernel),
+        "_solve": (_solve(parts), parts.solve_kernel),
+        "_scan": (_delta_scan(parts) if parts.solve else _scan(parts, inputs), parts.scan_kernel),
         "_pairs": (_pairs(parts), parts.pairs_kernel),
         "_read": (_read(graph, parts, inputs), parts.kernel),
     }
@@ -75,6 +77,7 @@ def faces(graph: Graph, parts: Parts) -> Faces:
         totals=made["_totals"][0],
         states=made["_chunk_states"][0],
         scan=made["_scan"][0],
+        solve=made["_solve"][0],
         pairs=made["_pairs"][0],
         read=made["_read"][0],
         op_arguments=tuple(f"{n}: {kind}" for n, kind in op),
@@ -135,7 +138,9 @@ def _totals(parts: Parts, inputs: dict[str, Input]) -> KernelFace:
 
 def _is_of_tokens(name: str, node: Input, parts: Parts) -> bool:
     """Whether a tensor makes decays: it has tokens or heads, and nothing else."""
-    return name != parts.init and set(node.axes) <= {"B", "L", "H"}
+    is_beta = parts.solve is not None and name == parts.solve.scale
+    rows = {"K"} if parts.has_rows else set[str]()
+    return name != parts.init and not is_beta and set(node.axes) <= {"B", "L", "H"} | rows
 
 
 def _states(parts: Parts) -> KernelFace:
@@ -147,6 +152,22 @@ def _states(parts: Parts) -> KernelFace:
         rows,
         [*precise(parts), PACKED, ("ROW_INDEX", "row_index"), ("BLOCK_M", ""), ("BLOCK_N", "")],
     )
+
+
+def _solve(parts: Parts) -> KernelFace:
+    rows: Rows = [("k", "*io", "k"), ("v", "*io", "v"), ("beta", "*fp32", "beta"), *_common(parts)]
+    rows += [("writes", "*fp32", "writes"), ("erases", "*io", "erases"), *LENGTHS, *row_strides("k", "v")]
+    rows += [(f"stride_beta_{p}", "i32", f"_stride(beta, {p})") for p in range(3)]
+    return face("_solve", [*rows, *_HEADS, *SIZES], [PACKED, ("ROW_INDEX", "row_index")])
+
+
+def _delta_scan(parts: Parts) -> KernelFace:
+    rows: Rows = [("k", "*io", "k"), ("writes", "*fp32", "writes"), ("erases", "*io", "erases")]
+    rows += [*_common(parts), ("written", "*io", "written"), ("chunk_states", "*fp32", "chunk_states")]
+    rows += [(parts.init, "*fp32", parts.init), ("states", "*fp32", "states"), *LENGTHS, *row_strides("k")]
+    rows += [(f"stride_init_{p}", "i32", f"_stride({parts.init}, {p})") for p in range(4)]
+    flags = [("HAS_INIT", f"{parts.init} is not None"), PACKED, ("ROW_INDEX", "row_index")]
+    return face("_scan", [*rows, *_HEADS, *SIZES[1:]], [*flags, ("BLOCK_M", "")])
 
 
 def _scan(parts: Parts, inputs: dict[str, Input]) -> KernelFace:
@@ -165,7 +186,10 @@ def _scan(parts: Parts, inputs: dict[str, Input]) -> KernelFace:
 def _pairs(parts: Parts) -> KernelFace:
     q, k = parts.q.operand, parts.k.operand
     rows: Rows = [(q, "*io", q), (k, "*io", k), ("pairs", "*io", "pairs"), *LENGTHS, *row_strides(q, k)]
-    rows += [("num_groups", "i32", "num_groups"), *SIZES]
+    if parts.has_rows:
+        rows = [*_common(parts), *rows, *_HEADS, *SIZES]
+    else:
+        rows += [("num_groups", "i32", "num_groups"), *SIZES]
     return face("_pairs", rows, [PACKED, ("ROW_INDEX", "row_index"), ("BLOCK_M", ""), ("BLOCK_N", "")])
 
 
@@ -393,10 +417,31 @@ def _loops(parts: Parts) -> dict[str, list[dict[str, Any]]]:
                 ],
             }
         ],
-        "_scan": [{"role": "scan", "node": "fold", "products": [], "loads": []}],
-        "_pairs": [],
+        "_solve": [{"role": "inverse", "node": "writes", "products": [], "loads": []}],
+        "_scan": [_scan_loop(parts, keys)],
+        "_pairs": _pairs_loops(parts, tile, keys),
         "_read": [
             {"role": role, "node": "within", "products": within, "loads": loads}
             for role in ("below", "diagonal")
         ],
     }
+
+
+def _scan_loop(parts: Parts, keys: dict[str, int]) -> dict[str, Any]:
+    """A turn of the scan: a chunk. That of a delta rule multiplies what it erases, and keys, with the state."""
+    found: dict[str, Any] = {"role": "scan", "node": "fold", "products": [], "loads": []}
+    if parts.solve is not None:
+        whole = {name: parts.chunk * columns for name, columns in keys.items()}
+        found["products"] = [{"node": node, "tile": ["BLOCK_M"], **whole} for node in ("taken", "fold")]
+        found["loads"] = [{"tensor": tensor, "tile": [], **whole} for tensor in ("k", "erases")]
+    return found
+
+
+def _pairs_loops(parts: Parts, tile: dict[str, Any], keys: dict[str, int]) -> list[dict[str, Any]]:
+    """Where each column decays by itself, pairs are made key tile after key tile, and then key after key."""
+    if not parts.has_rows:
+        return []
+    pairs: dict[str, Any] = {"node": "pairs"}
+    loads = [{"tensor": parts.k.operand, "tile": ["BLOCK_N"], **keys}]
+    below = {**pairs, "role": "below", "products": [{**pairs, **tile, **keys}], "loads": loads}
+    return [below, {**pairs, "role": "diagonal", "products": [], "loads": []}]

@@ -21,7 +21,10 @@ class ColumnChunk:
     of_state: str  # the mask of a load of states by this chunk of rows or columns
     plus: str  # what a product over this chunk adds itself to: nothing for the first
     plus_acc: str  # the same in the kernel of pairs
+    plus_scores: str  # the same where scores are summed up key by key
     query_lines: tuple[str, ...]
+    key_lines: tuple[str, ...]
+    of_tile: str  # the mask of a tile of states whose columns are a vector e
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,30 @@ class ReadProduct:
     rows: str
     columns: str
     mask: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPair:
+    """A block of 16 x 16 on or below the diagonal of what a delta rule solves: of A, and of T = (I + A)^-1."""
+
+    name: str
+    row: int
+    column: int
+    matrix: str  # from products of keys to the block of A
+    inverse: str
+    weigh_values: str  # the block of T times what values are weighed with
+    weigh_keys: str
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """16 tokens of a chunk, and their row of blocks; `below` are those left of the diagonal, the nearest first."""
+
+    index: int
+    tokens: str
+    own: str  # the name of the block on the diagonal
+    pairs: tuple[BlockPair, ...]
+    below: tuple[BlockPair, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +188,21 @@ class RecurrenceContext:
     chunk: int
     last: int
     group: int
-    has_decay: bool
+    has_total: bool
+    has_decay: bool  # per head
+    has_rows: bool  # per column of keys, which is a row of the state
+    erases: bool
     has_step: bool
     has_late: bool
     late: str
     weighs_step: str  # when values are multiplied by the step: always, or where the exponent does not hold it
     has_softplus: bool
-    shares_pairs: bool
+    stores_pairs: bool
+    pairs_of: str
+    pairs_heads: str
+    pairs_programs: str
+    totals_programs: str
+    total_size: int
     log2e: str
     precision: str
     key_columns: int
@@ -190,7 +225,12 @@ class RecurrenceContext:
     v_stride: str
     token_lines: tuple[str, ...]
     decay: str
-    key_lines: tuple[str, ...]
+    state_key_lines: tuple[str, ...]
+    across: tuple[str, ...]
+    blocks: tuple[Block, ...]
+    decay_of_chunk: str
+    decay_of_state: str
+    scan_columns: int
     weight_to_end: str
     weight_to_tile: str
     state_rows: str  # the mask of a load of keys by rows of states
@@ -202,6 +242,7 @@ class RecurrenceContext:
     totals: KernelFace
     states: KernelFace
     scan: KernelFace
+    solve: KernelFace
     pairs: KernelFace
     read: KernelFace
     op_name: str

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from attngen.emit.format import json_text
 from attngen.emit.interface_recurrence import faces
 from attngen.emit.records_recurrence import ColumnChunk, ReadProduct, RecurrenceContext
 from attngen.emit.recurrence_adjoint import adjoint
+from attngen.emit.recurrence_delta import blocks
 from attngen.emit.recurrence_lines import feature, text_of
 from attngen.emit.recurrence_parts import Parts, find_parts
 from attngen.ir import expr as ex
@@ -23,7 +25,7 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
     provenance = graph.provenance
     name = provenance.name
     k_chunks, v_chunks = _key_chunks(parts), _value_chunks(parts)
-    decays, steps = parts.total is not None, parts.step is not None
+    decays, steps = parts.total is not None and not parts.has_rows, parts.step is not None
     of_tokens = parts.of_tokens
     return RecurrenceContext(
         name=name,
@@ -37,13 +39,17 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         chunk=parts.chunk,
         last=parts.chunk - 1,
         group=parts.group,
+        has_total=parts.total is not None,
         has_decay=decays,
+        has_rows=parts.has_rows,
+        erases=parts.solve is not None,
         has_step=steps,
         has_late=parts.late is not None,
         late=text_of(parts.late.expr, {"s": "sums", "step": "step"}) if parts.late else "",
         weighs_step=parts.weighs_step,
         has_softplus=any("softplus" in ex.text(m.expr) for _, m in graph.all(Map)),
-        shares_pairs=parts.pairs_kernel is not None,
+        stores_pairs=parts.pairs_kernel is not None,
+        **_sizes(parts),
         log2e=ex.text(parts.total.factor) if parts.total and parts.total.factor else "",
         precision=parts.contract.precision,
         key_columns=parts.k.columns,
@@ -65,8 +71,12 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         k_stride=f"stride_{parts.k.operand}t",
         v_stride=f"stride_{parts.v.operand}t",
         token_lines=_token_lines(graph, parts),
-        decay="decay" if decays else "",
-        key_lines=feature(parts.key_map, "keys", parts.k.operand, ""),
+        decay="decay" if parts.total else "",
+        state_key_lines=_state_keys(parts),
+        across=_across(parts, k_chunks),
+        blocks=blocks(parts, text_of),
+        decay_of_chunk=_last(parts, f"d < {parts.k.columns}"),
+        decay_of_state=_last(parts, "inside"),
         weight_to_end=decays * f"tl.math.exp2(last - tl.load({of_tokens} + n))",
         weight_to_tile=decays * f"tl.math.exp2(before - tl.load({of_tokens} + n))",
         state_rows=f", mask=(d < {parts.k.columns})[None, :], other=0.0"
@@ -78,6 +88,7 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         init_place=_place(graph, parts.init, "stride_init_"),
         states_place="place" if parts.states_axes[-1] != "K" else f"e * {parts.k.columns} + d",
         totals=found.totals,
+        solve=found.solve,
         states=found.states,
         scan=found.scan,
         pairs=found.pairs,
@@ -90,7 +101,7 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         tensors=found.tensors,
         sizes=found.sizes,
         first=parts.first,
-        value_tensor=parts.v.operand,
+        value_tensor=parts.given.operand,
         state_shape=found.state_shape,
         large=found.large,
         function=found.function,
@@ -133,6 +144,14 @@ def _key_chunks(parts: Parts) -> tuple[ColumnChunk, ...]:
                     parts.q.operand,
                     f"(d_{n} < {parts.k.columns})[None, :]" if ragged else "",
                 ),
+                key_lines=feature(
+                    parts.key_map,
+                    "keys",
+                    parts.k.operand,
+                    f"(d_{n} < {parts.k.columns})[None, :]" if ragged and parts.solve else "",
+                ),
+                plus_scores="scores + " if n else "",
+                of_tile=f"(d_{n} < {parts.k.columns})[:, None] & " * ragged + f"(e < {parts.wide})[None, :]",
             )
         )
     return tuple(found)
@@ -159,6 +178,9 @@ def _value_chunks(parts: Parts) -> tuple[ColumnChunk, ...]:
                 plus="",
                 plus_acc="",
                 query_lines=(),
+                key_lines=(),
+                plus_scores="",
+                of_tile="",
             )
         )
     return tuple(found)
@@ -194,14 +216,66 @@ def _diagonal(parts: Parts) -> tuple[str, ...]:
     number may multiply them."""
     earlier = "n[None, :] <= m[:, None]"
     apart = f"total_m[:, None] - tl.load({parts.of_tokens} + n)[None, :]"
-    if parts.total is None:
-        return () if parts.pairs_kernel else (f"pairs_tile = tl.where({earlier}, pairs_tile, 0.0)",)
+    if parts.total is None or parts.has_rows:
+        return (
+            ()
+            if parts.pairs_kernel and not parts.has_rows
+            else (f"pairs_tile = tl.where({earlier}, pairs_tile, 0.0)",)
+        )
     safe = (
         f"tl.minimum({apart}, 126.0)"
         if parts.pairs_kernel
         else f'tl.where({earlier}, {apart}, float("-inf"))'
     )
     return (f"pairs_tile = pairs_tile * tl.math.exp2({safe})",)
+
+
+def _sizes(parts: Parts) -> dict[str, Any]:
+    """How large buffers are, and how many programs make them."""
+    tiles = [f'triton.cdiv(CHUNK, config["{block}"])' for block in ("BLOCK_M", "BLOCK_N")]
+    columns = f"triton.cdiv({parts.k.columns}, config['BLOCK_M'])"
+    shared = parts.pairs_kernel is not None and "G" in parts.contract.axes
+    return {
+        "pairs_of": "group" if shared else "head",
+        "pairs_heads": "num_groups" if shared else "num_heads",
+        "pairs_programs": tiles[0] if parts.has_rows else " * ".join(tiles),
+        "totals_programs": f"num_heads * {columns}"
+        if parts.has_rows
+        else 'triton.cdiv(num_heads, config["BLOCK_M"])',
+        "total_size": parts.chunk * (parts.k.columns if parts.has_rows else 1),
+        "scan_columns": parts.wide * (1 if parts.solve else parts.k.columns),
+    }
+
+
+def _last(parts: Parts, inside: str) -> str:
+    """The decay of a whole chunk: a number, or, where each row d of a state has its own, one for each that is inside."""
+    if not parts.has_rows:
+        return f"tl.load(total_base + {parts.chunk - 1})"
+    return f"tl.load(total_base + {(parts.chunk - 1) * parts.k.columns} + d, mask={inside}, other=0.0)"
+
+
+def _state_keys(parts: Parts) -> tuple[str, ...]:
+    """What keys of tokens n and columns d become before they are added to a state."""
+    lines = feature(parts.key_map, "keys", parts.k.operand, "")
+    if not parts.has_rows:
+        return lines
+    columns = parts.k.columns
+    mask = f", mask=(d < {columns})[None, :], other=0.0" if columns & (columns - 1) else ""
+    sums = f"tl.load(total_base + n[:, None] * {columns} + d[None, :]{mask})"
+    weighed = f"keys * tl.math.exp2(last[None, :] - {sums})"
+    return (*lines, f"keys = ({weighed}).to({parts.k.operand}.dtype.element_ty)")
+
+
+def _across(parts: Parts, chunks: tuple[ColumnChunk, ...]) -> tuple[str, ...]:
+    """Queries of the state before the chunk, where each column decays by itself."""
+    if not parts.has_rows:
+        return ()
+    lines: list[str] = []
+    for chunk in chunks:
+        at = f"total_base + m[:, None] * {parts.k.columns} + {chunk.columns}[None, :]{chunk.masked}"
+        weighed = f"queries_{chunk.index} * tl.math.exp2(tl.load({at}))"
+        lines.append(f"queries_{chunk.index} = ({weighed}).to({parts.q.operand}.dtype.element_ty)")
+    return tuple(lines)
 
 
 def _token_lines(graph: Graph, parts: Parts) -> tuple[str, ...]:
@@ -214,7 +288,11 @@ def _token_lines(graph: Graph, parts: Parts) -> tuple[str, ...]:
     node = graph.nodes[source]
     if isinstance(node, Input):
         at = f"batch.to(tl.int64) * stride_{source}_0 + (first + t[:, None]).to(tl.int64) * stride_{source}_1"
-        at += f" + h[None, :] * stride_{source}_2"
+        at += (
+            f" + h * stride_{source}_2 + d[None, :] * stride_{source}_3"
+            if parts.has_rows
+            else f" + h[None, :] * stride_{source}_2"
+        )
         name = "decay" if len(chain) == 1 else source + "_of"
         lines.append(f"{name} = tl.load({source} + {at}, mask=valid, other=0.0).to(tl.float32)")
         current = name

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from attngen.emit.rules import node_of
 from attngen.errors import InternalError
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Contract, Finish, Fold, Input, Launch, Load, Map, Merge, Node, Pad, Read
+from attngen.ir.nodes import Contract, Finish, Fold, Input, Launch, Load, Map, Merge, Node, Pad, Read, Solve
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +21,13 @@ class Parts:
     total: Fold | None
     step: Map | None
     late: Map | None
+    solve: Solve | None
+    faded: Map | None
     contract: Contract
     q: Load
     k: Load
-    v: Load
+    v: Load  # what queries read
+    given: Load  # what the caller gives
     query_map: Map | None
     key_map: Map | None
     wide: int  # columns of a state
@@ -34,11 +37,17 @@ class Parts:
     states_axes: tuple[str, ...]
     epilogue: tuple[tuple[str, Map | Finish], ...]
     totals_kernel: Launch | None
-    states_kernel: Launch
+    states_kernel: Launch | None
+    solve_kernel: Launch | None
     scan_kernel: Launch
     pairs_kernel: Launch | None
     kernel: Launch
     needs_raw: bool  # the backward needs what is read before its last change
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether each row of a state has a decay of its own."""
+        return self.total is not None and "K" in self.total.axes
 
     def group_of(self, load: Load) -> int:
         """How many heads share the rows of a load."""
@@ -86,6 +95,8 @@ def find_parts(graph: Graph) -> Parts:
     q, query_map = _tile(graph, contract.left)
     k, key_map = _tile(graph, contract.right)
     v, _ = _tile(graph, within.value)
+    solve = node_of(graph, local.value, Solve) if local.erase else None
+    faded = node_of(graph, local.erase, Solve).weight if local.erase else ""
     node = graph.nodes[within.value]
     pad = node if isinstance(node, Pad) else None
     wide = v.columns + (pad is not None)
@@ -104,10 +115,13 @@ def find_parts(graph: Graph) -> Parts:
         total=node_of(graph, local.decay, Fold) if local.decay else None,
         step=node_of(graph, "step", Map) if "step" in graph.nodes else None,
         late=node_of(graph, local.late, Map) if local.late else None,
+        solve=solve,
+        faded=node_of(graph, faded, Map) if local.erase and local.decay else None,
         contract=contract,
         q=q,
         k=k,
         v=v,
+        given=_tile(graph, solve.rhs)[0] if solve else v,
         query_map=query_map,
         key_map=key_map,
         wide=wide,
@@ -117,7 +131,8 @@ def find_parts(graph: Graph) -> Parts:
         states_axes=states.axes,
         epilogue=_epilogue(graph),
         totals_kernel=launches.get("totals_kernel"),
-        states_kernel=launches["chunk_states_kernel"],
+        states_kernel=launches.get("chunk_states_kernel"),
+        solve_kernel=launches.get("solve_kernel"),
         scan_kernel=launches["scan_kernel"],
         pairs_kernel=launches.get("pairs_kernel"),
         kernel=launches["kernel"],

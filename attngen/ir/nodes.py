@@ -181,14 +181,17 @@ class Input(Node):
 class Contract(Node):
     """Sum of products of two tensors over one shared axis, and any other that the result lacks, accumulated in fp32.
 
-    Of two scans over chunks, the left in reverse, the products are of the states at the end of each chunk and those at its
-    start, decayed through the chunk.
+    With ``decay``, which varies along that axis too, each product is multiplied by exp(decay of left - decay of right) before
+    it is added, or by 1 where that is larger: right is a token no later than left, others are not read. Of two scans over
+    chunks, the left in reverse, the products are of the states at the end of each chunk and those at its start, decayed
+    through the chunk.
     """
 
     kind: ClassVar[str] = "contract"
-    OPERANDS: ClassVar[tuple[str, ...]] = ("left", "right")
+    OPERANDS: ClassVar[tuple[str, ...]] = ("left", "right", "decay")
     left: str
     right: str
+    decay: str = ""
     over: str
     axes: Axes
     precision: Literal["ieee", "tf32x3", "tf32"] = "ieee"
@@ -271,7 +274,9 @@ class Fold(Node):
     At level ``chunk`` runs of ``chunk`` tokens, counted from where a sequence begins, are folded each by itself; a fold over
     the axis C of these, in the order ``scan``, gives the state before each of them. ``decay`` then counts from the start of a
     chunk up to each token, and so does ``late`` ('': it is ``decay``) up to each token that is written, less the logarithm
-    of what multiplies its value.
+    of what multiplies its value. ``erase`` is then a row per token, and a chunk's T is exp(decay) less the outer products of
+    element and erase, each decayed to the chunk's end. The order is ``sequential`` where no T is ever made: a state goes
+    through the chunks, and each token's element^T (erase^T state) is taken out of it.
     """
 
     kind: ClassVar[str] = "fold"
@@ -374,6 +379,35 @@ class Read(Node):
     decay: str = ""
     late: str = ""
     axes: Axes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solve(Node):
+    """x of (I + A) x = weight * rhs, for each run of ``chunk`` tokens, counted from where a sequence begins.
+
+    A is strictly lower triangular: A[t, j] = scale_t exp(decay_t - decay_j) matrix[t, j] for j < t, the decay ('' is 0) counted
+    from the start of the chunk. With the products of keys as ``matrix`` and beta as ``scale`` this is the WY form of a chunk of
+    delta rules (arXiv:2406.06484, arXiv:2412.06464): what its tokens write, and what they take from the state before it.
+    """
+
+    kind: ClassVar[str] = "solve"
+    LEVEL: ClassVar[Literal["semantic", "scheduled", "both"]] = "scheduled"
+    OPERANDS: ClassVar[tuple[str, ...]] = ("matrix", "rhs", "scale", "weight", "decay")
+    matrix: str
+    rhs: str
+    scale: str
+    weight: str
+    decay: str = ""
+    chunk: int
+    block: int
+    axes: Axes
+
+    def verify(self) -> None:
+        """A chunk is cut into blocks, which the inverse is made of."""
+        _require(
+            self.block >= 16 and self.chunk % self.block == 0,
+            f"solve: {self.chunk} tokens are no number of blocks of {self.block}",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -501,7 +535,7 @@ class Launch(Node):
 
 
 NODE_TYPES: tuple[type[Node], ...] = (
-    Input, Contract, Map, Random, Slice, Pad, Fold, Lift, Merge, Read, Finish, Load, Store, Launch,
+    Input, Contract, Map, Random, Slice, Pad, Fold, Lift, Merge, Read, Solve, Finish, Load, Store, Launch,
 )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from attngen.errors import PlanError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Apply, Const, Symbol
 from attngen.ir.graph import Graph
@@ -24,7 +23,9 @@ from attngen.ir.nodes import (
     Read,
     symbol,
 )
+from attngen.passes.chunk_delta import by_delta_rule
 from attngen.passes.chunk_launches import launches
+from attngen.passes.chunk_rows import by_rows
 from attngen.passes.columns import cover
 
 LOG2E: Final = math.log2(math.e)
@@ -38,7 +39,8 @@ class Chunk:
 
     A fold over L becomes one per chunk, a scan over the chunks by the monoid's merge, and what is read: of the state where
     the chunk begins (in reverse: ends), plus, since reading is linear and moves inside the fold, products of queries and
-    the other tokens of the chunk. Decays are summed up from each chunk's start, in base two.
+    the other tokens of the chunk. Decays are summed up from each chunk's start, in base two. What a decay per column and a
+    delta rule change in that is in files of their own.
     """
 
     size: int
@@ -48,11 +50,6 @@ class Chunk:
         """Return the scheduled graph."""
         cut = _Cut(graph, self.size)
         fold = cut.fold
-        if fold.erase or (fold.decay and "K" in cut.axes(fold.decay)):
-            what = "a delta rule" if fold.erase else "a decay per column"
-            raise PlanError(
-                f"{graph.provenance.name}: recurrence: kernels of {what} are not in this version yet"
-            )
         cut.tiles()
         cut.decays()
         for name, node in graph.all(Fold):
@@ -66,7 +63,10 @@ class Chunk:
         made = replace(graph, axes=(*graph.axes, *axes)).with_nodes(cut.nodes, level="scheduled")
         if cut.late and not any(fold.value in node.operands() for node in made.nodes.values()):
             made = made.without({fold.value})
-        return made.with_nodes(launches(made, self.size))
+        made = made.with_nodes(launches(made, self.size))
+        if fold.decay and "K" in cut.axes(fold.decay):
+            return by_rows(made)
+        return by_delta_rule(made, fold.erase) if fold.erase else made
 
 
 @dataclass(slots=True)

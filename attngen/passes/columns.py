@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 
+def narrow(chunks: tuple[tuple[int, int], ...], widest: int) -> tuple[tuple[int, int], ...]:
+    """Cut chunks that are wider."""
+    return tuple(
+        (place, min(width, widest))
+        for start, width in chunks
+        for place in range(start, start + width, widest)
+    )
+
+
 def cover(columns: int, least: int = 16) -> tuple[tuple[int, int], ...]:
     """Cover columns by descending powers of two of at least 16, as (start, width): 72 is 64 + 16, with 8 idle lanes.
 

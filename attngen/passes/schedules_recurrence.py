@@ -98,3 +98,41 @@ def of_keys(rows: int, columns: int, chunk: int) -> Configs:
 def of_values(rows: int, columns: int, chunk: int) -> Configs:
     """Gradients of values: ``block_m`` tokens of a chunk."""
     return _by_target(chunk, _of(32, 32, 4, 1), _of(64, 64, 4 if columns <= 64 else 8, 2))
+
+
+# ---- decays per column, delta rules: no register spills for 64 and 128 columns of keys and values (tests/test_compiled.py)
+
+HALF: Final = ("sm_80/16", "sm_90/16", "sm_100/16", "gfx942/16", "gfx950/16")
+
+
+def _in_half(config: Config, targets: tuple[str, ...] = HALF) -> Configs:
+    """The schedule of 16-bit tensors."""
+    return tuple((target, (config,)) for target in targets)
+
+
+def of_totals_of_rows() -> Configs:
+    """Sums of decays per column: ``block_m`` columns of a chunk and head."""
+    return (("default", (_of(32, 16, 4, 1),)),)
+
+
+def of_pairs_of_rows() -> Configs:
+    """Products of queries and keys with a decay per column: ``block_m`` tokens relate to the first of them."""
+    return (("default", (_of(16, 16, 2, 1),)),)
+
+
+def of_solve() -> Configs:
+    """What the tokens of a chunk write and erase: one program per chunk and head."""
+    fewer_warps = tuple(target for target in HALF if target != "sm_100/16")
+    return (("default", (_of(16, 16, 8, 1),)), *_in_half(_of(16, 16, 4, 1), fewer_warps))
+
+
+def of_delta_scan(rows: int) -> Configs:
+    """The states of a delta rule, from chunk to chunk: ``block_m`` of their columns."""
+    block = 32 if rows <= 128 else 16
+    return (("default", (_of(16, 16, 4, 1),)), *_in_half(_of(block, 16, 4, 2)))
+
+
+def of_narrow_read(chunk: int) -> Configs:
+    """What is read, by tiles of at most 64 columns: ``block_m`` tokens of a chunk."""
+    small, block = min(32, chunk), min(64, chunk)
+    return (("default", (_of(small, small, 4, 1),)), *_in_half(_of(block, block, 4, 1)))

@@ -28,6 +28,7 @@ from attngen.ir.nodes import (
     Pad,
     Read,
     Slice,
+    Solve,
     Store,
 )
 from attngen.reference.interpreter_operators import OPS, as_tensor
@@ -301,7 +302,12 @@ def _by_chunk(run: _Run, node: Fold) -> list[Decay]:
         own = _base(run, node)(last - (late[:, :, part] if node.decay else total)) * keys[:, :, part]
         S = own.transpose(-1, -2) @ values[:, :, part]
         whole = _between(run, node)[:, :, part][:, :, -1:] if node.decay else last
-        found.append(Decay(_base(run, node)(whole)[..., None], S[:, :, None]))
+        kept = _base(run, node)(whole)[..., None]
+        if node.erase:
+            erase = run.over(node.erase, ("B", "H", "L", "K"))[:, :, part]
+            eye = torch.eye(keys.shape[-1], dtype=torch.float64)
+            kept = kept * eye - (own.transpose(-1, -2) @ erase)[:, :, None]
+        found.append(Decay(kept, S[:, :, None]))
     return found
 
 
@@ -348,7 +354,7 @@ def _late(run: _Run, node: Fold | Read) -> Tensor:
     return _between(run, node, node.late)
 
 
-def _between(run: _Run, node: Fold | Read, name: str = "") -> Tensor:
+def _between(run: _Run, node: Fold | Read | Contract | Solve, name: str = "") -> Tensor:
     """The decay since the chunk began, in units of its base: [B, H, L, 1 or K]."""
     if not node.decay:
         return torch.zeros(1, 1, 1, 1, dtype=torch.float64)
@@ -357,7 +363,7 @@ def _between(run: _Run, node: Fold | Read, name: str = "") -> Tensor:
     return total if has_rows else total[..., None]
 
 
-def _base(run: _Run, node: Fold | Read) -> Callable[[Tensor], Tensor]:
+def _base(run: _Run, node: Fold | Read | Contract | Solve) -> Callable[[Tensor], Tensor]:
     """The exponential whose base the decay is in."""
     fold = run.graph.nodes.get(node.decay)
     return torch.exp2 if isinstance(fold, Fold) and fold.base == "2" else torch.exp
@@ -381,6 +387,8 @@ def _within(run: _Run, node: Fold) -> Tensor:
 
 def _contract(run: _Run, node: Contract, _: Any) -> Tensor:
     """The right operand's tokens are along J where the result has it."""
+    if node.decay:
+        return _decayed(run, node)
     letters: dict[str, str] = {}
     texts: list[str] = []
     values: list[Any] = []
@@ -406,6 +414,31 @@ def _through(run: _Run, name: str, states: States) -> Tensor:
     return torch.cat(
         [states.at[:, :, :0], *(_times(p.T, states.at[:, :, n : n + 1]) for n, p in enumerate(parts))], 2
     )
+
+
+def _decayed(run: _Run, node: Contract) -> Tensor:
+    """q k^T of tokens along J that are no later, with the decay between the two in each product."""
+    left = run.over(node.left, ("B", "H", "L", "K"))
+    right = run.over(node.right, ("B", "H", "L", "K"))
+    total = _between(run, node)
+    apart = _base(run, node)((total[..., :, None, :] - total[..., None, :, :]).clamp(max=0.0))
+    return (left[..., :, None, :] * right[..., None, :, :] * apart).sum(-1)
+
+
+def _solve(run: _Run, node: Solve, _: Any) -> Tensor:
+    """Chunk by chunk, each by forward substitution."""
+    matrix = run.over(node.matrix, ("B", "H", "L", "J"))
+    scale, weight = (run.over(name, ("B", "H", "L"))[..., None] for name in (node.scale, node.weight))
+    rhs = weight * run.over(node.rhs, ("B", "H", "L", node.axes[-1]))
+    total = _between(run, node).expand(*rhs.shape[:3], 1)
+    found = [rhs[:, :, :0]]
+    for first in range(0, run.sizes["L"], node.chunk):
+        part = slice(first, first + node.chunk)
+        since = total[:, :, part]
+        apart = _base(run, node)((since - since.transpose(-1, -2)).clamp(max=0.0))
+        lower = (scale[:, :, part] * matrix[:, :, part, part] * apart).tril(-1)
+        found.append(torch.linalg.solve_triangular(lower, rhs[:, :, part], upper=False, unitriangular=True))
+    return torch.cat(found, 2).permute([("B", "H", "L", node.axes[-1]).index(a) for a in node.axes])
 
 
 def _read(run: _Run, node: Read, _: Any) -> Tensor:
@@ -477,6 +510,7 @@ RECURRENCE_RULES: dict[type[Node], Callable[[_Run, Any, Any], Any]] = {
     Fold: _fold,
     Contract: _contract,
     Read: _read,
+    Solve: _solve,
     Merge: _merge,
     Finish: _finish,
     Store: _store,

@@ -18,6 +18,7 @@ from attngen.ir.tiles import Interval
 from attngen.passes.build import build
 from attngen.passes.pipeline import schedule
 from attngen.reference.interpreter import RULES, interpret
+from attngen.reference.interpreter_recurrence import RECURRENCE_RULES
 from attngen.runtime.load import load_module
 from attngen.spec import load_spec
 
@@ -89,7 +90,7 @@ def node_classes():
 
 
 def test_every_node_is_complete():
-    assert set(node_classes()) == set(ir.NODE_TYPES) == set(RULES)
+    assert set(node_classes()) == set(ir.NODE_TYPES) == set(RULES) | set(RECURRENCE_RULES)
     for kind in ir.NODE_TYPES:
         assert kind.kind, kind
         assert kind.__doc__, kind
@@ -105,7 +106,9 @@ def test_every_node_and_operator_is_drawn_by_some_spec():
         "head_dim": {"qk": 48, "v": 32, "v_from_k": 32},
         "grad": True,
     }
-    graphs = [build(load_spec(spec)), schedule(load_spec(spec))]
+    recurrence = {"attngen": 1, "name": "delta", "heads": 2, "head_dim": 16, "dtype": "float32"}
+    recurrence["recurrence"] = {"transition": "delta", "decay": "scalar"}
+    graphs = [level(load_spec(x)) for x in (spec, recurrence) for level in (build, schedule)]
     assert {type(n) for g in graphs for n in g.nodes.values()} == set(ir.NODE_TYPES)
 
 

@@ -1,0 +1,56 @@
+"""Chunks of recurrences whose states decay row by row, as GLA's do (arXiv:2312.06635, section 4)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final, TypeVar
+
+from attngen.ir.graph import Graph
+from attngen.ir.nodes import Contract, Fold, Launch, Load, Node, Store
+from attngen.passes.columns import narrow
+from attngen.passes.schedules_recurrence import of_narrow_read, of_pairs_of_rows, of_totals_of_rows
+
+SomeNode = TypeVar("SomeNode", bound=Node)
+NARROW: Final = 64
+"""Columns of a tile: narrow where a program also holds a decay for each, or the blocks of what it solves."""
+
+
+def node_of(graph: Graph, name: str, kind: type[SomeNode]) -> SomeNode:
+    """A node that the chunks of every recurrence have."""
+    node = graph.nodes[name]
+    assert isinstance(node, kind)
+    return node
+
+
+def by_rows(graph: Graph) -> Graph:
+    """The chunks of a decay per head, changed to those of a decay per column of keys.
+
+    A sum of decays has columns, and so has what lies between a query and a key: it is part of their products, which a
+    kernel of their own makes and stores.
+    """
+    total, within = node_of(graph, "total", Fold), node_of(graph, "within", Fold)
+    pairs = node_of(graph, "pairs", Contract)
+    totals, kernel = node_of(graph, "totals_kernel", Launch), node_of(graph, "kernel", Launch)
+    changed: dict[str, Node] = {**narrow_tiles(graph)}
+    changed["total"] = replace(total, axes=("B", "H", "L", "K"))
+    changed["store_total"] = Store(operand="total", name="total", dtype="float32", axes=("B", "H", "L", "K"))
+    changed["pairs"] = replace(pairs, decay="total")
+    changed["within"] = replace(within, decay="")
+    changed["store_pairs"] = Store(operand="pairs", name="pairs", dtype="io", axes=pairs.axes)
+    changed["totals_kernel"] = replace(
+        totals, tile_axis="K", program_axes=("C", "H"), configs=of_totals_of_rows()
+    )
+    changed["pairs_kernel"] = Launch(
+        stores=("store_pairs",),
+        tile_axis="L",
+        program_axes=("C", "H"),
+        configs=of_pairs_of_rows(),
+        rows="chunks",
+    )
+    changed["kernel"] = replace(kernel, configs=of_narrow_read(total.chunk))
+    return graph.with_nodes(changed)
+
+
+def narrow_tiles(graph: Graph) -> dict[str, Node]:
+    """The tiles that programs bring in, none wide."""
+    return {name: replace(node, chunks=narrow(node.chunks, NARROW)) for name, node in graph.all(Load)}
