@@ -26,6 +26,7 @@ from attngen.ir.nodes import (
     symbol,
 )
 from attngen.passes.columns import cover
+from attngen.passes.decode import decode_nodes
 from attngen.passes.schedules_recurrence import (
     Configs,
     of_chunk_scan,
@@ -41,7 +42,7 @@ OF_CHUNKS: Final = ("B", "C", "H")
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Needs: the semantic graph of a recurrence. Leaves: a scheduled graph of up to five launches.
+    """Needs: the semantic graph of a recurrence. Leaves: a scheduled graph of up to five launches, and that of decode.
 
     A fold over L becomes one per chunk, a scan over the chunks by the monoid's merge, and what is read: of the state before
     the chunk, plus, since reading is linear and moves inside the fold, products of queries and earlier keys of the chunk.
@@ -128,9 +129,8 @@ class Chunk:
             Axis(name="C", size=symbol("num_chunks"), symbol="c"),
             Axis(name="J", size=symbol("seqlen"), symbol="j", origin="start"),
         )
-        unread = {fold.value} if late else set[str]()
-        graph = replace(graph, axes=(*graph.axes, *axes)).with_nodes(changed, level="scheduled")
-        return graph.without(unread)
+        changed |= decode_nodes(graph, loaded)
+        return replace(graph, axes=(*graph.axes, *axes)).with_nodes(changed, level="scheduled")
 
 
 def _cut(chunk: int, order: str, carrier: str) -> dict[str, Any]:

@@ -85,7 +85,8 @@ class States:
 
 
 def interpret_recurrence(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Run a graph on the arguments of the generated function: out and states, in float64."""
+    """Run a graph on the arguments of the generated function: out and states, in float64; of a scheduled graph also those
+    of the kernel that decodes."""
     given = _arguments(graph, inputs)
     cu_seqlens = inputs.get("cu_seqlens")
     if cu_seqlens is None:
@@ -94,7 +95,7 @@ def interpret_recurrence(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, T
     runs = [_results(graph, _sequence(graph, given, n, span)) for n, span in enumerate(bounds)]
     if not runs:
         return _results(graph, given)
-    return {"out": torch.cat([r["out"] for r in runs], 1), "states": torch.cat([r["states"] for r in runs])}
+    return {name: torch.cat([r[name] for r in runs], int(name.endswith("out"))) for name in runs[0]}
 
 
 def _arguments(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,7 +132,8 @@ def _results(graph: Graph, given: Mapping[str, Any]) -> dict[str, Tensor]:
         node = graph.nodes[name]
         if not isinstance(node, Input) or name in given:
             run.values[name] = RECURRENCE_RULES[type(node)](run, node, given.get(name))
-    return {"out": run.values["out"], "states": run.values["states"]}
+    results = ("out", "states", "token_out", "token_states")
+    return {name: run.values[name] for name in results if name in run.values}
 
 
 class _Run:
@@ -246,8 +248,18 @@ def _states(run: _Run, node: Fold) -> Any:
     if node.level == "chunk":
         return _by_chunk(run, node)
     elements = _elements(run, node)
+    if node.level == "token":
+        return _by_token(elements, _start(run, node))
     start, merged = _start(run, node), scan(elements)
     return States(torch.cat([start, _times(merged.T, start) + merged.S], 2))
+
+
+def _by_token(elements: Decay, start: Tensor) -> States:
+    found = [start]
+    for t in range(elements.S.shape[2]):
+        element = elements[t : t + 1]
+        found.append(_times(element.T, found[-1]) + element.S)
+    return States(torch.cat(found, 2))
 
 
 def _by_chunk(run: _Run, node: Fold) -> list[Decay]:

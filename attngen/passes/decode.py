@@ -1,0 +1,55 @@
+"""Decode: the fold of a recurrence run token by token, its state read and written in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from attngen.ir.expr import Const
+from attngen.ir.graph import Graph
+from attngen.ir.nodes import Finish, Fold, Launch, Map, Node, Read, Store
+from attngen.passes.schedules_recurrence import of_decode
+
+
+def decode_nodes(graph: Graph, loaded: Mapping[str, str]) -> dict[str, Node]:
+    """The nodes of the kernel that decodes, of the semantic graph of a recurrence.
+
+    Its fold is cut at every token and the state stays in registers; what is read, and what becomes of that, are the nodes
+    of the semantic graph once more, over this fold. `loaded` names the loads of inputs.
+    """
+    name, fold = next((n, f) for n, f in graph.all(Fold) if f.monoid == "decay")
+    read_name, read = graph.only(Read)
+    found: dict[str, Node] = {
+        "token_fold": replace(
+            fold,
+            element=loaded.get(fold.element, fold.element),
+            value=loaded.get(fold.value, fold.value),
+            level="token",
+            order="sequential",
+            carrier="register",
+        ),
+        "token_read": replace(read, query=loaded.get(read.query, read.query), state="token_fold"),
+    }
+    above = {name: "token_fold", read_name: "token_read"}
+    for other in graph.order():
+        node = graph.nodes[other]
+        if isinstance(node, Map | Finish) and node.operand in above:
+            above[other] = f"token_{other}"
+            found[above[other]] = replace(node, operand=above[node.operand])
+    stores = {"out": "io", "states": "own"}
+    for result, dtype in stores.items():
+        node = found[above[result]]
+        axes = getattr(node, "axes", ())
+        found[f"store_{above[result]}"] = Store(operand=above[result], name=result, dtype=dtype, axes=axes)
+    sizes = [graph.axis(a).size for a in fold.axes[-2:]]
+    rows, columns = (int(size.value) for size in sizes if isinstance(size, Const))
+    values = graph.axis("V").size
+    whole = isinstance(values, Const) and values.value != columns
+    found["decode_kernel"] = Launch(
+        stores=tuple(f"store_{above[result]}" for result in stores),
+        tile_axis=fold.axes[-1],
+        program_axes=("B", "H"),
+        configs=of_decode(rows, columns, whole=whole),
+        rows="states",
+    )
+    return found
