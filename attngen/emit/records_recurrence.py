@@ -48,6 +48,36 @@ class TensorArgument:
 
 
 @dataclass(frozen=True, slots=True)
+class Decode:
+    """What the templates of decode print."""
+
+    face: KernelFace
+    function: str
+    training: str  # the function that has gradients
+    op_arguments: tuple[str, ...]
+    op_call: str
+    public_arguments: tuple[str, ...]
+    tensors: tuple[TensorArgument, ...]
+    token_tensors: str  # those that have an axis of tokens, as arguments
+    all_tensors: str
+    state_shape: str
+    state_doc: str
+    sizes: tuple[str, ...]
+    state_columns: int
+    state_rows: int
+    padded_rows: int
+    bases: tuple[str, ...]
+    place: str  # of a tile of a state
+    rows: tuple[str, ...]  # what a token brings
+    token_lines: tuple[str, ...]
+    value_lines: tuple[str, ...]
+    decay: str
+    erase: str  # the share of what a key reads that its value replaces, '' is no delta rule
+    finish: tuple[str, ...]
+    out_columns: int
+
+
+@dataclass(frozen=True, slots=True)
 class RecurrenceContext:
     """Everything `recurrence.py.jinja` prints."""
 

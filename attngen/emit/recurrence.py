@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
 
 from attngen.emit.format import json_text
 from attngen.emit.interface_recurrence import faces
@@ -14,6 +16,50 @@ from attngen.ir import expr as ex
 from attngen.ir.expr import Expr, Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Finish, Input, Map
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a kernel stands: the text of what it reads of tokens and heads, and of rows and columns of out."""
+
+    token: str
+    token_mask: str
+    head: str
+    head_mask: str
+    of_heads: str  # from numbers per head to a tile of tokens and heads
+    row: str  # from a tensor of tokens to the rows of a tile; {} is its name
+    row_mask: str
+    of_rows: str  # from numbers per row to a tile of out
+    of_columns: str
+    columns_axis: int
+
+
+TILES: Final = Place(
+    token="(first + t[:, None]).to(tl.int64)",
+    token_mask=", mask=valid, other=0.0",
+    head="h[None, :]",
+    head_mask=", mask=h < num_heads, other=0.0",
+    of_heads="[None, :]",
+    row=" + first.to(tl.int64) * stride_{0}t + h * stride_{0}h + m.to(ROW_INDEX)[:, None] * stride_{0}t",
+    row_mask="(m < length)[:, None]",
+    of_rows="[:, None]",
+    of_columns="[None, :]",
+    columns_axis=1,
+)
+"""Chunks: tiles of tokens and heads, and of tokens and columns."""
+TOKEN: Final = Place(
+    token="t64",
+    token_mask="",
+    head="h",
+    head_mask="",
+    of_heads="",
+    row=" + t64 * stride_{0}t + h64 * stride_{0}h",
+    row_mask="",
+    of_rows="",
+    of_columns="",
+    columns_axis=0,
+)
+"""Decode: one token and head, and a vector of columns."""
 
 
 def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> RecurrenceContext:
@@ -64,7 +110,7 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         q_stride=f"stride_{parts.q.operand}t",
         k_stride=f"stride_{parts.k.operand}t",
         v_stride=f"stride_{parts.v.operand}t",
-        token_lines=_token_lines(graph, parts),
+        token_lines=token_lines(graph, parts.total.element, TILES) if parts.total else (),
         decay="decay" if decays else "",
         key_lines=_feature(parts.key_map, "keys", parts.k.operand, ""),
         weight_to_end=decays * f"tl.math.exp2(last - tl.load({of_tokens} + n))",
@@ -73,7 +119,7 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         if parts.k.columns & (parts.k.columns - 1)
         else "",
         diagonal=_diagonal(parts),
-        finish=tuple(_finish(graph, parts, v_chunks)),
+        finish=tuple(finish_lines(graph, parts.epilogue, parts.v.columns, v_chunks, TILES)),
         init=parts.init,
         init_place=_place(graph, parts.init, "stride_init_"),
         states_place="place" if parts.states_axes[-1] != "K" else f"e * {parts.k.columns} + d",
@@ -218,6 +264,11 @@ def _text(expr: Expr, names: dict[str, str]) -> str:
     return Body(Printer({}), "scalar").text(renamed)
 
 
+def mapped(node: Map, **names: str) -> str:
+    """The text of a map whose symbols are variables of these names (s is its operand)."""
+    return _text(node.expr, names)
+
+
 def _feature(node: Map | None, tile: str, tensor: str, limit: str) -> tuple[str, ...]:
     """The feature map of a tile of keys or queries; columns that fill it up stay 0 in queries."""
     if node is None:
@@ -227,29 +278,29 @@ def _feature(node: Map | None, tile: str, tensor: str, limit: str) -> tuple[str,
     return (f"feature = {tile}.to(tl.float32)", f"{tile} = ({value}).to({tensor}.dtype.element_ty)")
 
 
-def _token_lines(graph: Graph, parts: Parts) -> tuple[str, ...]:
-    """From what a caller gives per token to the decay of each token and head, and what multiplies its value."""
-    if parts.total is None:
-        return ()
+def token_lines(graph: Graph, top: str, place: Place, single: str = "decay") -> tuple[str, ...]:
+    """From what a caller gives per token to the node `top`, the decay of each token and head, and what multiplies its value.
+
+    An input by itself is loaded as the variable `single`.
+    """
     lines: list[str] = []
-    chain = list(_chain(graph, parts.total.element))
+    chain = list(_chain(graph, top))
     source = chain[0][0]
     node = graph.nodes[source]
     if isinstance(node, Input):
-        at = f"batch.to(tl.int64) * stride_{source}_0 + (first + t[:, None]).to(tl.int64) * stride_{source}_1"
-        at += f" + h[None, :] * stride_{source}_2"
-        name = "decay" if len(chain) == 1 else source + "_of"
-        lines.append(f"{name} = tl.load({source} + {at}, mask=valid, other=0.0).to(tl.float32)")
+        at = f"batch.to(tl.int64) * stride_{source}_0 + {place.token} * stride_{source}_1"
+        at += f" + {place.head} * stride_{source}_2" + f" + d * stride_{source}_3" * ("K" in node.axes)
+        name = single if len(chain) == 1 else source + "_of"
+        lines.append(f"{name} = tl.load({source} + {at}{place.token_mask}).to(tl.float32)")
         current = name
     else:
         current = ""
     for name, step in chain if not isinstance(node, Input) else chain[1:]:
         assert isinstance(step, Map)
-        names = {"s": current, "h": "h[None, :]"}
+        names = {"s": current, "h": place.head}
         for other in step.others:
-            names[other] = (
-                f"tl.load({other} + h * stride_{other}_0, mask=h < num_heads, other=0.0).to(tl.float32)[None, :]"
-            )
+            number = f"tl.load({other} + h * stride_{other}_0{place.head_mask}).to(tl.float32)"
+            names[other] = number + place.of_heads
         made = f"{name} = {_text(step.expr, names)}"
         optional = [o for o in step.others if (i := graph.nodes[o]) and isinstance(i, Input) and i.optional]
         if optional:
@@ -268,14 +319,21 @@ def _chain(graph: Graph, top: str) -> Iterator[tuple[str, object]]:
     yield top, node
 
 
-def _finish(graph: Graph, parts: Parts, chunks: tuple[ColumnChunk, ...]) -> Iterator[str]:
-    """From what is read to out: element by element, chunk by chunk of its columns."""
-    for _, node in parts.epilogue:
+def finish_lines(
+    graph: Graph,
+    epilogue: tuple[tuple[str, Map | Finish], ...],
+    columns: int,
+    chunks: tuple[ColumnChunk, ...],
+    place: Place,
+) -> Iterator[str]:
+    """From what is read to the `columns` of out: element by element, chunk by chunk of its columns."""
+    for _, node in epilogue:
         if isinstance(node, Finish):
-            place, last = parts.v.columns, next(c for c in chunks if c.fill)
-            yield f"weights = tl.sum(tl.where({last.columns}[None, :] == {place}, acc_{last.index}, 0.0), 1)"
+            last = next(c for c in chunks if c.fill)
+            one = f"{last.columns}{place.of_columns} == {columns}"
+            yield f"weights = tl.sum(tl.where({one}, acc_{last.index}, 0.0), {place.columns_axis})"
             yield "weights = tl.where(weights == 0.0, 0.0, 1.0 / weights)"
-            yield from (f"acc_{c.index} = acc_{c.index} * weights[:, None]" for c in chunks)
+            yield from (f"acc_{c.index} = acc_{c.index} * weights{place.of_rows}" for c in chunks)
             continue
         inputs = {other: i for other in node.others if isinstance(i := graph.nodes[other], Input)}
         optional = [other for other, i in inputs.items() if i.optional]
@@ -284,23 +342,21 @@ def _finish(graph: Graph, parts: Parts, chunks: tuple[ColumnChunk, ...]) -> Iter
             names = {"s": f"acc_{chunk.index}"}
             for other, given in inputs.items():
                 names[other] = f"{other}_of"
-                lines.append(f"{other}_of = {_read(other, given, chunk)}")
+                lines.append(f"{other}_of = {_read(other, given, chunk, place)}")
             lines.append(f"acc_{chunk.index} = {_text(node.expr, names)}")
         if optional:
             yield f"if HAS_{optional[0].upper()}:"
         yield from (f"    {line}" if optional else line for line in lines)
 
 
-def _read(name: str, given: Input, chunk: ColumnChunk) -> str:
+def _read(name: str, given: Input, chunk: ColumnChunk, place: Place) -> str:
     """An input where a tile of out lies."""
     if given.role == "tensor":
-        at = (
-            f"{name} + batch.to(tl.int64) * stride_{name}b + first.to(tl.int64) * stride_{name}t + h * stride_{name}h"
-            f" + m.to(ROW_INDEX)[:, None] * stride_{name}t + {chunk.columns}[None, :]"
-        )
-        return f"tl.load({at}, mask=(m < length)[:, None]{chunk.loaded}, other=0.0).to(tl.float32)"
+        at = f"{name} + batch.to(tl.int64) * stride_{name}b{place.row.format(name)} + {chunk.columns}{place.of_columns}"
+        mask = (place.row_mask + chunk.loaded).removeprefix(" & ")
+        return f"tl.load({at}, mask={mask}, other=0.0).to(tl.float32)"
     limit = chunk.loaded.removeprefix(" & ")
-    at = f"{name} + h * stride_{name}_0 + {chunk.columns}[None, :] * stride_{name}_1"
+    at = f"{name} + h * stride_{name}_0 + {chunk.columns}{place.of_columns} * stride_{name}_1"
     return f"tl.load({at}{f', mask={limit}, other=0.0' if limit else ''}).to(tl.float32)"
 
 

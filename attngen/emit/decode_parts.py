@@ -1,0 +1,99 @@
+"""The nodes of the kernel that decodes a recurrence, found by walking the scheduled graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attngen.emit.rules import node_of
+from attngen.errors import InternalError
+from attngen.ir.expr import Const
+from attngen.ir.graph import Graph
+from attngen.ir.nodes import Finish, Fold, Input, Launch, Load, Map, Pad, Read
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A tensor that a token brings: its name, how many heads share a row, its columns, and what becomes of them."""
+
+    tensor: str
+    group: int
+    columns: int
+    map: Map | None
+    pad: Pad | None
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeParts:
+    """The nodes of the kernel that decodes."""
+
+    is_mamba: bool
+    q: Row
+    k: Row
+    v: Row
+    wide: int  # columns of a state
+    decay: str
+    decay_has_rows: bool  # a decay per row of the state
+    erase: str
+    init: str
+    states_axes: tuple[str, ...]
+    epilogue: tuple[tuple[str, Map | Finish], ...]
+    kernel: Launch
+
+
+def find_decode(graph: Graph) -> DecodeParts:
+    """Return the nodes of the kernel that decodes."""
+    kernel = node_of(graph, "decode_kernel", Launch)
+    fold, read = node_of(graph, "token_fold", Fold), node_of(graph, "token_read", Read)
+    states = node_of(graph, "token_states", Finish)
+    decay = getattr(graph.nodes[fold.decay], "axes", ()) if fold.decay else ()
+    return DecodeParts(
+        is_mamba="dt" in graph.nodes,
+        q=_row(graph, read.query),
+        k=_row(graph, fold.element),
+        v=_row(graph, fold.value),
+        wide=_columns(graph, fold.axes[-1]),
+        decay=fold.decay,
+        decay_has_rows="K" in decay,
+        erase=fold.erase,
+        init=fold.init,
+        states_axes=states.axes,
+        epilogue=_epilogue(graph),
+        kernel=kernel,
+    )
+
+
+def _row(graph: Graph, name: str) -> Row:
+    made: Map | None = None
+    pad: Pad | None = None
+    while not isinstance(node := graph.nodes[name], Input):
+        match node:
+            case Map():
+                made = node
+            case Pad():
+                pad = node
+            case Load():
+                pass
+            case _:
+                raise InternalError(
+                    f"{graph.provenance.name}: the templates need: {name} is made of an input alone"
+                )
+        name = node.operand
+    group = graph.axis("G").group if "G" in node.axes else 1
+    return Row(name, group, _columns(graph, node.axes[-1]), made, pad)
+
+
+def _columns(graph: Graph, axis: str) -> int:
+    size = graph.axis(axis).size
+    assert isinstance(size, Const)
+    return int(size.value)
+
+
+def _epilogue(graph: Graph) -> tuple[tuple[str, Map | Finish], ...]:
+    """What becomes of what is read, in order."""
+    found: list[tuple[str, Map | Finish]] = []
+    name = "token_out"
+    while not isinstance(node := graph.nodes[name], Read):
+        assert isinstance(node, Map | Finish)
+        found.append((name, node))
+        name = node.operand
+    return tuple(reversed(found))
