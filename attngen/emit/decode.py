@@ -47,7 +47,7 @@ def decode_context(graph: Graph) -> Decode:
         rows=tuple(_rows(parts, by_row)),
         token_lines=made,
         value_lines=tuple(_values(parts)),
-        decay=f"tl.exp({name})" + "[None, :]" * parts.decay_has_rows if name else "",
+        decay=f"tl.math.exp2({name} * {parts.log2e})" + "[None, :]" * parts.decay_has_rows if name else "",
         erase="share" if parts.erase else "",
         finish=tuple(finish_lines(graph, parts.epilogue, parts.v.columns, (_columns(parts),), TOKEN)),
         out_columns=parts.v.columns,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from attngen.emit.rules import node_of
 from attngen.errors import InternalError
+from attngen.ir import expr as ex
 from attngen.ir.expr import Const
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Finish, Fold, Input, Launch, Load, Map, Pad, Read
@@ -33,6 +34,7 @@ class DecodeParts:
     wide: int  # columns of a state
     decay: str
     decay_has_rows: bool  # a decay per row of the state
+    log2e: str  # what makes decays exponents of two
     erase: str
     init: str
     states_axes: tuple[str, ...]
@@ -54,6 +56,7 @@ def find_decode(graph: Graph) -> DecodeParts:
         wide=_columns(graph, fold.axes[-1]),
         decay=fold.decay,
         decay_has_rows="K" in decay,
+        log2e=ex.text(fold.factor) if fold.factor else "",
         erase=fold.erase,
         init=fold.init,
         states_axes=states.axes,

@@ -306,7 +306,7 @@ def _prepared(graph: Graph, parts: Parts, inputs: dict[str, Input]) -> tuple[str
                 f"if isinstance({name}, bool) or not isinstance({name}, {'int' if kind == 'int' else 'float | int'}):",
                 f'    raise TypeError(f"{graph.provenance.name}: {name}: expected {kind}, got {{type({name}).__name__}}")',
             ]
-            lines += [f"{name} = float({name})"] if kind == "float" else []
+            lines += [f"{name} = float({name})"] if kind == "float" and node.default else []
     return tuple(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from attngen.passes.schedules_recurrence import of_decode
 def decode_nodes(graph: Graph, loaded: Mapping[str, str]) -> dict[str, Node]:
     """The nodes of the kernel that decodes, of the semantic graph of a recurrence.
 
-    Its fold is cut at every token and the state stays in registers; what is read, and what becomes of that, are the nodes
+    Its fold is cut at every token and the state stays in registers, decays in base two; what is read, and what becomes of that, are the nodes
     of the semantic graph once more, over this fold. `loaded` names the loads of inputs.
     """
     name, fold = next((n, f) for n, f in graph.all(Fold) if f.monoid == "decay")
@@ -24,6 +25,8 @@ def decode_nodes(graph: Graph, loaded: Mapping[str, str]) -> dict[str, Node]:
             fold,
             element=loaded.get(fold.element, fold.element),
             value=loaded.get(fold.value, fold.value),
+            base="2" if fold.decay else "e",
+            factor=Const(math.log2(math.e)) if fold.decay else None,
             level="token",
             order="sequential",
             carrier="register",

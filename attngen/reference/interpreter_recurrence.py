@@ -220,7 +220,10 @@ def _elements(run: _Run, node: Fold) -> Decay:
     if node.decay:
         has_rows = "K" in run.axes(node.decay)
         decay = run.over(node.decay, ("B", "H", "L", "K") if has_rows else ("B", "H", "L"))
-        own = decay.exp()[..., None] if has_rows else decay.exp()[..., None, None]
+        if node.factor is not None:
+            decay = decay * as_tensor(ex.evaluate(node.factor, {}, OPS))
+        decay = torch.exp2(decay) if node.base == "2" else decay.exp()
+        own = decay[..., None] if has_rows else decay[..., None, None]
     own = own.expand(*keys.shape[:3], *own.shape[3:])
     if node.erase:
         beta = run.over(node.erase, ("B", "H", "L"))[..., None, None]
