@@ -21,10 +21,14 @@ from recurrence_steps import (
     token_graph,
 )
 
+from attngen import build, load_spec
 from attngen.check.budget import max_error
+from attngen.generate import generate
 from attngen.ir import expr as ex
 from attngen.passes.pipeline import schedule
 from attngen.reference.interpreter_recurrence import interpret_recurrence
+from attngen.target.compile import compile_many
+from attngen.target.requests import requests
 
 CHUNKED = [k for k in KINDS if k not in ("vector", "delta", "gated_delta")]
 
@@ -185,8 +189,6 @@ def test_d_per_column_limits_of_dt_and_what_a_call_leaves_out():
 def test_a_scale_and_run_time_parameters():
     spec = {"attngen": 1, "name": "stepped_rate", "heads": 2, "head_dim": 16, "dtype": "float32"}
     spec |= {"params": {"rate": "float"}, "recurrence": {"kind": "linear", "decay": "-rate * (h + 1)"}}
-    from attngen import build, load_spec
-
     loaded, module = load_spec(spec), build(spec)
     inputs, state = inputs_of(spec_of("none"), 2)
     more = {"rate": 0.25, "scale": 0.5}
@@ -281,3 +283,15 @@ def test_the_custom_op_says_what_it_changes():
     op = module_of("scalar")._step
     given = (state, inputs["q"], inputs["k"], inputs["v"], inputs["g"], None, 0.25)
     torch.library.opcheck(op, given, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("kind", ["ssd", "normalised"])
+def test_decode_compiles_without_spills(kind, target, tmp_path):
+    recurrence = {"ssd": {"kind": "ssd", "state": 128, "dt_softplus": True}}
+    recurrence["normalised"] = {"kind": "linear", "feature": "elu(x) + 1", "normalise": True}
+    spec = {"attngen": 1, "name": kind, "heads": 8, "head_dim": 64, "dtype": "bfloat16"}
+    path = tmp_path / f"{kind}.py"
+    path.write_text(generate(load_spec({**spec, "recurrence": recurrence[kind]})))
+    [report] = compile_many([r for r in requests(path, target, "bfloat16") if r.kernel == "_decode"])
+    assert (report.ok, report.spill_bytes) == (True, 0), report.error

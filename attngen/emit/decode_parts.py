@@ -19,6 +19,7 @@ class Row:
     tensor: str
     group: int
     columns: int
+    chunks: tuple[tuple[int, int], ...]  # powers of two that cover the columns, where a load says them
     map: Map | None
     pad: Pad | None
 
@@ -32,6 +33,8 @@ class DecodeParts:
     k: Row
     v: Row
     wide: int  # columns of a state
+    whole: bool  # a program holds all columns of a state, since one of them divides the others
+    spans: tuple[tuple[int, int], ...]  # the pieces in which it does
     decay: str
     decay_has_rows: bool  # a decay per row of the state
     log2e: str  # what makes decays exponents of two
@@ -48,12 +51,15 @@ def find_decode(graph: Graph) -> DecodeParts:
     fold, read = node_of(graph, "token_fold", Fold), node_of(graph, "token_read", Read)
     states = node_of(graph, "token_states", Finish)
     decay = getattr(graph.nodes[fold.decay], "axes", ()) if fold.decay else ()
+    v, wide = _row(graph, fold.value), _columns(graph, fold.axes[-1])
     return DecodeParts(
         is_mamba="dt" in graph.nodes,
         q=_row(graph, read.query),
         k=_row(graph, fold.element),
-        v=_row(graph, fold.value),
-        wide=_columns(graph, fold.axes[-1]),
+        v=v,
+        wide=wide,
+        whole=v.pad is not None,
+        spans=_spans(v) if v.pad else (),
         decay=fold.decay,
         decay_has_rows="K" in decay,
         log2e=ex.text(fold.factor) if fold.factor else "",
@@ -68,6 +74,7 @@ def find_decode(graph: Graph) -> DecodeParts:
 def _row(graph: Graph, name: str) -> Row:
     made: Map | None = None
     pad: Pad | None = None
+    chunks: tuple[tuple[int, int], ...] = ()
     while not isinstance(node := graph.nodes[name], Input):
         match node:
             case Map():
@@ -75,14 +82,20 @@ def _row(graph: Graph, name: str) -> Row:
             case Pad():
                 pad = node
             case Load():
-                pass
+                chunks = node.chunks
             case _:
                 raise InternalError(
                     f"{graph.provenance.name}: the templates need: {name} is made of an input alone"
                 )
         name = node.operand
     group = graph.axis("G").group if "G" in node.axes else 1
-    return Row(name, group, _columns(graph, node.axes[-1]), made, pad)
+    return Row(name, group, _columns(graph, node.axes[-1]), chunks, made, pad)
+
+
+def _spans(v: Row) -> tuple[tuple[int, int], ...]:
+    """Pieces of the columns of values and one more."""
+    start, width = v.chunks[-1]
+    return v.chunks if start + width > v.columns else (*v.chunks, (v.columns, 16))
 
 
 def _columns(graph: Graph, axis: str) -> int:

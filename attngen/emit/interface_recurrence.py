@@ -381,7 +381,7 @@ def _loops(parts: Parts) -> dict[str, list[dict[str, Any]]]:
         ],
         "_scan": [{"role": "scan", "node": "fold", "products": [], "loads": []}],
         "_pairs": [],
-        "_decode": [],
+        "_decode": [{"role": "token", "node": "token_fold", "products": [], "loads": []}],
         "_read": [
             {"role": role, "node": "within", "products": within, "loads": loads}
             for role in ("below", "diagonal")
@@ -460,4 +460,5 @@ def decode_face(graph: Graph, parts: DecodeParts) -> KernelFace:
     rows += [row for n in extra for row in _all_strides(n, inputs[n])]
     rows += [*numbers, *_HEADS, ("tokens", "i32", "seqlen")]
     flags = [(f"HAS_{n.upper()}", f"{n} is not None") for n in (*extra, *tensors) if inputs[n].optional]
-    return _face("_decode", rows, [*flags, ("HAS_INDICES", "state_indices is not None"), ("BLOCK_M", "")])
+    flags.append(("HAS_INDICES", "state_indices is not None"))
+    return _face("_decode", rows, [*flags, *([] if parts.whole else [("BLOCK_M", "")])])

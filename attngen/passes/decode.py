@@ -15,8 +15,8 @@ from attngen.passes.schedules_recurrence import of_decode
 def decode_nodes(graph: Graph, loaded: Mapping[str, str]) -> dict[str, Node]:
     """The nodes of the kernel that decodes, of the semantic graph of a recurrence.
 
-    Its fold is cut at every token and the state stays in registers, decays in base two; what is read, and what becomes of that, are the nodes
-    of the semantic graph once more, over this fold. `loaded` names the loads of inputs.
+    Its fold is cut at every token and the state stays in registers, decays in base two. What is read, and what becomes of
+    that, are the nodes of the semantic graph once more, over this fold. `loaded` names the loads of inputs.
     """
     name, fold = next((n, f) for n, f in graph.all(Fold) if f.monoid == "decay")
     read_name, read = graph.only(Read)

@@ -10,7 +10,7 @@ from typing import Any
 from attngen.errors import LoadError, UserError
 from attngen.target.compile import CompileRequest
 
-ROW_STRIDE = r"stride_((q|k|v|o|g|dq|dk|dv)[bpsth]|(x|B|C|z|out)[bth])$"
+ROW_STRIDE = r"stride_((q|k|v|o|g|dq|dk|dv)[bpsth]|(x|B|C|z|out)[bth]|state[bhr])$"
 TRITON_DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 
 
@@ -53,7 +53,7 @@ def _chosen(
 ) -> list[dict[str, Any]]:
     """The default schedules of a kernel: one, and another for decode where keys lie in pages; the
     first is that of shared prefixes, where there are some."""
-    found = [_config(kernel.get("configs", described["configs"]), target, dtype)]
+    found = [_config(kernel.get("configs") or described["configs"], target, dtype)]
     if "PREFIX" in kernel["constants"]:
         found[0] = {**found[0], "SPLIT": True, "PREFIX": True}
     if "configs" not in kernel and "decode_configs" in described:
