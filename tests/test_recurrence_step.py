@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -23,6 +24,10 @@ from recurrence_steps import (
 
 from attngen import build, load_spec
 from attngen.check.budget import max_error
+from attngen.emit.decode import decode_context
+from attngen.emit.records_recurrence import Decode, DecodeChunk
+from attngen.emit.render import templates
+from attngen.errors import InternalError
 from attngen.generate import generate
 from attngen.ir import expr as ex
 from attngen.passes.pipeline import schedule
@@ -221,6 +226,33 @@ def test_an_edited_node_changes_interpreter_and_kernel_alike(kind):
     out = (module.ssd_step if is_mamba(spec) else module.recurrence_step)(state, **inputs)
     assert max_error(after, before) > 0.1
     assert max_error(out, after) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("token_fold", {"level": "tile"}),
+        ("token_fold", {"base": "e"}),
+        ("token_fold", {"prefix": True}),
+        ("token_read", {"decay": "decay"}),
+        ("token_states", {"result": "out"}),
+        ("store_token_states", {"dtype": "float32"}),
+        ("decode_kernel", {"rows": "grid"}),
+    ],
+)
+def test_what_the_kernel_does_not_do_is_refused(name, changes):
+    graph = token_graph(spec_of("ssd"))
+    with pytest.raises(InternalError, match=f"decode need: {name}.{next(iter(changes))} is"):
+        decode_context(graph.with_nodes({name: replace(graph.nodes[name], **changes)}))
+
+
+def test_every_field_of_the_context_is_printed():
+    text = "".join(
+        (templates() / "triton/parts" / f"recurrence_decode{end}.jinja").read_text()
+        for end in ("", "_public")
+    )
+    for owner, record in (("decode", Decode), ("chunk", DecodeChunk)):
+        assert set(re.findall(rf"\b{owner}\.(\w+)", text)) == {f.name for f in fields(record)}
 
 
 def ssd_call(**changes):

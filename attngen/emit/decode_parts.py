@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attngen.emit.rules import node_of
+from attngen.emit.rules import broken, node_of, rule
 from attngen.errors import InternalError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Finish, Fold, Input, Launch, Load, Map, Pad, Read
+from attngen.ir.nodes import Domain, Finish, Fold, Input, Launch, Load, Map, Pad, Read, Store, symbol
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ def find_decode(graph: Graph) -> DecodeParts:
     kernel = node_of(graph, "decode_kernel", Launch)
     fold, read = node_of(graph, "token_fold", Fold), node_of(graph, "token_read", Read)
     states = node_of(graph, "token_states", Finish)
+    _check(graph, fold)
     decay = getattr(graph.nodes[fold.decay], "axes", ()) if fold.decay else ()
     v, wide = _row(graph, fold.value), _columns(graph, fold.axes[-1])
     return DecodeParts(
@@ -62,13 +63,42 @@ def find_decode(graph: Graph) -> DecodeParts:
         spans=_spans(v) if v.pad else (),
         decay=fold.decay,
         decay_has_rows="K" in decay,
-        log2e=ex.text(fold.factor) if fold.factor else "",
+        log2e=ex.text(fold.factor or Const(1.0)),
         erase=fold.erase,
         init=fold.init,
         states_axes=states.axes,
         epilogue=_epilogue(graph),
         kernel=kernel,
     )
+
+
+def _check(graph: Graph, fold: Fold) -> None:
+    """Refuse what the template would not print."""
+    stores = ("store_token_out", "store_token_states")
+    cut = {"level": "token", "order": "sequential", "carrier": "register"}
+    whole = Domain(size=symbol("seqlen"))
+    base = "2" if fold.decay else "e"
+    wanted = {
+        "token_fold": rule(
+            Fold,
+            "element value decay erase init axes factor",
+            monoid="decay",
+            axis="L",
+            domain=whole,
+            base=base,
+            **cut,
+        ),
+        "token_read": rule(Read, "query axes", state="token_fold"),
+        "token_states": rule(Finish, "axes", monoid="decay", operand="token_fold", result="states"),
+        stores[0]: rule(Store, "axes", operand="token_out", name="out", dtype="io"),
+        stores[1]: rule(Store, "axes", operand="token_states", name="states", dtype="own"),
+        "decode_kernel": rule(
+            Launch, "tile_axis configs", stores=stores, program_axes=("B", "H"), rows="states"
+        ),
+    }
+    wrong = broken(graph, wanted)
+    if wrong:
+        raise InternalError(f"{graph.provenance.name}: the templates of decode need: {'; '.join(wrong)}")
 
 
 def _row(graph: Graph, name: str) -> Row:
