@@ -18,8 +18,9 @@ def decode_nodes(graph: Graph, loaded: Mapping[str, str]) -> dict[str, Node]:
     Its fold is cut at every token and the state stays in registers, decays in base two. What is read, and what becomes of
     that, are the nodes of the semantic graph once more, over this fold. `loaded` names the loads of inputs.
     """
-    name, fold = next((n, f) for n, f in graph.all(Fold) if f.monoid == "decay")
-    read_name, read = graph.only(Read)
+    fold, read = graph.nodes["fold"], graph.nodes["read"]
+    assert isinstance(fold, Fold)
+    assert isinstance(read, Read)
     found: dict[str, Node] = {
         "token_fold": replace(
             fold,
@@ -33,23 +34,22 @@ def decode_nodes(graph: Graph, loaded: Mapping[str, str]) -> dict[str, Node]:
         ),
         "token_read": replace(read, query=loaded.get(read.query, read.query), state="token_fold"),
     }
-    above = {name: "token_fold", read_name: "token_read"}
-    for other in graph.order():
-        node = graph.nodes[other]
-        if isinstance(node, Map | Finish) and node.operand in above:
-            above[other] = f"token_{other}"
-            found[above[other]] = replace(node, operand=above[node.operand])
     stores = {"out": "io", "states": "own"}
     for result, dtype in stores.items():
-        node = found[above[result]]
-        axes = getattr(node, "axes", ())
-        found[f"store_{above[result]}"] = Store(operand=above[result], name=result, dtype=dtype, axes=axes)
+        name = result
+        while f"token_{name}" not in found:
+            node = graph.nodes[name]
+            assert isinstance(node, Map | Finish)
+            found[f"token_{name}"] = replace(node, operand=f"token_{node.operand}")
+            name = node.operand
+        axes = getattr(found[f"token_{result}"], "axes", ())
+        found[f"store_token_{result}"] = Store(operand=f"token_{result}", name=result, dtype=dtype, axes=axes)
     sizes = [graph.axis(a).size for a in fold.axes[-2:]]
     rows, columns = (int(size.value) for size in sizes if isinstance(size, Const))
     values = graph.axis("V").size
     whole = isinstance(values, Const) and values.value != columns
     found["decode_kernel"] = Launch(
-        stores=tuple(f"store_{above[result]}" for result in stores),
+        stores=tuple(f"store_token_{result}" for result in stores),
         tile_axis=fold.axes[-1],
         program_axes=("B", "H"),
         configs=of_decode(rows, columns, whole=whole),
