@@ -26,6 +26,7 @@ class Place:
     token_mask: str
     head: str
     head_mask: str
+    state_row: str  # of a decay per row of the state
     of_heads: str  # from numbers per head to a tile of tokens and heads
     row: str  # from a tensor of tokens to the rows of a tile; {} is its name
     row_mask: str
@@ -39,6 +40,7 @@ TILES: Final = Place(
     token_mask=", mask=valid, other=0.0",
     head="h[None, :]",
     head_mask=", mask=h < num_heads, other=0.0",
+    state_row="d[None, :]",
     of_heads="[None, :]",
     row=" + first.to(tl.int64) * stride_{0}t + h * stride_{0}h + m.to(ROW_INDEX)[:, None] * stride_{0}t",
     row_mask="(m < length)[:, None]",
@@ -52,6 +54,7 @@ TOKEN: Final = Place(
     token_mask="",
     head="h",
     head_mask="",
+    state_row="d",
     of_heads="",
     row=" + t64 * stride_{0}t + h64 * stride_{0}h",
     row_mask="",
@@ -289,7 +292,9 @@ def token_lines(graph: Graph, top: str, place: Place, single: str = "decay") -> 
     node = graph.nodes[source]
     if isinstance(node, Input):
         at = f"batch.to(tl.int64) * stride_{source}_0 + {place.token} * stride_{source}_1"
-        at += f" + {place.head} * stride_{source}_2" + f" + d * stride_{source}_3" * ("K" in node.axes)
+        at += f" + {place.head} * stride_{source}_2" + f" + {place.state_row} * stride_{source}_3" * (
+            "K" in node.axes
+        )
         name = single if len(chain) == 1 else source + "_of"
         lines.append(f"{name} = tl.load({source} + {at}{place.token_mask}).to(tl.float32)")
         current = name
