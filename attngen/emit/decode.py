@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from attngen.emit.decode_parts import DecodeParts, Row, find_decode
 from attngen.emit.interface_recurrence import decode_face, decode_function
-from attngen.emit.records_recurrence import ColumnChunk, Decode, DecodeChunk
-from attngen.emit.recurrence import TOKEN, finish_lines, mapped, token_lines
+from attngen.emit.records_recurrence import Decode, DecodeChunk
+from attngen.emit.recurrence import TOKEN, Columns, finish_lines, mapped, token_lines
 from attngen.ir.graph import Graph
 
 
@@ -114,18 +114,10 @@ def _values(parts: DecodeParts, name: str, e: str, *, ones: bool) -> Iterator[st
         yield f"{name} = tl.where({e} == {v.columns}, {v.pad.fill}, {name})"
 
 
-def _columns(parts: DecodeParts, n: int, start: int, width: str) -> ColumnChunk:
-    limit = parts.v.columns
-    return ColumnChunk(
+def _columns(parts: DecodeParts, n: int, start: int, width: str) -> Columns:
+    return Columns(
         index=n,
-        width=0,
         columns=f"e_{n}",
-        loaded=f" & (e_{n} < {limit})",
-        masked="",
-        mask="",
+        loaded=f" & (e_{n} < {parts.v.columns})",
         fill="ones" if _has_ones(parts, start, width) else "",
-        of_state="",
-        plus="",
-        plus_acc="",
-        query_lines=(),
     )

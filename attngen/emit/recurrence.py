@@ -35,6 +35,16 @@ class Place:
     columns_axis: int
 
 
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What the end of a kernel needs to know of columns of out; see `ColumnChunk`."""
+
+    index: int
+    columns: str
+    loaded: str
+    fill: str
+
+
 TILES: Final = Place(
     token="(first + t[:, None]).to(tl.int64)",
     token_mask=", mask=valid, other=0.0",
@@ -328,7 +338,7 @@ def finish_lines(
     graph: Graph,
     epilogue: tuple[tuple[str, Map | Finish], ...],
     columns: int,
-    chunks: tuple[ColumnChunk, ...],
+    chunks: tuple[ColumnChunk | Columns, ...],
     place: Place,
 ) -> Iterator[str]:
     """From what is read to the `columns` of out: element by element, chunk by chunk of its columns."""
@@ -354,7 +364,7 @@ def finish_lines(
         yield from (f"    {line}" if optional else line for line in lines)
 
 
-def _read(name: str, given: Input, chunk: ColumnChunk, place: Place) -> str:
+def _read(name: str, given: Input, chunk: ColumnChunk | Columns, place: Place) -> str:
     """An input where a tile of out lies."""
     if given.role == "tensor":
         at = f"{name} + batch.to(tl.int64) * stride_{name}b{place.row.format(name)} + {chunk.columns}{place.of_columns}"
