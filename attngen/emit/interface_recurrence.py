@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from attngen.emit.decode_parts import DecodeParts, find_decode
 from attngen.emit.faces import KernelFace
 from attngen.emit.interface_adjoint import adjoint_faces
 from attngen.emit.interface_rows import LENGTHS, PACKED, SIZES, Rows, all_strides, face, precise, row_strides
@@ -57,6 +58,7 @@ def faces(graph: Graph, parts: Parts) -> Faces:
         "_scan": (_delta_scan(parts) if parts.solve else _scan(parts, inputs), parts.scan_kernel),
         "_pairs": (_pairs(parts), parts.pairs_kernel),
         "_read": (_read(graph, parts, inputs), parts.kernel),
+        "_decode": (decode_face(graph, decode := find_decode(graph)), decode.kernel),
     }
     op = _op_arguments(inputs)
     raw = tuple(
@@ -234,7 +236,7 @@ def _op_arguments(inputs: dict[str, Input]) -> list[tuple[str, str]]:
     return [*found, ("cu_seqlens", "torch.Tensor | None"), *numbers]
 
 
-def _public_arguments(parts: Parts, inputs: dict[str, Input]) -> tuple[str, ...]:
+def _public_arguments(parts: Parts | DecodeParts, inputs: dict[str, Input]) -> tuple[str, ...]:
     positional = ("x", "dt", "A", "B", "C") if parts.is_mamba else ("q", "k", "v")
     found = [f"{n}: torch.Tensor" for n in positional] + ["*"]
     for name, node in inputs.items():
@@ -323,7 +325,7 @@ def _prepared(graph: Graph, parts: Parts, inputs: dict[str, Input]) -> tuple[str
                 f"if isinstance({name}, bool) or not isinstance({name}, {'int' if kind == 'int' else 'float | int'}):",
                 f'    raise TypeError(f"{graph.provenance.name}: {name}: expected {kind}, got {{type({name}).__name__}}")',
             ]
-            lines += [f"{name} = float({name})"] if kind == "float" else []
+            lines += [f"{name} = float({name})"] if kind == "float" and node.default else []
     return tuple(lines)
 
 
@@ -420,6 +422,7 @@ def _loops(parts: Parts) -> dict[str, list[dict[str, Any]]]:
         "_solve": [{"role": "inverse", "node": "writes", "products": [], "loads": []}],
         "_scan": [_scan_loop(parts, keys)],
         "_pairs": _pairs_loops(parts, tile, keys),
+        "_decode": [{"role": "token", "node": "token_fold", "products": [], "loads": []}],
         "_read": [
             {"role": role, "node": "within", "products": within, "loads": loads}
             for role in ("below", "diagonal")
@@ -445,3 +448,78 @@ def _pairs_loops(parts: Parts, tile: dict[str, Any], keys: dict[str, int]) -> li
     loads = [{"tensor": parts.k.operand, "tile": ["BLOCK_N"], **keys}]
     below = {**pairs, "role": "below", "products": [{**pairs, **tile, **keys}], "loads": loads}
     return [below, {**pairs, "role": "diagonal", "products": [], "loads": []}]
+
+
+# ---- decode
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeFunction:
+    """The argument lists of the function that decodes."""
+
+    name: str
+    op_arguments: tuple[str, ...]
+    op_call: str
+    public_arguments: tuple[str, ...]
+    tensors: tuple[TensorArgument, ...]
+    token_tensors: str
+    all_tensors: str
+    state_shape: str
+    state_doc: str
+
+
+def decode_function(graph: Graph, parts: DecodeParts) -> DecodeFunction:
+    """Return the argument lists of the function that decodes."""
+    inputs = _decode_inputs(graph, parts)
+    op = {"state": "torch.Tensor", **dict(_op_arguments(inputs))}
+    op = {("state_indices" if n == "cu_seqlens" else n): kind for n, kind in op.items()}
+    tensors = [n for n, i in inputs.items() if i.role != "scalar"]
+    shown = ["S", *(_letter(graph, a) for a in parts.states_axes[1:])]
+    return DecodeFunction(
+        name="ssd_step" if parts.is_mamba else "recurrence_step",
+        op_arguments=tuple(f"{n}: {kind}" for n, kind in op.items()),
+        op_call=", ".join(op),
+        public_arguments=(
+            "state: torch.Tensor",
+            *_public_arguments(parts, inputs)[:-2],
+            "state_indices: torch.Tensor | None = None",
+        ),
+        tensors=tuple(_of_tokens(_tensor(graph, n, inputs[n])) for n in tensors),
+        token_tensors=", ".join(n for n in tensors if "L" in inputs[n].axes),
+        all_tensors=", ".join(("state", *tensors)),
+        state_shape=_shape(graph, parts.states_axes).replace("batch", "states"),
+        state_doc=f"[{', '.join(shown)}]",
+    )
+
+
+def _decode_inputs(graph: Graph, parts: DecodeParts) -> dict[str, Input]:
+    return {n: i for n, i in inputs_of(graph).items() if n != parts.init}
+
+
+def _of_tokens(tensor: TensorArgument) -> TensorArgument:
+    """The same tensor of calls that may leave the axis of tokens out."""
+    shape = tensor.shape.replace("batch, seqlen", "*lead")
+    return replace(tensor, shape=shape, doc=tensor.doc.replace("L,", "[T,]"))
+
+
+def decode_face(graph: Graph, parts: DecodeParts) -> KernelFace:
+    """Return the argument list of the kernel that decodes."""
+    inputs = _decode_inputs(graph, parts)
+    tensors = [n for n, i in inputs.items() if i.role == "tensor"]
+    extra = [n for n, i in inputs.items() if i.role == "captured"]
+    numbers = [
+        (n, "fp32" if i.dtype == "float32" else "i32", n) for n, i in inputs.items() if i.role == "scalar"
+    ]
+    rows: Rows = [("state", "*fp32", "state"), ("state_indices", "*i32", "state_indices")]
+    rows += [(n, "*io", n) for n in tensors] + [("out", "*io", "out")] + [(n, "*fp32", n) for n in extra]
+    rows += [(f"stride_state{c}", "i32", f"state.stride({p})") for p, c in enumerate("bhr")]
+    rows += [
+        (f"stride_{n}{c}", "i32", f"_stride({n}, {p})")
+        for n in (*tensors, "out")
+        for p, c in enumerate("bth")
+    ]
+    rows += [row for n in extra for row in all_strides(n, inputs[n])]
+    rows += [*numbers, *_HEADS, ("tokens", "i32", "seqlen")]
+    flags = [(f"HAS_{n.upper()}", f"{n} is not None") for n in (*extra, *tensors) if inputs[n].optional]
+    flags.append(("HAS_INDICES", "state_indices is not None"))
+    return face("_decode", rows, [*flags, *([] if parts.whole else [("BLOCK_M", "")])])

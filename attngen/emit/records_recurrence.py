@@ -174,6 +174,53 @@ class AdjointFaces:
 
 
 @dataclass(frozen=True, slots=True)
+class DecodeChunk:
+    """Columns of a state that a program that decodes holds."""
+
+    columns: str  # name of the vector of column indices
+    start: str
+    width: str
+    place: str  # name of where its tile lies
+    at: str
+    owned: str
+    tile: str
+    acc: str
+    values: str
+    value_lines: tuple[str, ...]
+    stored: str  # the mask of a store of out, '' where it has none of these columns
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """What the templates of decode print."""
+
+    face: KernelFace
+    function: str
+    training: str  # the function that has gradients
+    op_arguments: tuple[str, ...]
+    op_call: str
+    public_arguments: tuple[str, ...]
+    tensors: tuple[TensorArgument, ...]
+    token_tensors: str  # those that have an axis of tokens, as arguments
+    all_tensors: str
+    state_shape: str
+    state_doc: str
+    sizes: tuple[str, ...]
+    state_rows: int
+    padded_rows: int
+    bases: tuple[str, ...]
+    owned: str  # what a program has of a state
+    tiles: str  # programs per head
+    programs: str
+    chunks: tuple[DecodeChunk, ...]
+    rows: tuple[str, ...]  # what a token brings
+    token_lines: tuple[str, ...]
+    decay: str
+    erase: str  # the share of what a key reads that its value replaces, '' is no delta rule
+    finish: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RecurrenceContext:
     """Everything `recurrence.py.jinja` prints."""
 

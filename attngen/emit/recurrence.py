@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from attngen.emit.format import json_text
 from attngen.emit.interface_recurrence import faces
@@ -16,6 +17,63 @@ from attngen.emit.recurrence_parts import Parts, find_parts
 from attngen.ir import expr as ex
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Finish, Input, Map
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a kernel stands: the text of what it reads of tokens and heads, and of rows and columns of out."""
+
+    token: str
+    token_mask: str
+    head: str
+    head_mask: str
+    state_row: str  # of a decay per row of the state
+    of_heads: str  # from numbers per head to a tile of tokens and heads
+    row: str  # from a tensor of tokens to the rows of a tile; {} is its name
+    row_mask: str
+    of_rows: str  # from numbers per row to a tile of out
+    of_columns: str
+    columns_axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What the end of a kernel needs to know of columns of out; see `ColumnChunk`."""
+
+    index: int
+    columns: str
+    loaded: str
+    fill: str
+
+
+TILES: Final = Place(
+    token="(first + t[:, None]).to(tl.int64)",
+    token_mask=", mask=valid, other=0.0",
+    head="h[None, :]",
+    head_mask=", mask=h < num_heads, other=0.0",
+    state_row="d[None, :]",
+    of_heads="[None, :]",
+    row=" + first.to(tl.int64) * stride_{0}t + h * stride_{0}h + m.to(ROW_INDEX)[:, None] * stride_{0}t",
+    row_mask="(m < length)[:, None]",
+    of_rows="[:, None]",
+    of_columns="[None, :]",
+    columns_axis=1,
+)
+"""Chunks: tiles of tokens and heads, and of tokens and columns."""
+TOKEN: Final = Place(
+    token="t64",
+    token_mask="",
+    head="h",
+    head_mask="",
+    state_row="d",
+    of_heads="",
+    row=" + t64 * stride_{0}t + h64 * stride_{0}h",
+    row_mask="",
+    of_rows="",
+    of_columns="",
+    columns_axis=0,
+)
+"""Decode: one token and head, and a vector of columns."""
 
 
 def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> RecurrenceContext:
@@ -278,33 +336,31 @@ def _across(parts: Parts, chunks: tuple[ColumnChunk, ...]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _token_lines(graph: Graph, parts: Parts) -> tuple[str, ...]:
-    """From what a caller gives per token to the decay of each token and head, and what multiplies its value."""
-    if parts.total is None:
-        return ()
+def token_lines(graph: Graph, top: str, place: Place, single: str = "decay") -> tuple[str, ...]:
+    """From what a caller gives per token to the node `top`, the decay of each token and head, and what multiplies its value.
+
+    An input by itself is loaded as the variable `single`.
+    """
     lines: list[str] = []
-    chain = list(_chain(graph, parts.total.element))
+    chain = list(_chain(graph, top))
     source = chain[0][0]
     node = graph.nodes[source]
     if isinstance(node, Input):
-        at = f"batch.to(tl.int64) * stride_{source}_0 + (first + t[:, None]).to(tl.int64) * stride_{source}_1"
-        at += (
-            f" + h * stride_{source}_2 + d[None, :] * stride_{source}_3"
-            if parts.has_rows
-            else f" + h[None, :] * stride_{source}_2"
+        at = f"batch.to(tl.int64) * stride_{source}_0 + {place.token} * stride_{source}_1"
+        at += f" + {place.head} * stride_{source}_2" + f" + {place.state_row} * stride_{source}_3" * (
+            "K" in node.axes
         )
-        name = "decay" if len(chain) == 1 else source + "_of"
-        lines.append(f"{name} = tl.load({source} + {at}, mask=valid, other=0.0).to(tl.float32)")
+        name = single if len(chain) == 1 else source + "_of"
+        lines.append(f"{name} = tl.load({source} + {at}{place.token_mask}).to(tl.float32)")
         current = name
     else:
         current = ""
     for name, step in chain if not isinstance(node, Input) else chain[1:]:
         assert isinstance(step, Map)
-        names = {"s": current, "h": "h[None, :]"}
+        names = {"s": current, "h": place.head}
         for other in step.others:
-            names[other] = (
-                f"tl.load({other} + h * stride_{other}_0, mask=h < num_heads, other=0.0).to(tl.float32)[None, :]"
-            )
+            number = f"tl.load({other} + h * stride_{other}_0{place.head_mask}).to(tl.float32)"
+            names[other] = number + place.of_heads
         made = f"{name} = {text_of(step.expr, names)}"
         if step.given:
             lines += [f"{name} = {current}", f"if HAS_{step.given.upper()}:", f"    {made}"]
@@ -322,52 +378,69 @@ def _chain(graph: Graph, top: str) -> Iterator[tuple[str, object]]:
     yield top, node
 
 
+def mapped(node: Map, **names: str) -> str:
+    """The text of a map whose symbols are variables of these names (s is its operand)."""
+    return text_of(node.expr, names)
+
+
+def _token_lines(graph: Graph, parts: Parts) -> tuple[str, ...]:
+    if parts.total is None:
+        return ()
+    place = replace(TILES, head="h") if parts.has_rows else TILES
+    return token_lines(graph, parts.total.element, place)
+
+
 def _finish(graph: Graph, parts: Parts, chunks: tuple[ColumnChunk, ...]) -> Iterator[str]:
-    """From what is read to out: element by element, chunk by chunk of its columns."""
-    for n, (_, node) in enumerate(parts.epilogue):
-        lines = list(_step_of_finish(graph, parts, node, chunks))
-        if parts.needs_raw and n == len(parts.epilogue) - 1:
-            yield "if RAW:  # for the backward, which needs it before its last change"
-            yield "    raw_base = out + batch.to(tl.int64) * stride_outb + first.to(tl.int64) * stride_outt + h * stride_outh"
-            for c in chunks:
-                at = f"raw_base + m.to(ROW_INDEX)[:, None] * stride_outt + {c.columns}[None, :]"
-                yield f"    tl.store({at}, acc_{c.index}, mask=(m < length)[:, None])"
-            yield "    return"
-        yield from lines
+    """From what is read to out; the backward needs what it is before its last change."""
+    *before, last = parts.epilogue
+    yield from finish_lines(graph, tuple(before), parts.v.columns, chunks, TILES)
+    if parts.needs_raw:
+        yield "if RAW:"
+        yield "    raw_base = out + batch.to(tl.int64) * stride_outb + first.to(tl.int64) * stride_outt + h * stride_outh"
+        for c in chunks:
+            at = f"raw_base + m.to(ROW_INDEX)[:, None] * stride_outt + {c.columns}[None, :]"
+            yield f"    tl.store({at}, acc_{c.index}, mask=(m < length)[:, None])"
+        yield "    return"
+    yield from finish_lines(graph, (last,), parts.v.columns, chunks, TILES)
 
 
-def _step_of_finish(
-    graph: Graph, parts: Parts, node: Map | Finish, chunks: tuple[ColumnChunk, ...]
+def finish_lines(
+    graph: Graph,
+    epilogue: tuple[tuple[str, Map | Finish], ...],
+    columns: int,
+    chunks: tuple[ColumnChunk | Columns, ...],
+    place: Place,
 ) -> Iterator[str]:
-    if isinstance(node, Finish):
-        place, last = parts.v.columns, next(c for c in chunks if c.fill)
-        yield f"weights = tl.sum(tl.where({last.columns}[None, :] == {place}, acc_{last.index}, 0.0), 1)"
-        yield "weights = tl.where(weights == 0.0, 0.0, 1.0 / weights)"
-        yield from (f"acc_{c.index} = acc_{c.index} * weights[:, None]" for c in chunks)
-        return
-    inputs = {other: i for other in node.others if isinstance(i := graph.nodes[other], Input)}
-    lines: list[str] = []
-    for chunk in chunks:
-        names = {"s": f"acc_{chunk.index}"}
-        for other, given in inputs.items():
-            names[other] = f"{other}_of"
-            lines.append(f"{other}_of = {_read(other, given, chunk)}")
-        lines.append(f"acc_{chunk.index} = {text_of(node.expr, names)}")
-    if node.given:
-        yield f"if HAS_{node.given.upper()}:"
-    yield from (f"    {line}" if node.given else line for line in lines)
+    """From what is read to the `columns` of out: element by element, chunk by chunk of its columns."""
+    for _, node in epilogue:
+        if isinstance(node, Finish):
+            last = next(c for c in chunks if c.fill)
+            one = f"{last.columns}{place.of_columns} == {columns}"
+            yield f"weights = tl.sum(tl.where({one}, acc_{last.index}, 0.0), {place.columns_axis})"
+            yield "weights = tl.where(weights == 0.0, 0.0, 1.0 / weights)"
+            yield from (f"acc_{c.index} = acc_{c.index} * weights{place.of_rows}" for c in chunks)
+            continue
+        inputs = {other: i for other in node.others if isinstance(i := graph.nodes[other], Input)}
+        lines: list[str] = []
+        for chunk in chunks:
+            names = {"s": f"acc_{chunk.index}"}
+            for other, given in inputs.items():
+                names[other] = f"{other}_of"
+                lines.append(f"{other}_of = {_read(other, given, chunk, place)}")
+            lines.append(f"acc_{chunk.index} = {text_of(node.expr, names)}")
+        if node.given:
+            yield f"if HAS_{node.given.upper()}:"
+        yield from (f"    {line}" if node.given else line for line in lines)
 
 
-def _read(name: str, given: Input, chunk: ColumnChunk) -> str:
+def _read(name: str, given: Input, chunk: ColumnChunk | Columns, place: Place) -> str:
     """An input where a tile of out lies."""
     if given.role == "tensor":
-        at = (
-            f"{name} + batch.to(tl.int64) * stride_{name}b + first.to(tl.int64) * stride_{name}t + h * stride_{name}h"
-            f" + m.to(ROW_INDEX)[:, None] * stride_{name}t + {chunk.columns}[None, :]"
-        )
-        return f"tl.load({at}, mask=(m < length)[:, None]{chunk.loaded}, other=0.0).to(tl.float32)"
+        at = f"{name} + batch.to(tl.int64) * stride_{name}b{place.row.format(name)} + {chunk.columns}{place.of_columns}"
+        mask = (place.row_mask + chunk.loaded).removeprefix(" & ")
+        return f"tl.load({at}, mask={mask}, other=0.0).to(tl.float32)"
     limit = chunk.loaded.removeprefix(" & ")
-    at = f"{name} + h * stride_{name}_0 + {chunk.columns}[None, :] * stride_{name}_1"
+    at = f"{name} + h * stride_{name}_0 + {chunk.columns}{place.of_columns} * stride_{name}_1"
     return f"tl.load({at}{f', mask={limit}, other=0.0' if limit else ''}).to(tl.float32)"
 
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 import jinja2
 
 from attngen.emit.context import context
+from attngen.emit.decode import decode_context
 from attngen.emit.format import formatted
 from attngen.emit.recurrence import recurrence_context
 from attngen.errors import InternalError, PlanError
@@ -54,7 +55,8 @@ def render(graph: Graph, *, regenerate: str = "") -> str:
     name = graph.provenance.name
     told = {"version": VERSION, "regenerate": regenerate or f"attngen generate specs/{name}.yaml"}
     if any(fold.monoid == "decay" for _, fold in graph.all(Fold)):
-        text = environment().get_template("recurrence.py.jinja").render(c=recurrence_context(graph, **told))
+        template = environment().get_template("recurrence.py.jinja")
+        text = template.render(c=recurrence_context(graph, **told), decode=decode_context(graph))
     else:
         made = context(graph, **told)
         text = environment().get_template("attention.py.jinja").render(c=made, face=made.interface)

@@ -276,7 +276,8 @@ class Fold(Node):
     chunk up to each token, and so does ``late`` ('': it is ``decay``) up to each token that is written, less the logarithm
     of what multiplies its value. ``erase`` is then a row per token, and a chunk's T is exp(decay) less the outer products of
     element and erase, each decayed to the chunk's end. The order is ``sequential`` where no T is ever made: a state goes
-    through the chunks, and each token's element^T (erase^T state) is taken out of it.
+    through the chunks, and each token's element^T (erase^T state) is taken out of it. At level
+    ``token`` the state goes from each token to the next in order.
     """
 
     kind: ClassVar[str] = "fold"
@@ -303,7 +304,7 @@ class Fold(Node):
     base: Literal["e", "2"] = "e"
     factor: Expr | None = None
     tiles: Tiles | None = None
-    level: Literal["whole", "tile", "split", "chunk"] = "whole"
+    level: Literal["whole", "tile", "split", "chunk", "token"] = "whole"
     order: Literal["free", "full-then-partial", "sequential", "parallel", "scan"] = "free"
     carrier: Literal["none", "register", "buffer", "atomic"] = "none"
     chunk: int = 0
@@ -491,7 +492,7 @@ class Pad(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store(Node):
-    """Write a tile to an output tensor."""
+    """Write a tile to an output tensor, in its ``dtype``: a torch name, ``io``, or the one that the tensor has (``own``)."""
 
     kind: ClassVar[str] = "store"
     LEVEL: ClassVar[Literal["semantic", "scheduled", "both"]] = "scheduled"
@@ -509,7 +510,8 @@ class Launch(Node):
     ``across`` names a second axis whose tiles become programs: each owns a rectangle.
 
     ``rows`` says how a program finds its rows: on a ``grid`` of the longest length and all program axes, or by ``search``
-    in cu_seqlens_q, where tiles of all sequences stand in a row; of ``chunks`` none belongs to two sequences.
+    in cu_seqlens_q, where tiles of all sequences stand in a row; of ``chunks`` none belongs to two sequences. Of ``states``
+    each is changed in place by the row of the call that an index gives it to, if any.
     Programs of kv heads (program axis Hkv) hold the query heads of a group side by side in a tile.
     ``configs`` gives, per target, schedules to try in order; the first one is the untuned default. ``decode`` gives those of
     calls whose sequences have few queries each. Chunks of its loads that are wider
@@ -520,7 +522,7 @@ class Launch(Node):
     LEVEL: ClassVar[Literal["semantic", "scheduled", "both"]] = "scheduled"
     OPERANDS: ClassVar[tuple[str, ...]] = ("stores",)
     stores: tuple[str, ...]
-    rows: Literal["grid", "search", "chunks"] = "grid"
+    rows: Literal["grid", "search", "chunks", "states"] = "grid"
     tile_axis: str
     across: str = ""
     program_axes: Axes

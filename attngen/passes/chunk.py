@@ -27,6 +27,7 @@ from attngen.passes.chunk_delta import by_delta_rule
 from attngen.passes.chunk_launches import launches
 from attngen.passes.chunk_rows import by_rows
 from attngen.passes.columns import cover
+from attngen.passes.decode import decode_nodes
 
 LOG2E: Final = math.log2(math.e)
 OF_CHUNKS: Final = ("B", "C", "H")
@@ -35,7 +36,8 @@ CHUNKS: Final = {"fold": "chunk_states", "dfold": "chunk_adjoints"}
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Needs: the semantic graph of a recurrence. Leaves: a scheduled graph of up to five launches, and as many backward.
+    """Needs: the semantic graph of a recurrence. Leaves: a scheduled graph of up to five launches, as many backward, and one
+    that decodes.
 
     A fold over L becomes one per chunk, a scan over the chunks by the monoid's merge, and what is read: of the state where
     the chunk begins (in reverse: ends), plus, since reading is linear and moves inside the fold, products of queries and
@@ -61,9 +63,7 @@ class Chunk:
             Axis(name="J", size=symbol("seqlen"), symbol="j", origin="start"),
         )
         made = replace(graph, axes=(*graph.axes, *axes)).with_nodes(cut.nodes, level="scheduled")
-        if cut.late and not any(fold.value in node.operands() for node in made.nodes.values()):
-            made = made.without({fold.value})
-        made = made.with_nodes(launches(made, self.size))
+        made = made.with_nodes(launches(made, self.size) | decode_nodes(graph, cut.loaded))
         if fold.decay and "K" in cut.axes(fold.decay):
             return by_rows(made)
         return by_delta_rule(made, fold.erase) if fold.erase else made

@@ -136,3 +136,11 @@ def of_narrow_read(chunk: int) -> Configs:
     """What is read, by tiles of at most 64 columns: ``block_m`` tokens of a chunk."""
     small, block = min(32, chunk), min(64, chunk)
     return (("default", (_of(small, small, 4, 1),)), *_in_half(_of(block, block, 4, 1)))
+
+
+def of_decode(rows: int, columns: int, *, whole: bool) -> Configs:
+    """One token: ``block_m`` columns of a state with all of its rows; all columns where a normaliser is among them."""
+    padded, every = (1 << (size - 1).bit_length() for size in (rows, columns))
+    block = every if whole else min(every, max(16, 2048 // padded))
+    warps = max(4, min(16, block * padded // 2048))
+    return (("default", (_of(block, 16, warps, 1),)), ("cpu", (_of(every, 16, 4, 1),)))

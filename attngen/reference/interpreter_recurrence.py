@@ -83,7 +83,8 @@ class States:
 
 
 def interpret_recurrence(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Run a graph on the arguments of the generated function: out and states, in float64."""
+    """Run a graph on the arguments of the generated function: out and states, in float64; of a scheduled graph also those
+    of the kernel that decodes."""
     given = _arguments(graph, inputs)
     cu_seqlens = inputs.get("cu_seqlens")
     if cu_seqlens is None:
@@ -138,7 +139,8 @@ def _results(graph: Graph, given: Mapping[str, Any]) -> dict[str, Tensor]:
         missing = [o for o in REQUIRED.get(type(node), lambda n: ())(node) if o and o not in run.values]
         if (not isinstance(node, Input) or name in given) and not missing:
             run.values[name] = RECURRENCE_RULES[type(node)](run, node, given.get(name))
-    found = {"out": run.values["out"], "states": run.values["states"]}
+    results = ("out", "states", "token_out", "token_states")
+    found = {name: run.values[name] for name in results if name in run.values}
     for name, node in graph.all(Input):
         if node.grad and name in given and f"d{name}" in run.values and "dout" in given:
             value: Tensor = run.over(f"d{name}", node.axes)
@@ -249,7 +251,10 @@ def _elements(run: _Run, node: Fold) -> Decay:
     if node.decay:
         has_rows = "K" in run.axes(node.decay)
         decay = run.over(node.decay, ("B", "H", "L", "K") if has_rows else ("B", "H", "L"))
-        own = decay.exp()[..., None] if has_rows else decay.exp()[..., None, None]
+        if node.factor is not None:
+            decay = decay * as_tensor(ex.evaluate(node.factor, {}, OPS))
+        decay = torch.exp2(decay) if node.base == "2" else decay.exp()
+        own = decay[..., None] if has_rows else decay[..., None, None]
     own = own.expand(*keys.shape[:3], *own.shape[3:])
     if node.erase:
         beta = run.over(node.erase, ("B", "H", "L"))[..., None, None]
@@ -277,6 +282,8 @@ def _states(run: _Run, node: Fold) -> Any:
     if node.level == "chunk":
         return _by_chunk(run, node)
     elements, start = _elements(run, node), _start(run, node)
+    if node.level == "token":
+        return _by_token(elements, start)
     if not node.reverse:
         merged = scan(elements)
         after = _times(merged.T, start) + merged.S
@@ -285,6 +292,14 @@ def _states(run: _Run, node: Fold) -> Any:
     after = (_times(merged.T, start) + merged.S).flip(2)
     first = _times(elements.T[:, :, :1], after[:, :, :1]) if after.shape[2] else start
     return States(after, first[:, :, 0])
+
+
+def _by_token(elements: Decay, start: Tensor) -> States:
+    found = [start]
+    for t in range(elements.S.shape[2]):
+        element = elements[t : t + 1]
+        found.append(_times(element.T, found[-1]) + element.S)
+    return States(torch.cat([start[:, :, :0], *found[1:]], 2), found[-1][:, :, 0])
 
 
 def _by_chunk(run: _Run, node: Fold) -> list[Decay]:
