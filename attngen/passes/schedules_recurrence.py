@@ -74,7 +74,8 @@ def of_delta_scan(rows: int) -> Configs:
     return (("default", (_of(16, 16, 4, 1),)), *_in_half(_of(block, 16, 4, 2)))
 
 
-def of_narrow_read(chunk: int) -> Configs:
-    """What is read, by tiles of at most 64 columns: ``block_m`` tokens of a chunk."""
-    small, block = min(32, chunk), min(64, chunk)
+def of_narrow_read(columns: int, chunk: int) -> Configs:
+    """What is read, by tiles of at most 64 columns: ``block_m`` tokens of a chunk, fewer where each has many."""
+    fits = 64 if columns <= 128 else 32 if columns <= 256 else 16
+    small, block = min(32, fits, chunk), min(fits, chunk)
     return (("default", (_of(small, small, 4, 1),)), *_in_half(_of(block, block, 4, 1)))
