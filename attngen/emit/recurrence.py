@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from attngen.emit.format import json_text
 from attngen.emit.interface_recurrence import faces
@@ -14,6 +14,7 @@ from attngen.emit.recurrence_adjoint import adjoint
 from attngen.emit.recurrence_delta import blocks
 from attngen.emit.recurrence_lines import feature, text_of
 from attngen.emit.recurrence_parts import Parts, find_parts
+from attngen.emit.recurrence_rows import across, last, sizes, state_keys
 from attngen.ir import expr as ex
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Finish, Input, Map
@@ -107,7 +108,7 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         weighs_step=parts.weighs_step,
         has_softplus=any("softplus" in ex.text(m.expr) for _, m in graph.all(Map)),
         stores_pairs=parts.pairs_kernel is not None,
-        **_sizes(parts),
+        **sizes(parts),
         log2e=ex.text(parts.total.factor) if parts.total and parts.total.factor else "",
         precision=parts.contract.precision,
         key_columns=parts.k.columns,
@@ -130,11 +131,11 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         v_stride=f"stride_{parts.v.operand}t",
         token_lines=_token_lines(graph, parts),
         decay="decay" if parts.total else "",
-        state_key_lines=_state_keys(parts),
-        across=_across(parts, k_chunks),
+        state_key_lines=state_keys(parts, feature(parts.key_map, "keys", parts.k.operand, "")),
+        across=across(parts, k_chunks),
         blocks=blocks(parts, text_of),
-        decay_of_chunk=_last(parts, f"d < {parts.k.columns}"),
-        decay_of_state=_last(parts, "inside"),
+        decay_of_chunk=last(parts, f"d < {parts.k.columns}"),
+        decay_of_state=last(parts, "inside"),
         weight_to_end=decays * f"tl.math.exp2(last - tl.load({of_tokens} + n))",
         weight_to_tile=decays * f"tl.math.exp2(before - tl.load({of_tokens} + n))",
         state_rows=f", mask=(d < {parts.k.columns})[None, :], other=0.0"
@@ -275,65 +276,14 @@ def _diagonal(parts: Parts) -> tuple[str, ...]:
     earlier = "n[None, :] <= m[:, None]"
     apart = f"total_m[:, None] - tl.load({parts.of_tokens} + n)[None, :]"
     if parts.total is None or parts.has_rows:
-        return (
-            ()
-            if parts.pairs_kernel and not parts.has_rows
-            else (f"pairs_tile = tl.where({earlier}, pairs_tile, 0.0)",)
-        )
+        is_masked = parts.pairs_kernel is not None and not parts.has_rows
+        return () if is_masked else (f"pairs_tile = tl.where({earlier}, pairs_tile, 0.0)",)
     safe = (
         f"tl.minimum({apart}, 126.0)"
         if parts.pairs_kernel
         else f'tl.where({earlier}, {apart}, float("-inf"))'
     )
     return (f"pairs_tile = pairs_tile * tl.math.exp2({safe})",)
-
-
-def _sizes(parts: Parts) -> dict[str, Any]:
-    """How large buffers are, and how many programs make them."""
-    tiles = [f'triton.cdiv(CHUNK, config["{block}"])' for block in ("BLOCK_M", "BLOCK_N")]
-    columns = f"triton.cdiv({parts.k.columns}, config['BLOCK_M'])"
-    shared = parts.pairs_kernel is not None and "G" in parts.contract.axes
-    return {
-        "pairs_of": "group" if shared else "head",
-        "pairs_heads": "num_groups" if shared else "num_heads",
-        "pairs_programs": tiles[0] if parts.has_rows else " * ".join(tiles),
-        "totals_programs": f"num_heads * {columns}"
-        if parts.has_rows
-        else 'triton.cdiv(num_heads, config["BLOCK_M"])',
-        "total_size": parts.chunk * (parts.k.columns if parts.has_rows else 1),
-        "scan_columns": parts.wide * (1 if parts.solve else parts.k.columns),
-    }
-
-
-def _last(parts: Parts, inside: str) -> str:
-    """The decay of a whole chunk: a number, or, where each row d of a state has its own, one for each that is inside."""
-    if not parts.has_rows:
-        return f"tl.load(total_base + {parts.chunk - 1})"
-    return f"tl.load(total_base + {(parts.chunk - 1) * parts.k.columns} + d, mask={inside}, other=0.0)"
-
-
-def _state_keys(parts: Parts) -> tuple[str, ...]:
-    """What keys of tokens n and columns d become before they are added to a state."""
-    lines = feature(parts.key_map, "keys", parts.k.operand, "")
-    if not parts.has_rows:
-        return lines
-    columns = parts.k.columns
-    mask = f", mask=(d < {columns})[None, :], other=0.0" if columns & (columns - 1) else ""
-    sums = f"tl.load(total_base + n[:, None] * {columns} + d[None, :]{mask})"
-    weighed = f"keys * tl.math.exp2(last[None, :] - {sums})"
-    return (*lines, f"keys = ({weighed}).to({parts.k.operand}.dtype.element_ty)")
-
-
-def _across(parts: Parts, chunks: tuple[ColumnChunk, ...]) -> tuple[str, ...]:
-    """Queries of the state before the chunk, where each column decays by itself."""
-    if not parts.has_rows:
-        return ()
-    lines: list[str] = []
-    for chunk in chunks:
-        at = f"total_base + m[:, None] * {parts.k.columns} + {chunk.columns}[None, :]{chunk.masked}"
-        weighed = f"queries_{chunk.index} * tl.math.exp2(tl.load({at}))"
-        lines.append(f"queries_{chunk.index} = ({weighed}).to({parts.q.operand}.dtype.element_ty)")
-    return tuple(lines)
 
 
 def token_lines(graph: Graph, top: str, place: Place, single: str = "decay") -> tuple[str, ...]:

@@ -41,8 +41,7 @@ def by_delta_rule(graph: Graph, beta: str) -> Graph:
     changed["chunk_states"] = replace(local, value="writes", erase="erases", carrier="register", **in_order)
     changed["fold"] = replace(fold, **in_order)
     changed["within"] = replace(within, value="written_tile")
-    columns = node_of(graph, "k_tile", Load).columns
-    changed |= _launches(graph, changed, columns, local.chunk)
+    changed |= _launches(graph, changed, local.chunk)
     return graph.with_nodes(changed).without({"chunk_states_kernel", "store_chunk_states"})
 
 
@@ -66,9 +65,10 @@ def _written(local: Fold, beta: str, axes: tuple[str, ...]) -> dict[str, Node]:
     return found
 
 
-def _launches(graph: Graph, made: dict[str, Node], rows: int, chunk: int) -> dict[str, Node]:
+def _launches(graph: Graph, made: dict[str, Node], chunk: int) -> dict[str, Node]:
     """The kernels that solve, that go through the chunks, and that read."""
     scan, kernel = (node_of(graph, name, Launch) for name in ("scan_kernel", "kernel"))
+    rows, columns = (node_of(graph, f"{name}_tile", Load).columns for name in "kv")
     stored = {"writes": "float32", "erases": "io", "written": "io"}
     found: dict[str, Node] = {
         f"store_{name}": Store(operand=name, name=name, dtype=dtype, axes=getattr(made[name], "axes", ()))
@@ -84,5 +84,5 @@ def _launches(graph: Graph, made: dict[str, Node], rows: int, chunk: int) -> dic
     found["scan_kernel"] = replace(
         scan, stores=(*scan.stores, "store_written"), tile_axis="V", configs=of_delta_scan(rows)
     )
-    found["kernel"] = replace(kernel, configs=of_narrow_read(chunk))
+    found["kernel"] = replace(kernel, configs=of_narrow_read(columns, chunk))
     return found

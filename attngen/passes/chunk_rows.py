@@ -47,7 +47,8 @@ def by_rows(graph: Graph) -> Graph:
         configs=of_pairs_of_rows(),
         rows="chunks",
     )
-    changed["kernel"] = replace(kernel, configs=of_narrow_read(total.chunk))
+    columns = node_of(graph, "v_tile", Load).columns
+    changed["kernel"] = replace(kernel, configs=of_narrow_read(columns, total.chunk))
     return graph.with_nodes(changed)
 
 

@@ -19,7 +19,6 @@ from attngen.ir import expr as ex
 from attngen.ir.expr import Const, Expr, Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Contract, Domain, Finish, Fold, Input, Map, Merge, Node, Pad, Read, Slice
-from attngen.ir.symbolic import derivative
 
 S = Symbol("s", "float")
 TOKENS = ("B", "L", "H")
@@ -100,6 +99,8 @@ def _sum(element: str, axes: tuple[str, ...], result: tuple[str, ...]) -> Fold:
 
 def _map(reverse: _Reverse, name: str, node: Map) -> None:
     """The chain rule, for the operand and all others."""
+    from attngen.ir.symbolic import derivative
+
     known = {other: Symbol(other, "float") for other in node.others}
     own = ex.substitute(node.expr, {"s": Symbol(node.operand, "float")}) if node.operand else node.expr
     for target in (node.operand, *node.others):

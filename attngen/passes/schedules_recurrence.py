@@ -129,13 +129,15 @@ def of_solve() -> Configs:
 def of_delta_scan(rows: int) -> Configs:
     """The states of a delta rule, from chunk to chunk: ``block_m`` of their columns."""
     block = 32 if rows <= 128 else 16
-    return (("default", (_of(16, 16, 4, 1),)), *_in_half(_of(block, 16, 4, 2)))
+    cpu = ("cpu", (_of(64, 16, 4, 1),))
+    return (("default", (_of(16, 16, 8, 1),)), cpu, *_in_half(_of(block, 16, 4, 2)))
 
 
-def of_narrow_read(chunk: int) -> Configs:
-    """What is read, by tiles of at most 64 columns: ``block_m`` tokens of a chunk."""
-    small, block = min(32, chunk), min(64, chunk)
-    return (("default", (_of(small, small, 4, 1),)), *_in_half(_of(block, block, 4, 1)))
+def of_narrow_read(columns: int, chunk: int) -> Configs:
+    """What is read, by tiles of at most 64 columns: ``block_m`` tokens of a chunk, fewer where each has many."""
+    fits = 64 if columns <= 128 else 32 if columns <= 256 else 16
+    small, block, whole = _of(16, 16, 8, 1), min(fits, chunk), min(64, chunk)
+    return (("default", (small,)), ("cpu", (_of(whole, whole, 4, 1),)), *_in_half(_of(block, block, 4, 1)))
 
 
 def of_decode(rows: int, columns: int, *, whole: bool) -> Configs:

@@ -31,9 +31,19 @@ from attngen.emit.records import (
     RowSum,
     Table,
 )
+from attngen.emit.records_recurrence import (
+    Adjoint,
+    AdjointFaces,
+    AdjointRead,
+    Decode,
+    RecurrenceContext,
+    Tile,
+)
 from attngen.emit.render import environment, templates
 
 FILES = sorted(templates().rglob("*.jinja"))
+OF_ATTENTION = [path for path in FILES if not path.name.startswith("recurrence")]
+OF_RECURRENCE = [path for path in FILES if path.name.startswith("recurrence")]
 LOGIC = (jn.BinExpr, jn.Compare, jn.And, jn.Or, jn.CondExpr, jn.Assign, jn.AssignBlock, jn.Test)
 RECORDS = {"c": Context, "face": Interface}
 NESTED = {("c", "backward"): Backward, ("face", "backward"): BackwardFace}
@@ -61,7 +71,7 @@ def test_calls_are_macros_only():
 
 def test_every_field_is_used_and_exists():
     used: dict[str, set[str]] = {name: set() for name in RECORDS}
-    for path in FILES:
+    for path in OF_ATTENTION:
         for node in environment().parse(path.read_text()).find_all(jn.Getattr):
             if isinstance(node.node, jn.Name) and node.node.name in RECORDS:
                 used[node.node.name].add(node.attr)
@@ -75,7 +85,7 @@ def test_every_field_is_used_and_exists():
 
 def test_every_field_of_the_backward_is_used_and_exists():
     used: dict[tuple[str, str], set[str]] = {path: set() for path in NESTED}
-    text = "".join(path.read_text() for path in FILES)
+    text = "".join(path.read_text() for path in OF_ATTENTION)
     for owner, name in NESTED:
         used[owner, name] = set(re.findall(rf"\b{owner}\.{name}\.(\w+)", text))
     used["c", "backward"] |= set(re.findall(r"\bb\.(\w+)", text))  # macros get it as b
@@ -85,6 +95,26 @@ def test_every_field_of_the_backward_is_used_and_exists():
     for name, record in (("walk", BackwardLoop), ("kernel", KernelFace), ("sum", RowSum)):
         printed = set(re.findall(rf"\b{name}\.(\w+)", text))
         missing = {f.name for f in dataclasses.fields(record)} - printed - {"types", "values", "kind"}
+        assert missing == set(), f"{record.__name__} has fields no template prints"
+
+
+def test_every_field_of_a_recurrence_is_used_and_exists():
+    text = "".join(path.read_text() for path in OF_RECURRENCE)
+    owners = {
+        "c": RecurrenceContext,
+        r"c\.adjoint": Adjoint,
+        r"c\.adjoint_face": AdjointFaces,
+        r"c\.decode": Decode,
+        "r": AdjointRead,
+        "tile": Tile,
+    }
+    unprinted = {"adjoint_face": {"out", "states", "scan", "queries", "keys", "values", "tokens"}}
+    for owner, record in owners.items():
+        used = set(re.findall(rf"\b{owner}\.(\w+)", text))
+        fields = {f.name for f in dataclasses.fields(record)}
+        if owner != "tile":
+            assert used <= fields, f"templates name {used - fields}, which {record.__name__} lacks"
+        missing = fields - used - unprinted.get(owner.removeprefix(r"c\."), set())
         assert missing == set(), f"{record.__name__} has fields no template prints"
 
 
