@@ -85,6 +85,10 @@ def check_task(task: Task) -> SpecReport:
     torch.set_num_threads(1)
     start = time.monotonic()
     report = SpecReport(name=task.spec.name, path=task.path, dtypes=[task.dtype])
+    if task.spec.recurrence is not None:
+        _check_recurrence(task, report)
+        report.seconds = time.monotonic() - start
+        return report
     try:
         subject = Subject.of(task.spec)
     except Broken as broken:
@@ -99,6 +103,21 @@ def check_task(task: Task) -> SpecReport:
             break
     report.seconds = time.monotonic() - start
     return report
+
+
+def _check_recurrence(task: Task, report: SpecReport) -> None:
+    """Check one dtype of a recurrence: all calls, until the first that fails."""
+    from attngen.check.recurrence import calls, check_calls
+    from attngen.check.triangle import Broken
+
+    todo = calls(task.spec)
+    try:
+        for _, found in check_calls(task.spec, task.dtype):
+            report.problems += 1
+            report.add(found)
+    except Broken as broken:
+        failed = todo[min(report.problems, len(todo) - 1)]
+        report.faults.append(_described(task, broken.layer, str(broken), failed.as_json()))
 
 
 def _fault(subject: Subject, task: Task, number: int, broken: Broken) -> Fault:

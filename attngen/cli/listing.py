@@ -30,7 +30,9 @@ def show(folder: Path, *, as_json: bool) -> None:
 
 
 def mechanism(spec: Spec) -> str:
-    """Return the name of the function's contract: dense, packed or paged."""
+    """Return the name of the function's contract: dense, packed, paged, ssd or recurrence."""
+    if spec.recurrence is not None:
+        return "ssd" if spec.recurrence.kind == "ssd" else "recurrence"
     if spec.cache is not None:
         return "paged"
     return "packed" if spec.layout == "thd" else "dense"

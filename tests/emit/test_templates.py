@@ -104,7 +104,7 @@ def test_every_field_of_a_recurrence_is_used_and_exists():
         "c": RecurrenceContext,
         r"c\.adjoint": Adjoint,
         r"c\.adjoint_face": AdjointFaces,
-        r"c\.decode": Decode,
+        "decode": Decode,
         "r": AdjointRead,
         "tile": Tile,
     }
