@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -58,7 +58,7 @@ def calls(spec: Spec) -> list[Call]:
         Call(name="packed, no optional tensors", lengths=(chunk - 1, 2), packed=True, whole=False),
         Call(name="strong decays", lengths=(chunk,), strong=True),
     ]
-    return [Call(**{**asdict(call), "heads": min(some, 4)}) for call in found]
+    return [replace(call, heads=min(some, 4)) for call in found]
 
 
 def _of(spec: Spec) -> Recurrence:
@@ -154,7 +154,10 @@ class _Truth:
 
     @classmethod
     def of(cls, spec: Spec, inputs: Inputs) -> _Truth:
-        """Twice the error of an eager model in the same dtype, half an ulp of the result, and what fp32 can tell."""
+        """Twice the error of an eager model in the same dtype, half an ulp of the result, and what fp32 can tell.
+
+        Of gradients also what half an ulp of out's gradient does to them: kernels keep that of what is read in its dtype.
+        """
         first = inputs["x" if "x" in inputs else "q"]
         names = [n for n, x in inputs.items() if isinstance(x, Tensor) and x.is_floating_point()]
         source = torch.Generator().manual_seed(5)
@@ -170,6 +173,11 @@ class _Truth:
             name: 2 * max_error(eager[name].reshape(value.shape), value) + (eps / 2 + 8 * EPS32) * size(value)
             for name, value in expected.items()
         }
+        if spec.grad:
+            signs = torch.randint(0, 2, out.shape, generator=source) * 2 - 1
+            rounded = incoming | {"dout": incoming["dout"].double() * (1 + signs * eps / 2)}
+            moved = _results(spec, names, inputs, rounded, "float64")
+            budget |= {n: b + max_error(moved[n], expected[n]) for n, b in budget.items()}
         return cls(incoming if spec.grad else {}, expected, budget)
 
 

@@ -110,7 +110,8 @@ class AdjointRead:
     summed: tuple[Tile, ...]
     products: tuple[ReadProduct, ...]
     to_tile: str  # the decay between where the state is and the tile
-    of_state: tuple[str, ...]  # what is done with what was read of the state alone
+    within: tuple[str, ...]  # what is done with what was read of other tokens alone
+    of_state: tuple[str, ...]  # and of the state alone
     begin: str
     end: str
     near: str

@@ -145,8 +145,8 @@ class _Reads:
                 found.append(
                     ReadProduct(
                         query=tile.name,
-                        result=f"acc_{result.index}",
-                        plus=f", acc_{result.index}" if n else "",
+                        result=f"state_{result.index}",
+                        plus=f", state_{result.index}" if n else "",
                         rows=f"{of_query} * {wide}" if by_rows else f"{of_result} * {wide}",
                         columns=of_result if by_rows else of_query,
                         mask=f", mask={' & '.join(limits)}, other=0.0" if limits else "",
@@ -192,24 +192,7 @@ class _Reads:
             written=True,
         )
         own = self.parts.k.operand
-        read = replace(read, **self._sides(own, "k", "of_keys", self.parts.heads_together))
-        if not self.of_decays:
-            return read
-        # keys are loaded first, so that what they give to the state is added up before the rest
-        loads = tuple(line for line in read.finish if line.startswith("own_"))[: len(self.k_chunks)]
-        dots = next(line for line in read.finish if line.startswith("dots = "))
-        state = (
-            *loads,
-            f"of_state = {dots.removeprefix('dots = ')}",
-            "of_state *= tl.math.exp2(edge - own_m)",
-            *self._step("of_state", "m", ""),
-            f"tl.store(of_states + {_SLOT} * {self.parts.chunk} + m, of_state, mask=m < length)",
-        )
-        finish = tuple(
-            "dots = dots - of_state" if line == "dots_later" else line
-            for line in (x for f in read.finish for x in ((f, "dots_later") if f == dots else (f,)))
-        )
-        return replace(read, of_state=state, finish=finish)
+        return replace(read, **self._sides(own, "k", "of_keys", self.parts.heads_together))
 
     def values(self, face: KernelFace) -> AdjointRead:
         query = self._tiles("k", "query")
@@ -257,7 +240,7 @@ class _Reads:
             "total_m = tl.load(total_base + m)",
             "edge = tl.load(total_base + start_m - 1, mask=start_m > 0, other=0.0)",
         )
-        earlier = "n[None, :] <= m[:, None]"
+        earlier = f"n[None, :] {'<' if self.of_decays else '<='} m[:, None]"
         diagonal = (
             (
                 f'apart = tl.where({earlier}, total_m[:, None] - tl.load({late} + n)[None, :], float("-inf"))',
@@ -309,7 +292,8 @@ class _Reads:
             "edge = tl.load(total_base + start_m + BLOCK_M - 1)",
             f"last = tl.load(total_base + {self.parts.chunk - 1})",
         )
-        later = "(n[None, :] >= m[:, None]) & (n < length)[None, :]"
+        strict = written and self.of_decays
+        later = f"(n[None, :] {'>' if strict else '>='} m[:, None]) & (n < length)[None, :]"
         step = self._step("pairs_tile", "m", "[:, None]") if written else ()
         diagonal = (
             (
@@ -349,6 +333,7 @@ class _Reads:
             "precision": self.parts.contract.precision,
             "stored_pairs": "",
             "of_state": (),
+            "within": (),
             "finish": (),
             "stores": (),
         }
@@ -369,25 +354,29 @@ class _Reads:
     def _sides(self, tensor: str, which: str, dots: str, heads: int) -> dict[str, object]:
         """For the gradient of queries or keys: products with themselves per head, the slope of their map, and stores."""
         lines: list[str] = []
+        within: list[str] = []
+        state: list[str] = []
         load = self.parts.q if which == "q" else self.parts.k
         node = self.parts.query_map if which == "q" else self.parts.key_map
-        if self.of_decays or node:
-            for chunk in self.k_chunks:
-                at = (
-                    f"{which}_base + row[:, None] * stride_{tensor}t + {chunk.columns}[None, :]{chunk.masked}"
-                )
-                lines.append(f"own_{chunk.index} = tl.load({at}).to(tl.float32)")
+        loads = [
+            f"own_{c.index} = tl.load({which}_base + row[:, None] * stride_{tensor}t"
+            f" + {c.columns}[None, :]{c.masked}).to(tl.float32)"
+            for c in self.k_chunks
+        ]
         if self.of_decays:
-            each = []
-            for chunk in self.k_chunks:
-                value = text_of(node.expr, {"s": f"own_{chunk.index}"}) if node else f"own_{chunk.index}"
-                limit = chunk.loaded.removeprefix(" & ")
-                product = f"({value}) * acc_{chunk.index}"
-                each.append(f"tl.sum({f'tl.where({limit}, {product}, 0.0)' if limit else product}, 1)")
-            lines += [
-                f"dots = {' + '.join(each)}",
-                f"tl.store({dots} + {_SLOT} * {self.parts.chunk} + m, dots, mask=m < length)",
-            ]
+            # what is read of the state and of other tokens, each times the reader itself: the gradient of decays
+            at = f"{_SLOT} * {self.parts.chunk} + m"
+            names = (dots, "of_states") if which == "k" else (dots, dots)
+            within = [*loads, f"dots = {self._dots(node, 'acc')}"]
+            state = [f"of_state = {self._dots(node, 'state')}"]
+            if which == "k":
+                within.append(f"tl.store({names[0]} + {at}, dots, mask=m < length)")
+                state.append(f"tl.store({names[1]} + {at}, of_state, mask=m < length)")
+            else:
+                state.append(f"tl.store({names[0]} + {at}, dots + of_state, mask=m < length)")
+            lines += self._own_token(which)
+        elif node:
+            lines += loads
         slope = self.graph.nodes.get(f"d{load.operand}")
         if node and isinstance(slope, Map):
             lines += [
@@ -406,7 +395,43 @@ class _Reads:
             at = f"own_base + m.to(ROW_INDEX)[:, None] * stride_d{tensor}t + {chunk.columns}[None, :]"
             value = f"{result}_{chunk.index}.to(d{tensor}.dtype.element_ty)"
             stores.append(f"tl.store({at}, {value}, mask=(m < length)[:, None]{chunk.loaded})")
-        return {"heads": heads, "sums_heads": sums, "finish": tuple(lines), "stores": tuple(stores)}
+        return {
+            "heads": heads,
+            "sums_heads": sums,
+            "within": tuple(within),
+            "of_state": tuple(state),
+            "finish": tuple(lines),
+            "stores": tuple(stores),
+        }
+
+    def _dots(self, node: Map | None, name: str) -> str:
+        """Rows of queries or keys times rows of what was added up for them."""
+        found: list[str] = []
+        for chunk in self.k_chunks:
+            value = text_of(node.expr, {"s": f"own_{chunk.index}"}) if node else f"own_{chunk.index}"
+            limit = chunk.loaded.removeprefix(" & ")
+            product = f"({value}) * {name}_{chunk.index}" if node else f"{value} * {name}_{chunk.index}"
+            found.append(f"tl.sum({f'tl.where({limit}, {product}, 0.0)' if limit else product}, 1)")
+        return " + ".join(found)
+
+    def _own_token(self, which: str) -> Iterator[str]:
+        """What a token reads of what it writes itself: no decay lies between, so that it is added after the products that tell
+        of decays, which it would drown where decays are strong."""
+        other = "v" if which == "q" else "dread"
+        mine = "dread" if which == "q" else "v"
+        dots: list[str] = []
+        for tile in self._tiles(other, "query"):
+            at = f"{tile.base} + row[:, None] * ({tile.stride}) + {tile.columns}[None, :]{tile.masked}"
+            yield f"{tile.name} = tl.load({at})"
+            yield from tile.lines
+            dots.append(f"tl.sum({mine}_{tile.index}.to(tl.float32) * {tile.name}.to(tl.float32), 1)")
+        step = " * tl.load(step_base + m)" if self.parts.step else ""
+        yield f"own_token = ({' + '.join(dots)}){step}"
+        for tile in self._tiles("k" if which == "q" else "q", "query"):
+            at = f"{tile.base} + row[:, None] * {tile.stride} + {tile.columns}[None, :]{tile.masked}"
+            yield f"{tile.name} = tl.load({at})"
+            yield from tile.lines
+            yield f"acc_{tile.index} += own_token[:, None] * {tile.name}.to(tl.float32)"
 
     def _value_place(self, tensor: str, chunk: ColumnChunk) -> str:
         return (

@@ -84,15 +84,15 @@ def of_out_adjoint(chunk: int) -> Configs:
 
 def of_queries(rows: int, columns: int, chunk: int) -> Configs:
     """Gradients of queries: ``block_m`` tokens of a chunk."""
-    return _by_target(chunk, _of(32, 32, 4, 1), _of(64, 64, 8, 2))
+    few = _of(32, 32, 8, 2)
+    return _by_target(
+        chunk, _of(32, 32, 4, 1), _of(64, 32, 8, 2), sm_80=few, sm_86=few, sm_89=few, sm_120=few
+    )
 
 
 def of_keys(rows: int, columns: int, chunk: int) -> Configs:
     """Gradients of keys: ``block_m`` tokens of a chunk."""
-    few = _of(32, 32, 4, 2)
-    return _by_target(
-        chunk, _of(32, 32, 4, 1), _of(64, 32, 8, 2), sm_80=few, sm_86=few, sm_89=few, sm_120=few
-    )
+    return of_queries(rows, columns, chunk)
 
 
 def of_values(rows: int, columns: int, chunk: int) -> Configs:
