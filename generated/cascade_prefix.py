@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest b08ab0440d6f4757a4458ed957247a442569280f793c4b2b0278830886dbf09a. Needs torch and triton, nothing else.
+Digest da44d546e792a38a9032e69fd35eb89d501c1b721c15a3afe61034fc9b913696. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "splits": "auto"
 }
 """)
-DIGEST = "b08ab0440d6f4757a4458ed957247a442569280f793c4b2b0278830886dbf09a"
+DIGEST = "da44d546e792a38a9032e69fd35eb89d501c1b721c15a3afe61034fc9b913696"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -82,12 +82,12 @@ MANIFEST = json.loads(r"""
       {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
       {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
     ],
-    "sm_80/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_86/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_89/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
+    "sm_80/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_86/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_89/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
     "gfx942/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
     "gfx950/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
   },
@@ -102,14 +102,14 @@ MANIFEST = json.loads(r"""
     "sm_120/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "gfx942/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "gfx950/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
-    "sm_80/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_86/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "gfx942/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "gfx950/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
+    "sm_80/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_86/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "gfx942/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "gfx950/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}]
   },
   "kernels": {
     "_attention_forward": {
@@ -922,7 +922,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::cascade_prefix_b08ab0440d6f", mutates_args=())
+@torch.library.custom_op("attngen::cascade_prefix_da44d546e792", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1261,7 +1261,7 @@ def _append(
     tl.store(stored + d, value.to(cache.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("attngen::cascade_prefix_b08ab0440d6f_append", mutates_args=("cache", "scale"))
+@torch.library.custom_op("attngen::cascade_prefix_da44d546e792_append", mutates_args=("cache", "scale"))
 def _append_rows(
     x: torch.Tensor,
     cache: torch.Tensor,
