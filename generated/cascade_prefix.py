@@ -701,7 +701,7 @@ def launch(
     num_splits = config.get("num_splits") or _num_splits(
         triton.cdiv(max_seqlen_q, block_q) * k.shape[2],
         triton.cdiv(page_table.shape[1] * 16, config["BLOCK_N"]),
-        out.numel(),
+        2 * out.numel(),
         num_sms,
     )
     config = {name: value for name, value in config.items() if name != "num_splits"}
@@ -709,7 +709,10 @@ def launch(
     num_groups = prefix_table.shape[0]
     prefix_tiles = q.shape[0] // (prefix_config["BLOCK_M"] // min(4, prefix_config["BLOCK_M"])) + num_groups
     prefix_splits = prefix_config.get("num_splits") or _num_splits(
-        k.shape[2], triton.cdiv(prefix_table.shape[1] * 16, prefix_config["BLOCK_N"]), out.numel(), num_sms
+        k.shape[2],
+        triton.cdiv(prefix_table.shape[1] * 16, prefix_config["BLOCK_N"]),
+        2 * out.numel(),
+        num_sms,
     )
     prefix_config = {name: value for name, value in prefix_config.items() if name != "num_splits"}
     prefix_programs = prefix_tiles * k.shape[2]
