@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < 128.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - 127, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - 127, 0), min(i_lo + 1, seqlen_k)).
 
-Digest 6ba70f9831fd2aaef20bf7934409f0bd5f2b4dee5188be2a64dd46580116dad8. Needs torch and triton, nothing else.
+Digest 0ed7a90df4fe52de4995fc673ff069c1553275bc69c89e78938a3597ee615f61. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "sinks": true
 }
 """)
-DIGEST = "6ba70f9831fd2aaef20bf7934409f0bd5f2b4dee5188be2a64dd46580116dad8"
+DIGEST = "0ed7a90df4fe52de4995fc673ff069c1553275bc69c89e78938a3597ee615f61"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -107,8 +107,8 @@ MANIFEST = json.loads(r"""
     "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
     "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
     "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-    "gfx942/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-    "gfx950/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}]
+    "gfx942/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
+    "gfx950/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
   },
   "kernels": {
     "_attention_forward": {
@@ -504,7 +504,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::paged_gpt_oss_6ba70f9831fd", mutates_args=())
+@torch.library.custom_op("attngen::paged_gpt_oss_0ed7a90df4fe", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -832,7 +832,7 @@ def _append(
     tl.store(stored + d, value.to(cache.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("attngen::paged_gpt_oss_6ba70f9831fd_append", mutates_args=("cache", "scale"))
+@torch.library.custom_op("attngen::paged_gpt_oss_0ed7a90df4fe_append", mutates_args=("cache", "scale"))
 def _append_rows(
     x: torch.Tensor,
     cache: torch.Tensor,

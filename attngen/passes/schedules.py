@@ -145,10 +145,11 @@ _PAGED_DECODE: tuple[Row, ...] = (
     (512, (_config(16, 64, 4, 2),)),
     (1088, (_config(16, 32, 4, 2),)),
 )
-_PAGED_DECODE_32: tuple[Row, ...] = (
-    (256, (_config(16, 32, 8, 2),)),
-    (512, (_config(16, 16, 4, 2),)),
-)
+_DECODE_FP32: tuple[Row, ...] = ((256, (_config(16, 32, 8, 2),)), (512, (_config(16, 16, 4, 2),)))
+_PAGED_DECODE_32: dict[str, tuple[Row, ...]] = {
+    **dict.fromkeys(("sm_80/32", "sm_90/32", "sm_100/32"), _DECODE_FP32),
+    "gfx942/32": ((256, (_config(16, 32, 4, 2),)), *_DECODE_FP32[1:]),  # more warps would repeat products
+}
 _PAGED_CPU = (_config(32, 64, 4, 1),)
 
 
@@ -216,7 +217,7 @@ def paged_configurations(
     many: list[tuple[str, tuple[Config, ...]]] = []
     few: list[tuple[str, tuple[Config, ...]]] = []
     for name, rows in _TARGETS.items():
-        decode_rows = _PAGED_DECODE_32 if name.endswith("/32") else _nearest(smaller, name, _PAGED_DECODE)
+        decode_rows = _nearest({**smaller, **_PAGED_DECODE_32}, name, _PAGED_DECODE)
         usual = _choices(_nearest(tables, name, rows), columns)
         special = _choices(_nearest(first, name, ()), columns)
         many.append((name, _without_descriptors(special or usual)))
