@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 9f04262b503362139bf0044adddf8dd80af3c90d5a378dc9ffc54f3c8aa4f172. Needs torch and triton, nothing else.
+Digest 3f942866d659a84d9d8aeb7251b2e7d3c0cbeb400053fd75c71dd4f6f6e192db. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "splits": "auto"
 }
 """)
-DIGEST = "9f04262b503362139bf0044adddf8dd80af3c90d5a378dc9ffc54f3c8aa4f172"
+DIGEST = "3f942866d659a84d9d8aeb7251b2e7d3c0cbeb400053fd75c71dd4f6f6e192db"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -83,11 +83,11 @@ MANIFEST = json.loads(r"""
       {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
     ],
     "sm_80/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-    "sm_86/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-    "sm_89/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_86/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}],
+    "sm_89/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}],
     "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
     "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-    "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}],
     "gfx942/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
     "gfx950/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
   },
@@ -925,7 +925,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::cascade_prefix_9f04262b5033", mutates_args=())
+@torch.library.custom_op("attngen::cascade_prefix_3f942866d659", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1264,7 +1264,7 @@ def _append(
     tl.store(stored + d, value.to(cache.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("attngen::cascade_prefix_9f04262b5033_append", mutates_args=("cache", "scale"))
+@torch.library.custom_op("attngen::cascade_prefix_3f942866d659_append", mutates_args=("cache", "scale"))
 def _append_rows(
     x: torch.Tensor,
     cache: torch.Tensor,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < window.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - window + 1, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - window + 1, 0), min(i_lo + 1, seqlen_k)).
 
-Digest 9a3c597e6d0781fa135e1f464c29cf754b206607e5b22ed73b47c678671715da. Needs torch and triton, nothing else.
+Digest cee7b1b5f35559bee4dd9f816606fabb921a9e6b86f5fb721b7fdac9f2326feb. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"window": "int"}
 }
 """)
-DIGEST = "9a3c597e6d0781fa135e1f464c29cf754b206607e5b22ed73b47c678671715da"
+DIGEST = "cee7b1b5f35559bee4dd9f816606fabb921a9e6b86f5fb721b7fdac9f2326feb"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -85,11 +85,11 @@ MANIFEST = json.loads(r"""
       {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
     ],
     "sm_80/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-    "sm_86/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-    "sm_89/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_86/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}],
+    "sm_89/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}],
     "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
     "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-    "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}],
     "gfx942/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
     "gfx950/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
   },
@@ -519,7 +519,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::paged_mixed_mistral_window_9a3c597e6d07", mutates_args=())
+@torch.library.custom_op("attngen::paged_mixed_mistral_window_cee7b1b5f355", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -816,7 +816,7 @@ def _append(
 
 
 @torch.library.custom_op(
-    "attngen::paged_mixed_mistral_window_9a3c597e6d07_append", mutates_args=("cache", "scale")
+    "attngen::paged_mixed_mistral_window_cee7b1b5f355_append", mutates_args=("cache", "scale")
 )
 def _append_rows(
     x: torch.Tensor,

@@ -139,6 +139,7 @@ _PAGED: dict[str, tuple[Row, ...]] = {
     "sm_100/16": (*_BLACKWELL[:4], (1088, (_config(32, 64, 8, 2), _config(64, 32, 8, 2)))),
     "gfx942/16": (*_CDNA[:2], (1088, (_config(64, 16, 4, 2),))),
     **dict.fromkeys(("sm_80/32", "sm_90/32", "sm_100/32"), _PAGED_FP32),
+    "sm_89/32": (_NVIDIA_FP32[0], (256, (_config(32, 16, 8, 2),)), *_NVIDIA_FP32[1:]),
 }
 _PAGED_DECODE: tuple[Row, ...] = (
     (320, (_config(16, 128, 4, 2),)),
