@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 63f8f66361ee8fbdacde7c4f6fce1d04f24f509d9fd9be5275d43a2c5e7a2c32. Needs torch and triton, nothing else.
+Digest d4508229350c66a9b8f8e17aee4266c0a2780005e1622c5e5e6f167316b4e3fa. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "splits": "auto"
 }
 """)
-DIGEST = "63f8f66361ee8fbdacde7c4f6fce1d04f24f509d9fd9be5275d43a2c5e7a2c32"
+DIGEST = "d4508229350c66a9b8f8e17aee4266c0a2780005e1622c5e5e6f167316b4e3fa"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -85,12 +85,12 @@ MANIFEST = json.loads(r"""
       {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
       {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
     ],
-    "sm_80/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_86/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_89/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
+    "sm_80/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_86/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}],
+    "sm_89/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}],
+    "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}],
     "gfx942/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
     "gfx950/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
   },
@@ -105,12 +105,12 @@ MANIFEST = json.loads(r"""
     "sm_120/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "gfx942/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "gfx950/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
-    "sm_80/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_86/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
+    "sm_80/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_86/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
     "gfx942/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
     "gfx950/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
   },
@@ -734,7 +734,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::paged_decode_llama3_63f8f66361ee", mutates_args=())
+@torch.library.custom_op("attngen::paged_decode_llama3_d4508229350c", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1025,7 +1025,7 @@ def _append(
     tl.store(stored + d, value.to(cache.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("attngen::paged_decode_llama3_63f8f66361ee_append", mutates_args=("cache", "scale"))
+@torch.library.custom_op("attngen::paged_decode_llama3_d4508229350c_append", mutates_args=("cache", "scale"))
 def _append_rows(
     x: torch.Tensor,
     cache: torch.Tensor,

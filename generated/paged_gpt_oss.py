@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < 128.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - 127, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - 127, 0), min(i_lo + 1, seqlen_k)).
 
-Digest d9ab3ae34a3cd30c99003e6ac706bc0d0c615e38e080ca1279b972287766afb0. Needs torch and triton, nothing else.
+Digest 0ed7a90df4fe52de4995fc673ff069c1553275bc69c89e78938a3597ee615f61. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "sinks": true
 }
 """)
-DIGEST = "d9ab3ae34a3cd30c99003e6ac706bc0d0c615e38e080ca1279b972287766afb0"
+DIGEST = "0ed7a90df4fe52de4995fc673ff069c1553275bc69c89e78938a3597ee615f61"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -101,12 +101,12 @@ MANIFEST = json.loads(r"""
     "sm_120/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "gfx942/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "gfx950/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
-    "sm_80/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_86/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
+    "sm_80/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_86/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
     "gfx942/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
     "gfx950/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
   },
@@ -504,7 +504,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::paged_gpt_oss_d9ab3ae34a3c", mutates_args=())
+@torch.library.custom_op("attngen::paged_gpt_oss_0ed7a90df4fe", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -837,7 +837,7 @@ def _append(
     tl.store(stored + d, value.to(cache.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("attngen::paged_gpt_oss_d9ab3ae34a3c_append", mutates_args=("cache", "scale"))
+@torch.library.custom_op("attngen::paged_gpt_oss_0ed7a90df4fe_append", mutates_args=("cache", "scale"))
 def _append_rows(
     x: torch.Tensor,
     cache: torch.Tensor,
