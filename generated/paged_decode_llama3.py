@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 63f8f66361ee8fbdacde7c4f6fce1d04f24f509d9fd9be5275d43a2c5e7a2c32. Needs torch and triton, nothing else.
+Digest d4508229350c66a9b8f8e17aee4266c0a2780005e1622c5e5e6f167316b4e3fa. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "splits": "auto"
 }
 """)
-DIGEST = "63f8f66361ee8fbdacde7c4f6fce1d04f24f509d9fd9be5275d43a2c5e7a2c32"
+DIGEST = "d4508229350c66a9b8f8e17aee4266c0a2780005e1622c5e5e6f167316b4e3fa"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -85,12 +85,12 @@ MANIFEST = json.loads(r"""
       {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
       {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
     ],
-    "sm_80/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_86/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_89/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
+    "sm_80/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_86/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}],
+    "sm_89/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}],
+    "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}],
     "gfx942/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
     "gfx950/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
   },
@@ -105,12 +105,12 @@ MANIFEST = json.loads(r"""
     "sm_120/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "gfx942/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "gfx950/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
-    "sm_80/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_86/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
+    "sm_80/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_86/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
     "gfx942/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
     "gfx950/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
   },
@@ -734,7 +734,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::paged_decode_llama3_63f8f66361ee", mutates_args=())
+@torch.library.custom_op("attngen::paged_decode_llama3_d4508229350c", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -776,6 +776,21 @@ def _expect(condition: bool, message: str) -> None:
         raise ValueError("paged_decode_llama3: " + message)
 
 
+def _check_autograd(name: str, tensor: torch.Tensor) -> None:
+    """What a custom op's autograd cannot do: forward mode would give 0, and torch.func an error in words of its own."""
+    if torch.compiler.is_compiling():
+        return
+    dual = torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
+    )
+    transformed = torch._C._functorch.is_gradtrackingtensor(tensor)
+    _expect(
+        not transformed,
+        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
+    )
+
+
 def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim: int) -> None:
     """q, k and v: same dtype and device, right rank and head dim, last dimension contiguous."""
     if not isinstance(tensor, torch.Tensor):
@@ -789,18 +804,7 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
     )
-    dual = (
-        not torch.compiler.is_compiling()
-        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
-    )
-    _expect(
-        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
-    )
-    transformed = not torch.compiler.is_compiling() and torch._C._functorch.is_gradtrackingtensor(tensor)
-    _expect(
-        not transformed,
-        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
-    )
+    _check_autograd(name, tensor)
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")
 
@@ -1021,7 +1025,7 @@ def _append(
     tl.store(stored + d, value.to(cache.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("attngen::paged_decode_llama3_63f8f66361ee_append", mutates_args=("cache", "scale"))
+@torch.library.custom_op("attngen::paged_decode_llama3_d4508229350c_append", mutates_args=("cache", "scale"))
 def _append_rows(
     x: torch.Tensor,
     cache: torch.Tensor,

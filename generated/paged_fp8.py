@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 2bc0478237680b2594412f801455f38e1dbb857cf6a7d9d9afae7cda8bb572ba. Needs torch and triton, nothing else.
+Digest 0511daada65bd9d3e57763c6da9d7cb524d5c65bc839bf69a6e1a17f2244179d. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "splits": "auto"
 }
 """)
-DIGEST = "2bc0478237680b2594412f801455f38e1dbb857cf6a7d9d9afae7cda8bb572ba"
+DIGEST = "0511daada65bd9d3e57763c6da9d7cb524d5c65bc839bf69a6e1a17f2244179d"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -99,12 +99,12 @@ MANIFEST = json.loads(r"""
     "sm_120/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "gfx942/16": [{"BLOCK_M": 16, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
     "gfx950/16": [{"BLOCK_M": 16, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-    "sm_80/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_86/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
+    "sm_80/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_86/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
     "gfx942/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
     "gfx950/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
   },
@@ -745,7 +745,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::paged_fp8_2bc047823768", mutates_args=())
+@torch.library.custom_op("attngen::paged_fp8_0511daada65b", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -793,6 +793,21 @@ def _expect(condition: bool, message: str) -> None:
         raise ValueError("paged_fp8: " + message)
 
 
+def _check_autograd(name: str, tensor: torch.Tensor) -> None:
+    """What a custom op's autograd cannot do: forward mode would give 0, and torch.func an error in words of its own."""
+    if torch.compiler.is_compiling():
+        return
+    dual = torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
+    )
+    transformed = torch._C._functorch.is_gradtrackingtensor(tensor)
+    _expect(
+        not transformed,
+        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
+    )
+
+
 def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim: int) -> None:
     """q, k and v: same dtype and device, right rank and head dim, last dimension contiguous."""
     if not isinstance(tensor, torch.Tensor):
@@ -806,18 +821,7 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
     )
-    dual = (
-        not torch.compiler.is_compiling()
-        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
-    )
-    _expect(
-        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
-    )
-    transformed = not torch.compiler.is_compiling() and torch._C._functorch.is_gradtrackingtensor(tensor)
-    _expect(
-        not transformed,
-        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
-    )
+    _check_autograd(name, tensor)
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")
 
@@ -1078,7 +1082,7 @@ def _append(
     tl.store(stored + d, value.to(cache.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("attngen::paged_fp8_2bc047823768_append", mutates_args=("cache", "scale"))
+@torch.library.custom_op("attngen::paged_fp8_0511daada65b_append", mutates_args=("cache", "scale"))
 def _append_rows(
     x: torch.Tensor,
     cache: torch.Tensor,

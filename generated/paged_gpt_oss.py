@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < 128.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - 127, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - 127, 0), min(i_lo + 1, seqlen_k)).
 
-Digest d9ab3ae34a3cd30c99003e6ac706bc0d0c615e38e080ca1279b972287766afb0. Needs torch and triton, nothing else.
+Digest 0ed7a90df4fe52de4995fc673ff069c1553275bc69c89e78938a3597ee615f61. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "sinks": true
 }
 """)
-DIGEST = "d9ab3ae34a3cd30c99003e6ac706bc0d0c615e38e080ca1279b972287766afb0"
+DIGEST = "0ed7a90df4fe52de4995fc673ff069c1553275bc69c89e78938a3597ee615f61"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -101,12 +101,12 @@ MANIFEST = json.loads(r"""
     "sm_120/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "gfx942/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "gfx950/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
-    "sm_80/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_86/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
+    "sm_80/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_86/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
     "gfx942/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
     "gfx950/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
   },
@@ -504,7 +504,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::paged_gpt_oss_d9ab3ae34a3c", mutates_args=())
+@torch.library.custom_op("attngen::paged_gpt_oss_0ed7a90df4fe", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -552,6 +552,21 @@ def _expect(condition: bool, message: str) -> None:
         raise ValueError("paged_gpt_oss: " + message)
 
 
+def _check_autograd(name: str, tensor: torch.Tensor) -> None:
+    """What a custom op's autograd cannot do: forward mode would give 0, and torch.func an error in words of its own."""
+    if torch.compiler.is_compiling():
+        return
+    dual = torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
+    )
+    transformed = torch._C._functorch.is_gradtrackingtensor(tensor)
+    _expect(
+        not transformed,
+        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
+    )
+
+
 def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim: int) -> None:
     """q, k and v: same dtype and device, right rank and head dim, last dimension contiguous."""
     if not isinstance(tensor, torch.Tensor):
@@ -565,18 +580,7 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
     )
-    dual = (
-        not torch.compiler.is_compiling()
-        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
-    )
-    _expect(
-        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
-    )
-    transformed = not torch.compiler.is_compiling() and torch._C._functorch.is_gradtrackingtensor(tensor)
-    _expect(
-        not transformed,
-        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
-    )
+    _check_autograd(name, tensor)
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")
 
@@ -589,6 +593,7 @@ def _check_captured(name: str, tensor: torch.Tensor, dtypes: tuple, shape: tuple
         )
     _expect(tensor.dtype in dtypes, f"{name}: expected dtype {dtypes[0]}, got {tensor.dtype}")
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
+    _check_autograd(name, tensor)
     fits = tensor.dim() == len(shape) and all(
         have == want or have == 1 for have, want in zip(tensor.shape, shape)
     )
@@ -832,7 +837,7 @@ def _append(
     tl.store(stored + d, value.to(cache.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("attngen::paged_gpt_oss_d9ab3ae34a3c_append", mutates_args=("cache", "scale"))
+@torch.library.custom_op("attngen::paged_gpt_oss_0ed7a90df4fe_append", mutates_args=("cache", "scale"))
 def _append_rows(
     x: torch.Tensor,
     cache: torch.Tensor,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 9d2bf1167d2c69de226cbafecd49c4e00e14f02c4ed8f5e3dc886b5717165dc3. Needs torch and triton, nothing else.
+Digest 4c3d4bf72d2038244ec423dabe0680803361628cdc532a8d664aa84073370585. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "splits": "auto"
 }
 """)
-DIGEST = "9d2bf1167d2c69de226cbafecd49c4e00e14f02c4ed8f5e3dc886b5717165dc3"
+DIGEST = "4c3d4bf72d2038244ec423dabe0680803361628cdc532a8d664aa84073370585"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -99,12 +99,12 @@ MANIFEST = json.loads(r"""
     "sm_120/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "gfx942/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 2, "num_stages": 2}],
     "gfx950/16": [{"BLOCK_M": 16, "BLOCK_N": 256, "num_warps": 4, "num_stages": 1}],
-    "sm_80/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_86/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
+    "sm_80/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_86/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
     "gfx942/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
     "gfx950/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
   },
@@ -881,7 +881,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::paged_int4_9d2bf1167d2c", mutates_args=())
+@torch.library.custom_op("attngen::paged_int4_4c3d4bf72d20", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -929,6 +929,21 @@ def _expect(condition: bool, message: str) -> None:
         raise ValueError("paged_int4: " + message)
 
 
+def _check_autograd(name: str, tensor: torch.Tensor) -> None:
+    """What a custom op's autograd cannot do: forward mode would give 0, and torch.func an error in words of its own."""
+    if torch.compiler.is_compiling():
+        return
+    dual = torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
+    )
+    transformed = torch._C._functorch.is_gradtrackingtensor(tensor)
+    _expect(
+        not transformed,
+        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
+    )
+
+
 def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim: int) -> None:
     """q, k and v: same dtype and device, right rank and head dim, last dimension contiguous."""
     if not isinstance(tensor, torch.Tensor):
@@ -942,18 +957,7 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
     )
-    dual = (
-        not torch.compiler.is_compiling()
-        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
-    )
-    _expect(
-        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
-    )
-    transformed = not torch.compiler.is_compiling() and torch._C._functorch.is_gradtrackingtensor(tensor)
-    _expect(
-        not transformed,
-        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
-    )
+    _check_autograd(name, tensor)
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")
 
@@ -1213,7 +1217,7 @@ def _append(
     tl.store(stored + c, ((low & 15) | ((high & 15) << 4)).to(tl.uint8), mask=2 * c < HEAD_DIM)
 
 
-@torch.library.custom_op("attngen::paged_int4_9d2bf1167d2c_append", mutates_args=("cache", "scale"))
+@torch.library.custom_op("attngen::paged_int4_4c3d4bf72d20_append", mutates_args=("cache", "scale"))
 def _append_rows(
     x: torch.Tensor,
     cache: torch.Tensor,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest d73b9b7ac90616f192ded999779da8d04b67e534fb4878d0438360a72146dc5d. Needs torch and triton, nothing else.
+Digest a210dc128b4bbdb62ee84f68c4287bc6c8b061ddef24feb5fb0144b3a6b9d6a8. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "splits": "auto"
 }
 """)
-DIGEST = "d73b9b7ac90616f192ded999779da8d04b67e534fb4878d0438360a72146dc5d"
+DIGEST = "a210dc128b4bbdb62ee84f68c4287bc6c8b061ddef24feb5fb0144b3a6b9d6a8"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -99,12 +99,12 @@ MANIFEST = json.loads(r"""
     "sm_120/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "gfx942/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 2, "num_stages": 2}],
     "gfx950/16": [{"BLOCK_M": 16, "BLOCK_N": 256, "num_warps": 4, "num_stages": 1}],
-    "sm_80/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_86/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
+    "sm_80/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_86/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
     "gfx942/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
     "gfx950/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
   },
@@ -804,7 +804,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::paged_int8_d73b9b7ac906", mutates_args=())
+@torch.library.custom_op("attngen::paged_int8_a210dc128b4b", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -852,6 +852,21 @@ def _expect(condition: bool, message: str) -> None:
         raise ValueError("paged_int8: " + message)
 
 
+def _check_autograd(name: str, tensor: torch.Tensor) -> None:
+    """What a custom op's autograd cannot do: forward mode would give 0, and torch.func an error in words of its own."""
+    if torch.compiler.is_compiling():
+        return
+    dual = torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
+    )
+    transformed = torch._C._functorch.is_gradtrackingtensor(tensor)
+    _expect(
+        not transformed,
+        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
+    )
+
+
 def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim: int) -> None:
     """q, k and v: same dtype and device, right rank and head dim, last dimension contiguous."""
     if not isinstance(tensor, torch.Tensor):
@@ -865,18 +880,7 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
     )
-    dual = (
-        not torch.compiler.is_compiling()
-        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
-    )
-    _expect(
-        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
-    )
-    transformed = not torch.compiler.is_compiling() and torch._C._functorch.is_gradtrackingtensor(tensor)
-    _expect(
-        not transformed,
-        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
-    )
+    _check_autograd(name, tensor)
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")
 
@@ -1132,7 +1136,7 @@ def _append(
     tl.store(stored + d, value.to(cache.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("attngen::paged_int8_d73b9b7ac906_append", mutates_args=("cache", "scale"))
+@torch.library.custom_op("attngen::paged_int8_a210dc128b4b_append", mutates_args=("cache", "scale"))
 def _append_rows(
     x: torch.Tensor,
     cache: torch.Tensor,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < window.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - window + 1, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - window + 1, 0), min(i_lo + 1, seqlen_k)).
 
-Digest 8e6ade47a38b64b8b3632228ca7602c09299ae5f215b69577b68491824161ed9. Needs torch and triton, nothing else.
+Digest cee7b1b5f35559bee4dd9f816606fabb921a9e6b86f5fb721b7fdac9f2326feb. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"window": "int"}
 }
 """)
-DIGEST = "8e6ade47a38b64b8b3632228ca7602c09299ae5f215b69577b68491824161ed9"
+DIGEST = "cee7b1b5f35559bee4dd9f816606fabb921a9e6b86f5fb721b7fdac9f2326feb"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -84,12 +84,12 @@ MANIFEST = json.loads(r"""
       {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
       {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
     ],
-    "sm_80/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_86/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_89/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
+    "sm_80/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_86/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}],
+    "sm_89/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}],
+    "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}],
     "gfx942/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
     "gfx950/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
   },
@@ -104,12 +104,12 @@ MANIFEST = json.loads(r"""
     "sm_120/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "gfx942/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "gfx950/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
-    "sm_80/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_86/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
+    "sm_80/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_86/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
     "gfx942/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
     "gfx950/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
   },
@@ -519,7 +519,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::paged_mixed_mistral_window_8e6ade47a38b", mutates_args=())
+@torch.library.custom_op("attngen::paged_mixed_mistral_window_cee7b1b5f355", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -563,6 +563,21 @@ def _expect(condition: bool, message: str) -> None:
         raise ValueError("paged_mixed_mistral_window: " + message)
 
 
+def _check_autograd(name: str, tensor: torch.Tensor) -> None:
+    """What a custom op's autograd cannot do: forward mode would give 0, and torch.func an error in words of its own."""
+    if torch.compiler.is_compiling():
+        return
+    dual = torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
+    )
+    transformed = torch._C._functorch.is_gradtrackingtensor(tensor)
+    _expect(
+        not transformed,
+        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
+    )
+
+
 def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim: int) -> None:
     """q, k and v: same dtype and device, right rank and head dim, last dimension contiguous."""
     if not isinstance(tensor, torch.Tensor):
@@ -576,18 +591,7 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
     )
-    dual = (
-        not torch.compiler.is_compiling()
-        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
-    )
-    _expect(
-        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
-    )
-    transformed = not torch.compiler.is_compiling() and torch._C._functorch.is_gradtrackingtensor(tensor)
-    _expect(
-        not transformed,
-        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
-    )
+    _check_autograd(name, tensor)
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")
 
@@ -816,7 +820,7 @@ def _append(
 
 
 @torch.library.custom_op(
-    "attngen::paged_mixed_mistral_window_8e6ade47a38b_append", mutates_args=("cache", "scale")
+    "attngen::paged_mixed_mistral_window_cee7b1b5f355_append", mutates_args=("cache", "scale")
 )
 def _append_rows(
     x: torch.Tensor,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j < seqlen_k - seqlen_q or j - (seqlen_k - seqlen_q) < nodes and ancestors[row, j - (seqlen_k - seqlen_q)].
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(max(seqlen_k - seqlen_q, seqlen_k + nodes - seqlen_q), seqlen_k)); all are allowed in [0, seqlen_k - seqlen_q).
 
-Digest 5eb4f3c25aef3623c11b85f0bc16efc210880b54341c88af4b8a80300080e6f2. Needs torch and triton, nothing else.
+Digest ce657a19cdffdfd5167d4a8b37301dffc59ac8edd965656658e0fe060e94c1e9. Needs torch and triton, nothing else.
 """
 
 import json
@@ -30,7 +30,7 @@ SPEC = json.loads(r"""
   "splits": "auto"
 }
 """)
-DIGEST = "5eb4f3c25aef3623c11b85f0bc16efc210880b54341c88af4b8a80300080e6f2"
+DIGEST = "ce657a19cdffdfd5167d4a8b37301dffc59ac8edd965656658e0fe060e94c1e9"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "paged",
@@ -74,12 +74,12 @@ MANIFEST = json.loads(r"""
       {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
       {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
     ],
-    "sm_80/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_86/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_89/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-    "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
+    "sm_80/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_86/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}],
+    "sm_89/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}],
+    "sm_90/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_100/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_120/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}],
     "gfx942/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
     "gfx950/32": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
   },
@@ -94,12 +94,12 @@ MANIFEST = json.loads(r"""
     "sm_120/16": [{"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2}],
     "gfx942/16": [{"BLOCK_M": 16, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
     "gfx950/16": [{"BLOCK_M": 16, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-    "sm_80/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_86/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
-    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
+    "sm_80/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_86/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_89/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_90/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_100/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+    "sm_120/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
     "gfx942/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
     "gfx950/32": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}]
   },
@@ -773,7 +773,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::spec_decode_tree_5eb4f3c25aef", mutates_args=())
+@torch.library.custom_op("attngen::spec_decode_tree_ce657a19cdff", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -821,6 +821,21 @@ def _expect(condition: bool, message: str) -> None:
         raise ValueError("spec_decode_tree: " + message)
 
 
+def _check_autograd(name: str, tensor: torch.Tensor) -> None:
+    """What a custom op's autograd cannot do: forward mode would give 0, and torch.func an error in words of its own."""
+    if torch.compiler.is_compiling():
+        return
+    dual = torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    _expect(
+        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
+    )
+    transformed = torch._C._functorch.is_gradtrackingtensor(tensor)
+    _expect(
+        not transformed,
+        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
+    )
+
+
 def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim: int) -> None:
     """q, k and v: same dtype and device, right rank and head dim, last dimension contiguous."""
     if not isinstance(tensor, torch.Tensor):
@@ -834,18 +849,7 @@ def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor, head_dim:
     _expect(
         tensor.shape[-1] == head_dim, f"{name}: expected head dim {head_dim}, got shape {tuple(tensor.shape)}"
     )
-    dual = (
-        not torch.compiler.is_compiling()
-        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
-    )
-    _expect(
-        not dual, f"{name}: forward-mode gradients are not generated; use torch.autograd.grad or backward"
-    )
-    transformed = not torch.compiler.is_compiling() and torch._C._functorch.is_gradtrackingtensor(tensor)
-    _expect(
-        not transformed,
-        f"{name}: torch.func's gradients are not generated; use torch.autograd.grad or backward",
-    )
+    _check_autograd(name, tensor)
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     _expect(contiguous, f"{name}: the last dimension must be contiguous, strides are {tensor.stride()}")
 
@@ -858,6 +862,7 @@ def _check_captured(name: str, tensor: torch.Tensor, dtypes: tuple, shape: tuple
         )
     _expect(tensor.dtype in dtypes, f"{name}: expected dtype {dtypes[0]}, got {tensor.dtype}")
     _expect(tensor.device == like.device, f"{name}: is on {tensor.device}, q is on {like.device}")
+    _check_autograd(name, tensor)
     fits = tensor.dim() == len(shape) and all(
         have == want or have == 1 for have, want in zip(tensor.shape, shape)
     )
@@ -1107,7 +1112,7 @@ def _append(
     tl.store(stored + d, value.to(cache.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("attngen::spec_decode_tree_5eb4f3c25aef_append", mutates_args=("cache", "scale"))
+@torch.library.custom_op("attngen::spec_decode_tree_ce657a19cdff_append", mutates_args=("cache", "scale"))
 def _append_rows(
     x: torch.Tensor,
     cache: torch.Tensor,

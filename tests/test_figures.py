@@ -62,10 +62,21 @@ ROWS = {
 }
 
 
+FP8_LIMIT = 906  # instructions per 1000 tensor clocks, full loop
+PAGED_LIMITS = (570, 882)  # of a cache in 16 bits, full and partial
+
+
+def test_prompts_in_pages_take_few_instructions():
+    loops = loops_of("paged_decode_llama3", "sm_90")
+    for role, most in zip(("full", "partial"), PAGED_LIMITS, strict=True):
+        assert loops[role].prediction.issue_per_1k_tensor <= most
+
+
 def test_a_cache_of_8_bit_floats():
     [stated, *_] = row("pages of 16, E4M3 per head")
     found = [loop.prediction.issue_per_1k_tensor for loop in loops_of("paged_fp8", "sm_90").values()]
     assert found == pytest.approx([int(n) for n in stated.split("/")], rel=0.01)
+    assert round(found[0]) <= FP8_LIMIT
 
 
 @pytest.mark.parametrize(("column", "target"), [(0, "sm_90"), (1, "sm_80")])
@@ -100,6 +111,17 @@ def test_keys_in_pages_have_no_spills_and_few_instructions_in_decode(spec, colum
     stated = [int(n) for n in row.split("|")[column].split("/")]
     assert found == pytest.approx(stated, rel=0.01)
     assert spec not in LIMITED or max(found) <= DECODE_LIMIT
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_other_dtypes_and_long_prompts_in_splits_compile_without_spills(target):
+    """Without tensor cores, fp32 needs more warps; a prompt beside few programs is split too."""
+    module = ROOT / "generated" / "paged_decode_llama3.py"
+    asked = [
+        r for dtype in ("float16", "float32") for r in requests(module, target, dtype) if r.kernel == FORWARD
+    ]
+    asked += [replace(r, constexprs={**r.constexprs, "SPLIT": not r.constexprs["SPLIT"]}) for r in asked]
+    assert [(r.error, r.spill_bytes) for r in compile_many(asked)] == [("", 0)] * 8
 
 
 @pytest.mark.parametrize("spec", ["paged_decode_llama3", "mla_decode", "cascade_prefix"])

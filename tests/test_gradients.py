@@ -605,6 +605,20 @@ def test_scores_that_hide_what_is_negative(mask):
     check(spec, inputs_of(spec, RAGGED, torch.float32), (SMALL, OTHERS[0]))
 
 
+@pytest.mark.parametrize("function", ["exp", *slow("exp2")])
+def test_scores_that_overflow_to_minus_infinity(function):
+    """They are masked, though the slopes overflow with them: gradients are those of a score that only just does not."""
+    spec = reading(*READS["h key"], f"s - {function}(s + {{x}})")
+    inputs = inputs_of(spec, RAGGED, torch.float32)
+    inputs["x"][:, ::3] = 80.0
+    want = check(spec, inputs)
+    inputs["x"][:, ::3] = 200.0
+    module = attngen.build(spec)
+    dout, dlse = incoming(*module.attention(**inputs, return_lse=True))
+    _, found = kernel_gradients(spec, module, inputs, dout, dlse)
+    assert all(torch.equal(found[name], x) for name, x in want.items())
+
+
 @pytest.mark.parametrize("mask", ["j < 0", "j < 0 and i > 3", "j > i + 100"])
 @pytest.mark.parametrize("read", ["", "h key", "h element", "h bucket"])
 def test_masks_that_allow_nothing(mask, read):
@@ -907,6 +921,13 @@ def test_constant_factors_of_captured_tensors(read, formula):
     spec = reading(*READS[read], formula)
     inputs = inputs_of(spec, Problem(name="", lengths=((18, 21),) * 2, kv_heads=2), torch.float32)
     check(spec, inputs)
+
+
+@pytest.mark.parametrize("name", ["d_rows", "rows_rows", "x_diagonals"])
+def test_names_that_end_as_those_of_partial_sums_do(name):
+    captured = {name: {"dtype": "float32", "axes": ["Hq"], "grad": True}}
+    spec = make(heads={"q": 4, "kv": 2}, score=f"s * {name}[h]", captured=captured)
+    check(spec, inputs_of(spec, RAGGED, torch.float32))
 
 
 @pytest.mark.parametrize("lengths", [(21, 18), (1, 40), (40, 1), (33, 70), (5, 0), (0, 5)])

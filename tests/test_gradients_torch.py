@@ -380,3 +380,18 @@ def test_forward_mode_gradients_are_refused_and_not_zero():
 
     with pytest.raises(ValueError, match="q: forward-mode gradients are not generated"):
         torch.func.jvp(of_queries, (given["q"],), (given["q"],))
+
+
+@pytest.mark.parametrize("argument", ["bias", "sinks"])
+def test_captured_tensors_and_sinks_have_no_such_gradients_either(argument):
+    given = {name: tensor.detach() for name, tensor in arguments("size one").items()}
+    given["sinks"] = torch.randn(4)
+    module = build(**NAMES["size one"], sinks=True)
+
+    def of_argument(x: Tensor) -> Tensor:
+        return module.attention(**{**given, argument: x}).sum()
+
+    with pytest.raises(ValueError, match=f"{argument}: forward-mode gradients are not generated"):
+        torch.func.jvp(of_argument, (given[argument],), (given[argument],))
+    with pytest.raises(ValueError, match=rf"{argument}: torch\.func's gradients are not generated"):
+        torch.func.grad(of_argument)(given[argument])

@@ -273,6 +273,7 @@ def test_wrong_scales() -> None:
     ("cache", "message"),
     [
         ({"dtype": "float8_e3m4"}, "cache.dtype: 'float8_e3m4' is not allowed; did you mean 'float8_e5m2'?"),
+        ({"dtype": "bfloat16"}, "cache.dtype: bfloat16 is no dtype of stored numbers; leave dtype out"),
         ({"scales": "per_head"}, "cache.scales: scales multiply numbers of a dtype of their own; add dtype"),
         ({"dtype": "int8", "scales": "per_head"}, "cache.scales: int8 has one scale per key and head"),
     ],

@@ -267,9 +267,36 @@ def test_the_launcher_reads_no_value() -> None:
         patched.setattr(module, "_check_cpu", lambda dtype: None)
         fakes = [mode.from_tensor(cascade[n]) for n in (*names, "cu_seqlens_q")]
         out, _ = module.launch(*fakes, 3, 0.25, config={**TILES, "num_splits": 1})
-    # 7 tokens in tiles of 8 queries, 2 kv heads: a tile per group (and sequence) at most; 28 rows to merge
-    assert grids == [(2 * 2,), (4 * 2,), (2,)]
+    # 7 tokens in tiles of 8 queries, 2 kv heads: a tile per group (and sequence) at most, counted, then folded; 28 rows to merge
+    assert grids == [(4 * 2,), (2 * 2,), (2 * 2,), (4 * 2,), (2,)]
     assert out.shape == cascade["q"].shape
+
+
+def test_partial_results_of_both_pieces_take_no_more_than_256_mib() -> None:
+    """2048 decoding sequences of one group, with 32000 keys each before and behind, on 132 units."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    module = build(shared(16, heads={"q": 4, "kv": 1}, head_dim=128))
+    merged: list[torch.Tensor] = []
+
+    class Recorder:
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *args, **kwargs: merged.extend(
+                [kwargs["partial_out"]] if "partial_out" in kwargs else []
+            )
+
+    names = ("_attention_forward", "_combine")
+    known = {
+        **dict.fromkeys(names, Recorder()),
+        "_check_cpu": lambda dtype: None,
+        "_num_sms": lambda device: 132,
+    }
+    with FakeTensorMode(), patch.multiple(module, **known):
+        q, cache = torch.empty(2048, 4, 128), torch.empty(9, 16, 1, 128)
+        shapes = ((2048, 2000), (2048,), (1, 2000), (1,), (2,), (2049,))
+        module.launch(q, cache, cache, *(torch.empty(n, dtype=torch.int32) for n in shapes), 1, 0.1)
+    [partial_out] = merged
+    assert 2**27 < 4 * partial_out.numel() <= 2**28
 
 
 def test_the_committed_spec() -> None:

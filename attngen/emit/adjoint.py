@@ -64,7 +64,7 @@ def find_adjoint(graph: Graph, parts: Parts) -> Adjoint:
         case _:
             raise _refused(graph, f"p is exp2 of a score less lse2, not {ex.text(p.expr)}")
     dp = node_of(graph, "dp", Contract)
-    about = [(name, name.replace("_rows", "_about")) for name in rules.row_sums]
+    about = [(name, name.removesuffix("_rows") + "_about") for name in rules.row_sums]
     sums = tuple((name, factor_of(graph, node_of(graph, fold, Fold))) for name, fold in about)
     added = [(name, node_of(graph, name, Fold)) for name in rules.added]
     places = tuple((n, factor_of(graph, fold), ex.Element(n, fold.at, "float")) for n, fold in added)

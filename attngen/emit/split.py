@@ -102,7 +102,8 @@ def num_splits(
     if not splits.count:
         if pages.table == "csr":  # one sequence may have all pages
             most = f"page_indices.shape[0] * {pages.size}"
-        chosen = f'_num_splits({programs}, triton.cdiv({most}, {config}["BLOCK_N"]), out.numel(), num_sms)'
+        columns = "2 * out.numel()" if pages.prefix else "out.numel()"  # two pieces share the memory
+        chosen = f'_num_splits({programs}, triton.cdiv({most}, {config}["BLOCK_N"]), {columns}, num_sms)'
     return f'{config}.get("num_splits") or {chosen}'
 
 

@@ -12,6 +12,7 @@ Dropout multiplies p in dv, and dp: delta is the sum of p * dp over keys then, t
 
 from __future__ import annotations
 
+import keyword
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -60,7 +61,7 @@ class _Reverse:
 
     def add(self, name: str, node: Node) -> str:
         """Add a node under a name of its own; where there is none, the name of a param or captured tensor is in the way."""
-        if name in self.nodes or name in self.graph.nodes:
+        if name in self.nodes or name in self.graph.nodes or keyword.iskeyword(name):  # ef has the gradient def
             given = {n for n, node in self.graph.all(Input) if node.role in ("captured", "scalar")}
             for other in (name, name.removeprefix("d"), name.removeprefix("ds_")):
                 if other in given:
@@ -266,11 +267,12 @@ def _times(reverse: _Reverse, name: str, given: str, slope: Expr, node: Map) -> 
 
 
 def _may_be_infinite(expr: Expr) -> bool:
-    """Whether a part of a formula may be infinite where all that it reads is finite; params are taken not to be 0."""
+    """Whether a part of a formula may be infinite where all that it reads is finite (exp overflows); params are taken not
+    to be 0."""
     match expr:
         case Apply("div", (_, divisor)):
             return any(isinstance(e, Element) or e == S for e in ex.walk(divisor))
-        case Apply("log" | "log2"):
+        case Apply("exp" | "exp2" | "log" | "log2"):
             return True
         case _:
             return False

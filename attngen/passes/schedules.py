@@ -126,6 +126,7 @@ def configurations(
 
 
 # Keys in pages, found by pointers: three stages bring a page's number early. Decode is bound by memory, not by its tile.
+_PAGED_FP32: tuple[Row, ...] = (_NVIDIA_FP32[0], (256, (_config(32, 32, 8, 2),)), *_NVIDIA_FP32[1:])
 _PAGED: dict[str, tuple[Row, ...]] = {
     "sm_80/16": ((192, (_config(128, 64, 4, 2),)), *_AMPERE[1:]),
     "sm_89/16": _SMALL_SHARED,
@@ -137,16 +138,19 @@ _PAGED: dict[str, tuple[Row, ...]] = {
     ),
     "sm_100/16": (*_BLACKWELL[:4], (1088, (_config(32, 64, 8, 2), _config(64, 32, 8, 2)))),
     "gfx942/16": (*_CDNA[:2], (1088, (_config(64, 16, 4, 2),))),
+    **dict.fromkeys(("sm_80/32", "sm_90/32", "sm_100/32"), _PAGED_FP32),
+    "sm_89/32": (_NVIDIA_FP32[0], (256, (_config(32, 16, 8, 2),)), *_NVIDIA_FP32[1:]),
 }
 _PAGED_DECODE: tuple[Row, ...] = (
     (320, (_config(16, 128, 4, 2),)),
     (512, (_config(16, 64, 4, 2),)),
     (1088, (_config(16, 32, 4, 2),)),
 )
-_PAGED_DECODE_32: tuple[Row, ...] = (
-    (256, (_config(16, 32, 4, 2),)),
-    (512, (_config(16, 16, 4, 2),)),
-)
+_DECODE_FP32: tuple[Row, ...] = ((256, (_config(16, 32, 8, 2),)), (512, (_config(16, 16, 4, 2),)))
+_PAGED_DECODE_32: dict[str, tuple[Row, ...]] = {
+    **dict.fromkeys(("sm_80/32", "sm_90/32", "sm_100/32"), _DECODE_FP32),
+    "gfx942/32": ((256, (_config(16, 32, 4, 2),)), *_DECODE_FP32[1:]),  # more warps would repeat products
+}
 _PAGED_CPU = (_config(32, 64, 4, 1),)
 
 
@@ -214,7 +218,7 @@ def paged_configurations(
     many: list[tuple[str, tuple[Config, ...]]] = []
     few: list[tuple[str, tuple[Config, ...]]] = []
     for name, rows in _TARGETS.items():
-        decode_rows = _PAGED_DECODE_32 if name.endswith("/32") else _nearest(smaller, name, _PAGED_DECODE)
+        decode_rows = _nearest({**smaller, **_PAGED_DECODE_32}, name, _PAGED_DECODE)
         usual = _choices(_nearest(tables, name, rows), columns)
         special = _choices(_nearest(first, name, ()), columns)
         many.append((name, _without_descriptors(special or usual)))

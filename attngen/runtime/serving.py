@@ -43,7 +43,8 @@ class PagedCache:
     """Keys and values of all layers of a model in pages, and which request owns which page.
 
     Args:
-        modules: what the layers need, one module or several whose caches and head dims are the same; page tables `dense`.
+        modules: what the layers need, one module or several whose caches and head dims are the same; page tables `dense`, no
+            shared `prefix` (a fork shares pages without it).
         layers, kv_heads: those of the model.
         num_pages: pages per layer, of the spec's page_size tokens each.
         dtype: q's dtype, by default the first of the specs'. The device is where the model is.
@@ -79,11 +80,15 @@ class PagedCache:
             raise LoadError(
                 "PagedCache: the modules' specs differ in cache or head_dim: layers share one form"
             )
-        if cache.table != "dense" or specs[0].head_dim.v_from_k:
-            raise LoadError(f"PagedCache: {specs[0].name}: needs `table: dense`, and values apart from keys")
+        if cache.table != "dense" or cache.prefix or specs[0].head_dim.v_from_k:
+            raise LoadError(
+                f"PagedCache: {specs[0].name}: needs `table: dense`, no `prefix`, and values apart from keys"
+            )
         self.pool = PageAllocator(num_pages, cache.page_size)
         self.device = torch.device(device)
         dtype = dtype or getattr(torch, specs[0].dtypes[0])
+        if lacking := [spec.name for spec in specs if str(dtype).removeprefix("torch.") not in spec.dtypes]:
+            raise LoadError(f"PagedCache: dtype: {', '.join(lacking)} not generated for {dtype}")
         columns = {"k": specs[0].head_dim.qk, "v": specs[0].head_dim.v}
         self.caches = [self._empty(cache, columns, kv_heads, dtype) for _ in range(layers)]
 

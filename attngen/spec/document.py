@@ -7,7 +7,7 @@ made of these classes (`spec/schema.py`).
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Final, Literal, cast
+from typing import Annotated, Any, Final, Literal, cast, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -124,6 +124,13 @@ ParamValue = Annotated[
 ]
 
 
+def _stored(value: Any) -> Any:
+    """A cache of q's dtype has none of its own."""
+    if value in get_args(Dtype):
+        raise problem(f"{value} is no dtype of stored numbers; leave dtype out, and a cache is of q's dtype")
+    return value
+
+
 def _splits(value: Any) -> Any:
     """A number is a count, auto is neither a count nor a size."""
     if value is None:
@@ -218,7 +225,9 @@ class CacheForm(Form):
         default="dense",
         description="dense: page_table [sequences, pages]; csr: page_indptr, page_indices, last_page_len",
     )
-    dtype: CacheDtype | None = Field(
+    dtype: Annotated[
+        CacheDtype | None, BeforeValidator(_stored, json_schema_input_type=CacheDtype | None)
+    ] = Field(
         default=None,
         description="stored numbers, which scales multiply (int4: two columns a byte); q's dtype unless given",
     )

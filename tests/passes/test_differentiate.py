@@ -454,7 +454,7 @@ def test_names_that_the_backward_needs(name, kind):
         graph_of(make(score=score, **more))
 
 
-@pytest.mark.parametrize("name", ["elta", "s_x", "out_dout"])
+@pytest.mark.parametrize("name", ["elta", "s_x", "out_dout", "ef", "el"])
 def test_names_of_tensors_whose_gradients_have_a_name_that_is_needed(name):
     captured = {n: {"dtype": "float32", "axes": ["Hq"]} for n in ("x", name)}
     with pytest.raises(PlanError, match=rf"'{name}' would be taken for the kernel's own '.*{name}'"):

@@ -215,15 +215,19 @@ def test_a_step_without_room_changes_nothing():
 def test_modules_that_cannot_serve_a_model():
     other = attngen.build({**SPEC, "cache": {"kind": "paged", "page_size": 8}})
     csr = attngen.build({**SPEC, "cache": {"kind": "paged", "page_size": 4, "table": "csr"}})
+    prefix = attngen.build({**SPEC, "cache": {"kind": "paged", "page_size": 4, "prefix": "shared"}})
     rows = attngen.build({k: v for k, v in SPEC.items() if k not in ("cache", "splits")})
     for modules, message in (
         ([], "no modules"),
         (rows, "served: cache: keys are not in pages; add"),
         ([attngen.build(SPEC), other], "differ in cache or head_dim"),
         (csr, "needs `table: dense`"),
+        (prefix, "needs `table: dense`, no `prefix`"),
     ):
         with pytest.raises(LoadError, match=message):
             PagedCache(modules, layers=1, kv_heads=1, num_pages=1)
+    with pytest.raises(LoadError, match=r"dtype: served not generated for torch\.float16"):
+        small(dtype=torch.float16)
     with pytest.raises(LoadError, match="'sdpa' is an attention implementation of transformers"):
         register_paged("sdpa")
 
