@@ -197,6 +197,7 @@ def _refuse_unsupported(graph: Graph, parts: Parts) -> None:
     searched = parts.launch.rows == "search"
     planned = parts.fold.tiles.end_symbols() if parts.fold.tiles else frozenset[str]()
     rules = {
+        "programs find their rows on a grid or by search": parts.launch.rows in ("grid", "search"),
         "programs run over heads and batch": (
             parts.launch.program_axes in ((("Hq",), ("Hkv",)) if searched else (("Hq", "B"),))
         ),

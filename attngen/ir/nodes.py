@@ -321,6 +321,7 @@ class Fold(Node):
         )
         _require(type_of(self.domain.mask) == "bool", "fold: the mask is not a truth value")
         _require((self.level == "chunk") == (self.chunk > 0), "fold: chunks have a size")
+        _require(self.level != "token" or self.monoid == "decay", "fold: states alone go from token to token")
         cut = self.level != "whole"
         _require(
             cut == (self.order != "free") == (self.carrier != "none"),

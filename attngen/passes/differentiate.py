@@ -61,7 +61,9 @@ class _Reverse:
 
     def add(self, name: str, node: Node) -> str:
         """Add a node under a name of its own; where there is none, the name of a param or captured tensor is in the way."""
-        if name in self.nodes or name in self.graph.nodes or keyword.iskeyword(name):  # ef has the gradient def
+        if (
+            name in self.nodes or name in self.graph.nodes or keyword.iskeyword(name)
+        ):  # ef has the gradient def
             given = {n for n, node in self.graph.all(Input) if node.role in ("captured", "scalar")}
             for other in (name, name.removeprefix("d"), name.removeprefix("ds_")):
                 if other in given:

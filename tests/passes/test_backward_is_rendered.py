@@ -107,6 +107,8 @@ def other_values(value: Any) -> Iterator[Any]:
             yield not value
         case int():
             yield 16
+        case float():
+            yield value + 1.0
         case str():
             yield from ("", "zz", "float16", "float32", "io", "bshd", "thd")
         case Tiles():
