@@ -161,6 +161,23 @@ def test_gradients_that_are_not_there_are_refused(more):
         generate(spec)
 
 
+def test_a_feature_map_with_a_run_time_parameter_is_refused():
+    fields = {"heads": 2, "head_dim": 16, "params": {"slope": "float"}}
+    spec = spec_of(fields | {"recurrence": {"kind": "linear", "chunk": 16, "feature": "max(x, 0) * slope"}})
+    with pytest.raises(PlanError, match="slope is given at run time"):
+        generate(spec)
+
+
+@pytest.mark.parametrize("decay", [float("-inf"), -1000.0])
+def test_a_decay_that_leaves_nothing_begins_anew(decay):
+    spec = spec_of(KINDS["scalar"], grad=False)
+    module = build(spec, interpret=True)
+    inputs = make_inputs(spec, Call(name="reset", lengths=(50,), heads=2), torch.float32)
+    inputs["g"][:, 20] = decay
+    rest = {n: x[:, 20:] for n, x in inputs.items() if n != "initial_state"}
+    assert max_error(run(module, inputs)[:, 20:], run(module, rest).double()) < 1e-5
+
+
 # ---- what the compiler makes of it: headdim 64, state 128, chunk 256
 
 
