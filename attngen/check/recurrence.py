@@ -13,8 +13,7 @@ from torch import Tensor
 
 from attngen.check.budget import EPS32, EXACT, max_error, size
 from attngen.check.report import Comparison, Layer
-from attngen.check.triangle import Broken
-from attngen.errors import LoadError, PlanError
+from attngen.check.triangle import Broken, guarded
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Input
 from attngen.passes.build import build
@@ -124,7 +123,7 @@ def check_call(spec: Spec, module: ModuleType, call: Call, dtype: str) -> list[C
         ("emission", "kernels", lambda: _of_kernels(spec, module, inputs, truth)),
     ]
     for layer, what, action in runs:
-        found = _guarded(layer, action)
+        found = guarded(layer, action)
         for name in truth.expected.keys() & found.keys():
             budget = (
                 truth.budget[name] if layer == "emission" else EXACT * max(1.0, size(truth.expected[name]))
@@ -227,19 +226,8 @@ def _of_kernels(spec: Spec, module: ModuleType, inputs: Inputs, truth: _Truth) -
     return found | _gradients(leaves, out, states, truth.incoming)
 
 
-def _guarded(layer: Layer, action: Callable[[], Any]) -> Any:
-    """Run a layer; whatever it raises is that layer's fault, except what the user can mend."""
-    try:
-        return action()
-    except (PlanError, LoadError):
-        raise
-    except Exception as error:
-        cause = error.__cause__ or error
-        raise Broken(layer, f"{type(cause).__name__}: {cause}") from error
-
-
 def check_calls(spec: Spec, dtype: str) -> Iterator[tuple[Call, list[Comparison]]]:
     """Check one dtype of a spec, call after call."""
-    module = _guarded("emission", lambda: build_module(spec, interpret=True))
+    module = guarded("emission", lambda: build_module(spec, interpret=True))
     for call in calls(spec):
         yield call, check_call(spec, module, call, dtype)

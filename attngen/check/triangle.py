@@ -55,9 +55,9 @@ class Subject:
             UserError: the spec has no kernel in this version.
             Broken: a layer fails.
         """
-        semantic = _guarded("build", lambda: build(spec))
-        scheduled = _guarded("passes", lambda: run(semantic))
-        module = _guarded("emission", lambda: build_module(spec, interpret=True)) if kernel else None
+        semantic = guarded("build", lambda: build(spec))
+        scheduled = guarded("passes", lambda: run(semantic))
+        module = guarded("emission", lambda: build_module(spec, interpret=True)) if kernel else None
         return cls(spec, semantic, scheduled, module)
 
 
@@ -104,7 +104,7 @@ def check_problem(subject: Subject, problem: Problem, dtype: str, number: int = 
 
 def _appended(spec: Spec, module: ModuleType, problem: Problem, dtype: str, number: int) -> list[Comparison]:
     """What `append_kv` writes is what it should be; errors in units of what each number may be off by."""
-    found = _guarded(
+    found = guarded(
         "emission", lambda: [*append_errors(spec, module, problem, getattr(torch, dtype), number)]
     )
     done: list[Comparison] = []
@@ -143,7 +143,7 @@ def _gradients(
         runs.append(("emission", "backward kernels", lambda: of_kernels(module, inputs, right)))
     done: list[Comparison] = []
     for layer, what, action in runs:
-        found = _guarded(layer, action)
+        found = guarded(layer, action)
         for name, expected in right.expected.items():
             one = Comparison(
                 layer=layer,
@@ -162,10 +162,10 @@ def _gradients(
 
 def _results(subject: Subject, inputs: Inputs, number: int) -> Iterator[tuple[Layer, str, Results]]:
     """Run everything that the oracle is compared with, the layers in order."""
-    yield "build", "interpreter(semantic)", _guarded("build", lambda: interpret(subject.semantic, inputs))
+    yield "build", "interpreter(semantic)", guarded("build", lambda: interpret(subject.semantic, inputs))
     for m, n in BLOCKS:
         what = f"interpreter(scheduled {m}x{n})"
-        yield "passes", what, _guarded("passes", lambda: _scheduled(subject, inputs, m, n))  # noqa: B023
+        yield "passes", what, guarded("passes", lambda: _scheduled(subject, inputs, m, n))  # noqa: B023
     if subject.module is not None:
         yield from _kernels(subject.spec, subject.module, inputs, number)
 
@@ -179,16 +179,16 @@ def _kernels(
 ) -> Iterator[tuple[Layer, str, Results]]:
     runs = variants(spec, module, inputs, number)
     first: Results | None = None
-    while (found := _guarded("emission", lambda: next(runs, None))) is not None:
+    while (found := guarded("emission", lambda: next(runs, None))) is not None:
         what, results = found
         first = first or results
         yield "emission", what, results
-    backward = _guarded("emission", lambda: run_reversed(spec, module, inputs, number))
+    backward = guarded("emission", lambda: run_reversed(spec, module, inputs, number))
     if first is not None and not all(_same_bits(a, b) for a, b in zip(first, backward, strict=True)):
         raise Broken("emission", "programs see each other: the grid in reverse order gives other bits")
 
 
-def _guarded(layer: Layer, action: Callable[[], Any]) -> Any:
+def guarded(layer: Layer, action: Callable[[], Any]) -> Any:
     """Run a layer; whatever it raises is that layer's fault, except what the user can mend."""
     try:
         return action()
