@@ -68,12 +68,31 @@ def test_memory_that_no_kernel_wrote_is_never_read(monkeypatch):
         made = empty(*shape, **more)
         return made.fill_(float("nan")) if made.is_floating_point() else made
 
-    spec = spec_of(KINDS["mamba"])
+    recurrence = {**MAMBA["recurrence"], "dt_softplus": True, "chunk": 128}
+    spec = spec_of(MAMBA | {"recurrence": recurrence})
     module = build(spec, interpret=True)
-    call = Call(name="packed", lengths=(3, 0, 17, 1, 40), packed=True, heads=2)
+    call = Call(name="packed", lengths=(3, 0, 150, 1, 65), packed=True, heads=2)
     monkeypatch.setattr(torch, "empty", full_of_nan)
     monkeypatch.setattr(torch, "empty_like", lambda t, **more: like(t, **more).fill_(float("nan")))
+    with_schedules_of(module, "sm_90/16", monkeypatch)
     check_call(spec, module, call, "float32")
+
+
+def with_schedules_of(module: ModuleType, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the CPU run the tiles of a GPU."""
+    for kernel in module.MANIFEST["kernels"].values():
+        configs = kernel["configs"]
+        monkeypatch.setitem(configs, "cpu", configs.get(target, configs["default"]))
+
+
+def test_tiles_that_no_kernel_of_pairs_filled_are_refused():
+    spec = spec_of(MAMBA | {"recurrence": {**MAMBA["recurrence"], "chunk": 64}}, grad=False)
+    module = build(spec, interpret=True)
+    inputs = make_inputs(spec, Call(name="small", lengths=(64,), whole=False, heads=2), torch.float32)
+    given = [inputs.get(n) for n in ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")]
+    small = {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}
+    with pytest.raises(ValueError, match="BLOCK_M must be a multiple of that of _read"):
+        module.launch(*given, None, 0.0, float("inf"), configs={"_pairs": small})
 
 
 @pytest.mark.parametrize("chunk", [16, 64, 128, 256])

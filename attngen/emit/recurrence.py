@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from attngen.emit.format import json_text
-from attngen.emit.interface_recurrence import faces
+from attngen.emit.interface_recurrence import Faces, faces
 from attngen.emit.records_recurrence import ColumnChunk, ReadProduct, RecurrenceContext
 from attngen.emit.recurrence_adjoint import adjoint
 from attngen.emit.recurrence_delta import blocks
@@ -151,6 +151,7 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         states=found.states,
         scan=found.scan,
         pairs=found.pairs,
+        readers_of_pairs=_readers_of_pairs(parts, found),
         read=found.read,
         op_name=f"{name}_{graph.digest()[:12]}",
         op_arguments=found.op_arguments,
@@ -173,6 +174,12 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         else None,
         adjoint_face=found.adjoint,
     )
+
+
+def _readers_of_pairs(parts: Parts, found: Faces) -> tuple[str, ...]:
+    if parts.pairs_kernel is None or parts.has_rows:
+        return ()
+    return ("_read", "_backward_values") if found.adjoint else ("_read",)
 
 
 def _description(parts: Parts) -> str:
