@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 0befbfc5240dd552a790b9193b431c67584e5a88be388cdf2b45cf0a7db2eeea. Needs torch and triton, nothing else.
+Digest b9ff661650957efdc3e3035664bcd1a489d04ff0fe2ec7a737fead09a62738c8. Needs torch and triton, nothing else.
 """
 
 import json
@@ -29,7 +29,7 @@ SPEC = json.loads(r"""
   "score": "s + slopes[h] * (j - i)"
 }
 """)
-DIGEST = "0befbfc5240dd552a790b9193b431c67584e5a88be388cdf2b45cf0a7db2eeea"
+DIGEST = "b9ff661650957efdc3e3035664bcd1a489d04ff0fe2ec7a737fead09a62738c8"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -304,6 +304,14 @@ MANIFEST = json.loads(r"""
         "sm_80/16": [
           {
             "BLOCK_M": 128,
+            "BLOCK_N": 32,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
             "BLOCK_N": 64,
             "num_warps": 8,
             "num_stages": 2,
@@ -314,6 +322,14 @@ MANIFEST = json.loads(r"""
         "sm_86/16": [
           {
             "BLOCK_M": 128,
+            "BLOCK_N": 32,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
             "BLOCK_N": 64,
             "num_warps": 8,
             "num_stages": 2,
@@ -322,6 +338,14 @@ MANIFEST = json.loads(r"""
           }
         ],
         "sm_89/16": [
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          },
           {
             "BLOCK_M": 128,
             "BLOCK_N": 64,
@@ -352,7 +376,7 @@ MANIFEST = json.loads(r"""
         "sm_100/16": [
           {
             "BLOCK_M": 128,
-            "BLOCK_N": 64,
+            "BLOCK_N": 32,
             "num_warps": 4,
             "num_stages": 2,
             "USE_DESCRIPTORS": true,
@@ -360,6 +384,14 @@ MANIFEST = json.loads(r"""
           }
         ],
         "sm_120/16": [
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          },
           {
             "BLOCK_M": 128,
             "BLOCK_N": 64,
@@ -1627,7 +1659,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::alibi_0befbfc5240d", mutates_args=())
+@torch.library.custom_op("attngen::alibi_b9ff66165095", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1839,7 +1871,7 @@ def launch_backward(
     return dq, dk, dv, _reduced(dslopes_rows, [0, 2], [0], slopes)
 
 
-@torch.library.custom_op("attngen::alibi_0befbfc5240d_backward", mutates_args=())
+@torch.library.custom_op("attngen::alibi_b9ff66165095_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and doc[b, i] == doc[b, j].
 A tile of queries at positions i_lo..i_hi meets keys in [search_left(doc[b, :], doc[b, max(min(i_lo, seqlen_k - 1), 0)], seqlen_k), min(min(i_hi + 1, search_right(doc[b, :], doc[b, max(min(i_hi, seqlen_k - 1), 0)], seqlen_k)), seqlen_k)); all are allowed in [search_left(doc[b, :], doc[b, max(min(i_hi, seqlen_k - 1), 0)], seqlen_k), min(min(i_lo + 1, search_right(doc[b, :], doc[b, max(min(i_lo, seqlen_k - 1), 0)], seqlen_k)), seqlen_k)).
 
-Digest 92a2ed7cfac92fc64c9efb91afbfe96b0d4a398bf12bcc38f6c9e549888c4eb6. Needs torch and triton, nothing else.
+Digest e13034e1ff9f9923f5662605fa9aa9346fc5afaa7510e614ca7f67a9bb9247b3. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "name": "document_ids"
 }
 """)
-DIGEST = "92a2ed7cfac92fc64c9efb91afbfe96b0d4a398bf12bcc38f6c9e549888c4eb6"
+DIGEST = "e13034e1ff9f9923f5662605fa9aa9346fc5afaa7510e614ca7f67a9bb9247b3"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -261,15 +261,27 @@ MANIFEST = json.loads(r"""
           {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": true},
           {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}
         ],
-        "sm_80/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": false}],
-        "sm_86/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": false}],
-        "sm_89/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": false}],
+        "sm_80/16": [
+          {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": false},
+          {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": false}
+        ],
+        "sm_86/16": [
+          {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": false},
+          {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": false}
+        ],
+        "sm_89/16": [
+          {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": false},
+          {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": false}
+        ],
         "sm_90/16": [
           {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": true},
           {"BLOCK_M": 128, "BLOCK_N": 128, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": true}
         ],
         "sm_100/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": true}],
-        "sm_120/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": false}],
+        "sm_120/16": [
+          {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": false},
+          {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "USE_DESCRIPTORS": false}
+        ],
         "gfx942/16": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
         "gfx950/16": [{"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1, "USE_DESCRIPTORS": false}],
         "sm_80/32": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, "USE_DESCRIPTORS": false}],
@@ -1651,7 +1663,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::document_ids_92a2ed7cfac9", mutates_args=())
+@torch.library.custom_op("attngen::document_ids_e13034e1ff9f", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1853,7 +1865,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::document_ids_92a2ed7cfac9_backward", mutates_args=())
+@torch.library.custom_op("attngen::document_ids_e13034e1ff9f_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

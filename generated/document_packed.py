@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 7d191ea9682c866d2d748491a2e3a7e68aee3a5ab362117ca36392441d61797d. Needs torch and triton, nothing else.
+Digest e12f74cabf617d1f39f6d9c94bcdc60ec287c8d2d901be11ae489859e61c67c1. Needs torch and triton, nothing else.
 """
 
 import json
@@ -27,7 +27,7 @@ SPEC = json.loads(r"""
   "name": "document_packed"
 }
 """)
-DIGEST = "7d191ea9682c866d2d748491a2e3a7e68aee3a5ab362117ca36392441d61797d"
+DIGEST = "e12f74cabf617d1f39f6d9c94bcdc60ec287c8d2d901be11ae489859e61c67c1"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "packed",
@@ -291,6 +291,14 @@ MANIFEST = json.loads(r"""
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
           }
         ],
         "sm_86/16": [
@@ -301,12 +309,28 @@ MANIFEST = json.loads(r"""
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
           }
         ],
         "sm_89/16": [
           {
             "BLOCK_M": 128,
             "BLOCK_N": 64,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
             "num_warps": 8,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
@@ -345,6 +369,14 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 128,
             "BLOCK_N": 64,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
             "num_warps": 8,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
@@ -1578,7 +1610,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::document_packed_7d191ea9682c", mutates_args=())
+@torch.library.custom_op("attngen::document_packed_e12f74cabf61", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1773,7 +1805,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::document_packed_7d191ea9682c_backward", mutates_args=())
+@torch.library.custom_op("attngen::document_packed_e12f74cabf61_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 5b28d3a28138dd6ae5a498cd122f5aa1cda41247af8ec117cab8bcd425707247. Needs torch and triton, nothing else.
+Digest a95efd9122c171185dd0c9722b6103be303b7a41769c6b89290ac65d1d535eb8. Needs torch and triton, nothing else.
 """
 
 import json
@@ -27,7 +27,7 @@ SPEC = json.loads(r"""
   "name": "llama3_causal"
 }
 """)
-DIGEST = "5b28d3a28138dd6ae5a498cd122f5aa1cda41247af8ec117cab8bcd425707247"
+DIGEST = "a95efd9122c171185dd0c9722b6103be303b7a41769c6b89290ac65d1d535eb8"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -301,6 +301,14 @@ MANIFEST = json.loads(r"""
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
           }
         ],
         "sm_86/16": [
@@ -311,12 +319,28 @@ MANIFEST = json.loads(r"""
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
           }
         ],
         "sm_89/16": [
           {
             "BLOCK_M": 128,
             "BLOCK_N": 64,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
             "num_warps": 8,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
@@ -355,6 +379,14 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 128,
             "BLOCK_N": 64,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
             "num_warps": 8,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
@@ -1566,7 +1598,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::llama3_causal_5b28d3a28138", mutates_args=())
+@torch.library.custom_op("attngen::llama3_causal_a95efd9122c1", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1756,7 +1788,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::llama3_causal_5b28d3a28138_backward", mutates_args=())
+@torch.library.custom_op("attngen::llama3_causal_a95efd9122c1_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

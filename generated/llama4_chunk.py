@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i // 8192 == j // 8192.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo // 8192 * 8192, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi // 8192 * 8192, 0), min(i_lo + 1, seqlen_k)).
 
-Digest 4ff2f48be5e336a5d2cdfc0f5a57f95e8e13402bece2924bfe3e8e2a81869488. Needs torch and triton, nothing else.
+Digest 8a9a4757dc0c094c33a6977e077cc2fc0a87b875f250d523054a8e612e44f59a. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"chunk": 8192}
 }
 """)
-DIGEST = "4ff2f48be5e336a5d2cdfc0f5a57f95e8e13402bece2924bfe3e8e2a81869488"
+DIGEST = "8a9a4757dc0c094c33a6977e077cc2fc0a87b875f250d523054a8e612e44f59a"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -302,6 +302,14 @@ MANIFEST = json.loads(r"""
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
           }
         ],
         "sm_86/16": [
@@ -312,12 +320,28 @@ MANIFEST = json.loads(r"""
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
           }
         ],
         "sm_89/16": [
           {
             "BLOCK_M": 128,
             "BLOCK_N": 64,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
             "num_warps": 8,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
@@ -356,6 +380,14 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 128,
             "BLOCK_N": 64,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
             "num_warps": 8,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
@@ -1680,7 +1712,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::llama4_chunk_4ff2f48be5e3", mutates_args=())
+@torch.library.custom_op("attngen::llama4_chunk_8a9a4757dc0c", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1870,7 +1902,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::llama4_chunk_4ff2f48be5e3_backward", mutates_args=())
+@torch.library.custom_op("attngen::llama4_chunk_8a9a4757dc0c_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

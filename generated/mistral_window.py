@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < window.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - window + 1, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - window + 1, 0), min(i_lo + 1, seqlen_k)).
 
-Digest 7af183fa14bb1612223be04bb92c02e9a1604e50ca97fa1a1367392b43b4cef3. Needs torch and triton, nothing else.
+Digest 8d455c121dab59082e0ad14683e7107151cb74cb3c9d046fae9d1bc59dea60f8. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "params": {"window": "int"}
 }
 """)
-DIGEST = "7af183fa14bb1612223be04bb92c02e9a1604e50ca97fa1a1367392b43b4cef3"
+DIGEST = "8d455c121dab59082e0ad14683e7107151cb74cb3c9d046fae9d1bc59dea60f8"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -304,6 +304,14 @@ MANIFEST = json.loads(r"""
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
           }
         ],
         "sm_86/16": [
@@ -314,12 +322,28 @@ MANIFEST = json.loads(r"""
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
             "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
           }
         ],
         "sm_89/16": [
           {
             "BLOCK_M": 128,
             "BLOCK_N": 64,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
             "num_warps": 8,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
@@ -358,6 +382,14 @@ MANIFEST = json.loads(r"""
           {
             "BLOCK_M": 128,
             "BLOCK_N": 64,
+            "num_warps": 8,
+            "num_stages": 2,
+            "USE_DESCRIPTORS": false,
+            "MERGED": false
+          },
+          {
+            "BLOCK_M": 128,
+            "BLOCK_N": 32,
             "num_warps": 8,
             "num_stages": 2,
             "USE_DESCRIPTORS": false,
@@ -1651,7 +1683,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::mistral_window_7af183fa14bb", mutates_args=())
+@torch.library.custom_op("attngen::mistral_window_8d455c121dab", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1846,7 +1878,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::mistral_window_7af183fa14bb_backward", mutates_args=())
+@torch.library.custom_op("attngen::mistral_window_8d455c121dab_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

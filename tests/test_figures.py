@@ -358,11 +358,17 @@ def test_backward_has_no_spills_and_matrix_work_in_every_loop(target, spec):
 
 
 @pytest.mark.parametrize(
-    ("spec", "changes"), [("gpt_oss_sinks", {}), ("gpt2_dropout", {"head_dim": 128}), ("document_packed", {})]
+    ("spec", "changes"),
+    [("gpt_oss_sinks", {}), ("gpt2_dropout", {"head_dim": 128}), ("document_packed", {}), ("alibi", {})],
 )
 @pytest.mark.parametrize("target", ["sm_80", "sm_100", "gfx942"])
 def test_more_of_causal_attention_has_no_spills(target, spec, changes):
     backward_of(spec, target, **changes)
+
+
+@pytest.mark.parametrize("spec", ["alibi", "additive_bias"])
+def test_scores_that_read_tensors_have_no_spills(spec):
+    backward_of(spec, "sm_90")
 
 
 def test_spills_are_those_stated():

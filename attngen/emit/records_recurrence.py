@@ -292,7 +292,9 @@ class RecurrenceContext:
     scan: KernelFace
     solve: KernelFace
     pairs: KernelFace
-    readers_of_pairs: tuple[str, ...]  # kernels that read tiles of what heads share, zeros above the diagonal too
+    readers_of_pairs: tuple[
+        str, ...
+    ]  # kernels that read tiles of what heads share, zeros above the diagonal too
     read: KernelFace
     op_name: str
     op_arguments: tuple[str, ...]

@@ -252,7 +252,7 @@ _D = {"use_descriptors": True}
 _DM = {"use_descriptors": True, "merged": True}
 _AMPERE_DQ: tuple[Row, ...] = (
     (192, (_b(128, 32, 4, 2),)),
-    (256, (_b(128, 64, 8, 2),)),
+    (256, (_b(128, 64, 8, 2), _b(128, 32, 8, 2))),
     (320, (_b(128, 32, 8, 1),)),
 )
 _AMPERE_DKDV: tuple[Row, ...] = (
@@ -333,6 +333,14 @@ _BACKWARD_OF_VIEWS: dict[str, dict[str, tuple[Config, ...]]] = {
         "gfx942/16": (_b(16, 64, 4, 1),),
     },
 }
+# Where the score reads a tensor of the caller's: fewer keys, or registers spill.
+_BACKWARD_CAPTURED: dict[str, dict[str, tuple[Row, ...]]] = {
+    "dq": {
+        "sm_90/16": ((192, (_b(64, 64, 4, 2, **_DM),)),),
+        "sm_100/16": ((320, (_b(128, 32, 4, 2, **_D),)),),
+    },
+    "dkdv": {},
+}
 _BACKWARD_DROPOUT: dict[str, dict[str, tuple[Row, ...]]] = {
     "dq": {
         "sm_80/16": ((128, (_b(128, 32, 4, 2),)), (256, (_b(128, 32, 8, 2),))),
@@ -373,11 +381,12 @@ def backward_configurations(
     heavy: bool = False,
     v_in_k: bool = False,
     dropout: bool = False,
+    reads_captured: bool = False,
 ) -> Choices:
     """Return schedules of a backward kernel (rows, dq, dkdv) keyed as those of the forward.
 
     A kernel with a score formula, or with more than row limits in its mask (``heavy``), needs registers of its own: the
-    smaller tile comes first. ``v_in_k``: V is a view of K.
+    smaller tile comes first. ``v_in_k``: V is a view of K. ``reads_captured``: the score reads a tensor of the caller's.
     """
     if kernel == "rows":
         return (("default", _ROWS_KERNEL), ("cpu", _ROWS_KERNEL))
@@ -391,6 +400,7 @@ def backward_configurations(
         if v_in_k and bits == "16" and 512 < qk_dim + v_dim <= _VIEW:
             choices = _nearest(_BACKWARD_OF_VIEWS[kernel], name, choices)
         special = _nearest(_BACKWARD_DROPOUT[kernel], name, ()) if dropout else ()
+        special = special or (_nearest(_BACKWARD_CAPTURED[kernel], name, ()) if reads_captured else ())
         found.append((name, _choices(special, qk_dim + v_dim) or (choices[::-1] if heavy else choices)))
     small = (_b(32, 32, 4, 1),) if qk_dim + v_dim <= 256 else (_SMALLEST,)
     return (("default", small), ("cpu", _BACKWARD_CPU), *found)

@@ -153,7 +153,13 @@ def _launch(
     v_in_k = not isinstance(graph.nodes["v"], Input)
     parts = not v_in_k or dims[0] > 256  # one sum of so many columns needs no second launch
     found = backward_configurations(
-        kernel, dims[0], dims[1], heavy=heavy, v_in_k=v_in_k, dropout="dropout" in graph.nodes
+        kernel,
+        dims[0],
+        dims[1],
+        heavy=heavy,
+        v_in_k=v_in_k,
+        dropout="dropout" in graph.nodes,
+        reads_captured=any(node.captured for name, node in graph.all(Map) if name in ("scores", "d_scaled")),
     )
     return Launch(
         stores=stores,
