@@ -50,7 +50,7 @@ class Faces:
 
 def faces(graph: Graph, parts: Parts) -> Faces:
     """Return the argument lists of a scheduled graph of a recurrence."""
-    inputs = {n: i for n, i in inputs_of(graph).items() if i.role != "gradient"}
+    inputs = inputs_of(graph)
     made = {
         "_totals": (_totals(parts, inputs), parts.totals_kernel),
         "_chunk_states": (_states(parts), parts.states_kernel),

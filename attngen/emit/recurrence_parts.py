@@ -164,5 +164,5 @@ def _epilogue(graph: Graph) -> tuple[tuple[str, Map | Finish], ...]:
 
 
 def inputs_of(graph: Graph) -> dict[str, Input]:
-    """The arguments of the module by name."""
-    return dict(graph.all(Input))
+    """The arguments of the module by name: all inputs but the gradients that its backward is given."""
+    return {name: node for name, node in graph.all(Input) if node.role != "gradient"}
