@@ -25,6 +25,7 @@ from attngen.spec import Spec
 from attngen.spec.model import Recurrence
 
 Inputs = dict[str, Any]
+OF_TOKENS = ("x", "dt", "B", "C", "z", "q", "k", "v", "g", "beta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,8 @@ def check_call(spec: Spec, module: ModuleType, call: Call, dtype: str) -> list[C
         ("passes", "interpreter(scheduled)", lambda: _of_graph(schedule(spec), inputs, truth.incoming)),
         ("emission", "kernels", lambda: _of_kernels(spec, module, inputs, truth)),
     ]
+    if not call.packed:
+        runs.append(("emission", "kernels, then decode", lambda: _with_decode(spec, module, inputs)))
     for layer, what, action in runs:
         found = guarded(layer, action)
         for name in truth.expected.keys() & found.keys():
@@ -224,6 +227,18 @@ def _of_kernels(spec: Spec, module: ModuleType, inputs: Inputs, truth: _Truth) -
     out, states = run(**(inputs | leaves), **{_flag(spec): True})
     found = {"out": out.detach(), "states": states.detach()}
     return found | _gradients(leaves, out, states, truth.incoming)
+
+
+def _with_decode(spec: Spec, module: ModuleType, inputs: Inputs) -> dict[str, Tensor]:
+    """All tokens but the last, up to three, at once; those by the function that decodes, in place."""
+    tokens = {n: t for n, t in inputs.items() if n in OF_TOKENS}
+    rest = {n: t for n, t in inputs.items() if n not in (*tokens, "initial_state", "initial_states")}
+    mechanism = module.MANIFEST["mechanism"]
+    cut = max(next(iter(tokens.values())).shape[1] - 3, 0)
+    prefill, step = getattr(module, mechanism), getattr(module, f"{mechanism}_step")
+    before, states = prefill(**(inputs | {n: t[:, :cut] for n, t in tokens.items()}), **{_flag(spec): True})
+    after = step(states, **rest, **{n: t[:, cut:] for n, t in tokens.items()})
+    return {"out": torch.cat([before, after], 1), "states": states}
 
 
 def check_calls(spec: Spec, dtype: str) -> Iterator[tuple[Call, list[Comparison]]]:

@@ -17,7 +17,7 @@ class Comparison:
 
     layer: Layer
     what: str  # "interpreter(semantic) = oracle", "kernel 16x32 = oracle", ...
-    tensor: str  # out | lse
+    tensor: str  # out | lse | states | d<input> | <name>_cache
     problem: str
     dtype: str
     error: float
