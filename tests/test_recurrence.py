@@ -154,6 +154,7 @@ def test_compiles_whole_and_passes_opcheck():
         ({"cu_seqlens": torch.tensor([0, 4, 2, 5], dtype=torch.int32)}, "must not decrease"),
         ({"cu_seqlens": torch.tensor([0, 4])}, "expected dtype torch.int32"),
         ({"dt_limit": (2.0, 1.0)}, "dt_limit"),
+        ({"dt_limit": ("0", 1.0)}, "dt_limit: expected two numbers"),
         ({"initial_states": torch.zeros(1, 4, 32, 16)}, "initial_states: expected shape"),
         ({"A": torch.zeros(4, dtype=torch.int32)}, "A: expected floating-point"),
     ],

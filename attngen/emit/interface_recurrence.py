@@ -310,8 +310,9 @@ def _prepared(graph: Graph, parts: Parts, inputs: dict[str, Input]) -> tuple[str
         )
         lines += [
             f'_expect(num_heads % {parts.group} == 0, f"x: {heads}")',
-            "_expect(isinstance(dt_limit, tuple | list) and len(dt_limit) == 2 and dt_limit[0] <= dt_limit[1],"
-            ' f"dt_limit: expected (least, greatest), got {dt_limit!r}")',
+            "numbers = isinstance(dt_limit, tuple | list) and all(isinstance(n, int | float) for n in dt_limit)",
+            "_expect(numbers and len(dt_limit) == 2 and dt_limit[0] <= dt_limit[1],"
+            ' f"dt_limit: expected two numbers, (least, greatest), got {dt_limit!r}")',
             "dt_least, dt_most = float(dt_limit[0]), float(dt_limit[1])",
             "if isinstance(D, torch.Tensor) and D.dim() == 1:",
             f"    D = D[:, None].expand(-1, {parts.v.columns})",
