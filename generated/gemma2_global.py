@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i.
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(i_hi + 1, seqlen_k)); all are allowed in [0, min(i_lo + 1, seqlen_k)).
 
-Digest 432be156a7a31fb45b7143e6cb6f0630feb6a2f7cbe705386380dbec574ff7d2. Needs torch and triton, nothing else.
+Digest 9a4cad376cb006ba65028cd5b9810ebd3816a34d3bf0546526d65001c57a83e4. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "score": "50 * tanh(s / 50)"
 }
 """)
-DIGEST = "432be156a7a31fb45b7143e6cb6f0630feb6a2f7cbe705386380dbec574ff7d2"
+DIGEST = "9a4cad376cb006ba65028cd5b9810ebd3816a34d3bf0546526d65001c57a83e4"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -178,8 +178,8 @@ MANIFEST = json.loads(r"""
       "constants": ["HAS_DLSE", "BLOCK_M", "BLOCK_N"],
       "loops": [],
       "configs": {
-        "default": [{"BLOCK_M": 128, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-        "cpu": [{"BLOCK_M": 128, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}]
+        "default": [{"BLOCK_M": 128, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}],
+        "cpu": [{"BLOCK_M": 128, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}]
       }
     },
     "_backward_dq": {
@@ -1596,7 +1596,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gemma2_global_432be156a7a3", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_global_9a4cad376cb0", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1788,7 +1788,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::gemma2_global_432be156a7a3_backward", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_global_9a4cad376cb0_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

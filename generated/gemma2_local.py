@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i and i - j < 4096.
 A tile of queries at positions i_lo..i_hi meets keys in [max(i_lo - 4095, 0), min(i_hi + 1, seqlen_k)); all are allowed in [max(i_hi - 4095, 0), min(i_lo + 1, seqlen_k)).
 
-Digest 8a62b1403093917c7d742a99ac94194a2d61ae0c79496211dc8b1e2f504dc226. Needs torch and triton, nothing else.
+Digest cc6218cd01780cce5dc1d2b959141c074847c4531a7f209159a74bdb50eb461c. Needs torch and triton, nothing else.
 """
 
 import json
@@ -29,7 +29,7 @@ SPEC = json.loads(r"""
   "score": "50 * tanh(s / 50)"
 }
 """)
-DIGEST = "8a62b1403093917c7d742a99ac94194a2d61ae0c79496211dc8b1e2f504dc226"
+DIGEST = "cc6218cd01780cce5dc1d2b959141c074847c4531a7f209159a74bdb50eb461c"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -179,8 +179,8 @@ MANIFEST = json.loads(r"""
       "constants": ["HAS_DLSE", "BLOCK_M", "BLOCK_N"],
       "loops": [],
       "configs": {
-        "default": [{"BLOCK_M": 128, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-        "cpu": [{"BLOCK_M": 128, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}]
+        "default": [{"BLOCK_M": 128, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}],
+        "cpu": [{"BLOCK_M": 128, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}]
       }
     },
     "_backward_dq": {
@@ -1662,7 +1662,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::gemma2_local_8a62b1403093", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_local_cc6218cd0178", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1854,7 +1854,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::gemma2_local_8a62b1403093_backward", mutates_args=())
+@torch.library.custom_op("attngen::gemma2_local_cc6218cd0178_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

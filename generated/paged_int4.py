@@ -1295,6 +1295,7 @@ def append_kv(
         v: [T, Hkv, 128], the new values.
         k_cache, v_cache: [num_pages, 32, Hkv, 64], uint8.
             Two columns a byte, as numbers from -7 to 7 in two's complement: column 2 c in the low four bits of byte c, 2 c + 1 in the high ones.
+            A NaN in k or v is stored as a finite number, without a warning.
         slot_mapping: [T] int32 or int64, page * 32 + place of each token; a negative one is left out.
             No slot twice: which token it then holds is not determined.
         k_scale, v_scale: as the cache without its last axis, float32, written as the tokens need them.

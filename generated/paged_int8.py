@@ -1213,6 +1213,7 @@ def append_kv(
         k: [T, Hkv, 128], the new keys, dtype one of bfloat16.
         v: [T, Hkv, 128], the new values.
         k_cache, v_cache: [num_pages, 32, Hkv, 128], int8.
+            A NaN in k or v is stored as a finite number, without a warning.
         slot_mapping: [T] int32 or int64, page * 32 + place of each token; a negative one is left out.
             No slot twice: which token it then holds is not determined.
         k_scale, v_scale: as the cache without its last axis, float32, written as the tokens need them.

@@ -5,7 +5,7 @@
 Softmax attention over keys j with: j <= i or j < prefix[b].
 A tile of queries at positions i_lo..i_hi meets keys in [0, min(max(i_hi + 1, prefix[b]), seqlen_k)); all are allowed in [0, min(max(i_lo + 1, prefix[b]), seqlen_k)).
 
-Digest 4c0edc0882561b714c985a469c9e48e694b7b93f253f615c9b9b21e14ad9bcaa. Needs torch and triton, nothing else.
+Digest f12e9f17d44405b3330a588236027b40bdcd35f0d8ff7023775c79fd1dcc93fa. Needs torch and triton, nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ SPEC = json.loads(r"""
   "name": "prefix_lm"
 }
 """)
-DIGEST = "4c0edc0882561b714c985a469c9e48e694b7b93f253f615c9b9b21e14ad9bcaa"
+DIGEST = "f12e9f17d44405b3330a588236027b40bdcd35f0d8ff7023775c79fd1dcc93fa"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "dense",
@@ -180,8 +180,8 @@ MANIFEST = json.loads(r"""
       "constants": ["HAS_DLSE", "BLOCK_M", "BLOCK_N"],
       "loops": [],
       "configs": {
-        "default": [{"BLOCK_M": 128, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}],
-        "cpu": [{"BLOCK_M": 128, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}]
+        "default": [{"BLOCK_M": 128, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}],
+        "cpu": [{"BLOCK_M": 128, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}]
       }
     },
     "_backward_dq": {
@@ -1630,7 +1630,7 @@ def launch(
     return out, lse
 
 
-@torch.library.custom_op("attngen::prefix_lm_4c0edc088256", mutates_args=())
+@torch.library.custom_op("attngen::prefix_lm_f12e9f17d444", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1828,7 +1828,7 @@ def launch_backward(
     return dq, dk, dv
 
 
-@torch.library.custom_op("attngen::prefix_lm_4c0edc088256_backward", mutates_args=())
+@torch.library.custom_op("attngen::prefix_lm_f12e9f17d444_backward", mutates_args=())
 def _backward(
     dout: torch.Tensor,
     dlse: torch.Tensor | None,

@@ -211,6 +211,16 @@ def test_the_forward_drops_what_the_layout_says(m, n, descriptors):
     assert torch.equal(forward_mask(build(), config), expected_bits(2, 4, Q, K) >= THRESHOLD)
 
 
+@pytest.mark.parametrize("row", [2, 9])
+def test_a_number_that_equals_the_threshold_is_kept(row):
+    """In the high half of a word (rows 0 to 7 of 16) and in its low one; and the next probability drops it."""
+    number = int(expected_bits(2, 4, Q, K)[0, 0, row, 5])
+    for threshold, kept in ((number, True), (number + 1, False)):
+        given = tensors(q=torch.zeros(2, Q, 4, 64), k=eye(K, 2), v=eye(K, 2))
+        out = build().attention(**given, dropout_p=threshold / 65536, seed=SEED)
+        assert bool(out[0, row, 0, 5] != 0) == kept
+
+
 SCHEDULES = [SMALL, *OTHERS[:3], *(pytest.param(s, marks=pytest.mark.slow) for s in OTHERS[3:])]
 
 

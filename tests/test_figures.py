@@ -234,6 +234,31 @@ def assert_spills_are_those_stated(target: str) -> None:
     assert {spec: n for spec, n in found.items() if n} == wanted
 
 
+def assert_backward_spills_are_those_stated(target: str) -> None:
+    """The README has a row for each GPU: of dq, and of dk and dv, which specs spill. No other kernel of the backward does."""
+    [row] = re.findall(rf"(?m)^\| {target} \|(.*)\|(.*)\|$", README)
+    kernels = ("_backward_dq", "_backward_dkdv")
+    stated = {
+        (kernel, spec): int(n)
+        for kernel, cell in zip(kernels, row, strict=True)
+        for spec, n in re.findall(r"`(\w+)` (\d+)", cell)
+    }
+    asked = [
+        r
+        for module in MODULES
+        if "_backward_dq" in manifest(module)["kernels"]
+        for r in requests(module, target, dtypes_of(module)[0])
+        if r.kernel.startswith("_backward")
+    ]
+    found: dict[tuple[str, str], int] = {}
+    for request, report in zip(asked, compile_many(asked), strict=True):
+        assert report.error == "", request
+        of = (request.kernel, Path(request.module).stem)
+        found[of] = max(report.spill_bytes, found.get(of, 0))
+    assert len({spec for _, spec in found}) >= 22
+    assert {of: n for of, n in found.items() if n} == stated
+
+
 def assert_products_are_as_planned(target: str, dtypes: int | None = None) -> None:
     """The machine code of each loop does the FLOPs of the plan, no more and no less, in all dtypes of all modules, forward
     and backward, by matrix instructions or by FMAs. Planned repeats are those that the README states. Each loop has its role.
@@ -373,6 +398,7 @@ def test_scores_that_read_tensors_have_no_spills(spec):
 
 def test_spills_are_those_stated():
     assert_spills_are_those_stated("sm_90")
+    assert_backward_spills_are_those_stated("sm_90")
 
 
 ELSEWHERE = ["sm_80", "sm_89", "sm_100", "sm_120", "gfx942", "gfx950"]
@@ -388,3 +414,4 @@ def test_products_found_elsewhere_are_those_of_the_plan(target):
 @pytest.mark.parametrize("target", ELSEWHERE)
 def test_spills_elsewhere_are_those_stated(target):
     assert_spills_are_those_stated(target)
+    assert_backward_spills_are_those_stated(target)

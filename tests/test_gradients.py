@@ -26,6 +26,7 @@ from attngen.errors import CheckError, PlanError
 from attngen.runtime.cpu import overflow_checks, reversed_grid
 from attngen.spec import Spec, load_spec
 from tests.kernel_gradients import (
+    EPS32,
     OTHERS,
     SMALL,
     Schedule,
@@ -34,6 +35,7 @@ from tests.kernel_gradients import (
     incoming,
     inputs_of,
     kernel_gradients,
+    largest,
     norm_ratios,
     scheduled,
     watched,
@@ -121,6 +123,34 @@ def test_errors_are_at_most_twice_those_of_eager_models(name, seeds, dtype):
         inputs = inputs_of(spec, replace(few_heads(spec, problem), seed=seed), getattr(torch, dtype))
         ratios = norm_ratios(spec, inputs, Schedule(dq=(64, 64), dkdv=(64, 64), captured=32), seed)
         assert max(ratios.values()) <= 2, f"seed {seed}: {ratios}"
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", ["alibi", "gpt_oss_sinks"])
+def test_kernels_after_that_of_dq_have_delta_without_the_error_of_out(name, seed):
+    """Out in 16 bits spoils sum(out * dout), by less than what the gradient of k may be off; p and dp in fp32 do not."""
+    spec = committed(name, head_dim=16, heads=2)
+    inputs = inputs_of(spec, replace(RAGGED, seed=seed), torch.bfloat16)
+    module, kept = attngen.build(spec), list[Tensor]()
+
+    class Kept:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda **given: (kept.append(given["delta"].clone()), self.kernel[grid](**given))
+
+    wide = {n: x.double() if isinstance(x, Tensor) else x for n, x in inputs.items()}
+    exact, lse = attngen.reference(spec, **wide, return_lse=True)
+    dout, dlse = incoming(exact.bfloat16(), lse.float())
+    for given in (dlse, None):
+        with patch.object(module, "_backward_dkdv", Kept(module._backward_dkdv)):
+            kernel_gradients(spec, module, inputs, dout, given, OTHERS[0])
+        right = (exact * dout.double()).sum(-1).transpose(1, 2) - (0 if given is None else given.double())
+        products = dout.double().abs().sum(-1).max() * inputs["v"].double().abs().max()  # dp is no larger
+        found = kept[-1][:, :, : right.shape[-1]]
+        # fp32 tells weights as exactly as lse, and their sum with dlse
+        assert (found - right).abs().max() <= 2 * EPS32 * max(1.0, largest(lse)) * (products + largest(dlse))
 
 
 # ---- dtypes, layouts, heads, head dims

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
-from paged import BASE, build, check, draw, spec_of
+from paged import BASE, build, check, draw, run, same, spec_of
 from torch import Tensor
 
 import attngen
@@ -123,6 +124,43 @@ def test_too_large_numbers_saturate() -> None:
     build(spec).append_kv(k, -k, *caches, torch.tensor([3]), k_scale=scale, v_scale=scale)
     assert (caches[0][0, 3].float() == 448).all()
     assert (caches[1][0, 3].float() == -448).all()
+
+
+PER_KEY = [
+    {"dtype": name, "scales": "per_token_head"} for name in ("float8_e4m3", "float8_e5m2", "int8", "int4")
+]
+
+
+@pytest.mark.parametrize("cache", PER_KEY)
+def test_a_key_of_zeros_has_a_scale(cache: Any) -> None:
+    """Zeros divided by their largest would be NaN: they are stored as zeros, with the scale of numbers up to 1e-6."""
+    spec = spec_of(4, cache=cache)
+    (k_cache, k_scale), (v_cache, v_scale) = (empty(cache, 1, 2, 16) for _ in "kv")
+    rows = torch.zeros(1, 2, 16)
+    build(spec).append_kv(rows, rows, k_cache, v_cache, torch.tensor([2]), k_scale=k_scale, v_scale=v_scale)
+    largest = {"float8_e4m3": 448, "float8_e5m2": 57344, "int8": 127, "int4": 7}[cache["dtype"]]
+    for whole, scale in ((k_cache, k_scale), (v_cache, v_scale)):
+        assert scale is not None
+        torch.testing.assert_close(scale[0, 2], torch.full((2,), 1e-6 / largest), rtol=1e-6, atol=0)
+        assert not by_slot(cache, whole)[0, 2].any()
+
+
+@pytest.mark.parametrize("cache", [*STORED, *PER_KEY])
+def test_stored_numbers_hold_no_nan(cache: Any) -> None:
+    """A NaN becomes some finite number, and spoils neither its scale nor its neighbours."""
+    spec = spec_of(4, cache=cache)
+    (k_cache, k_scale), (v_cache, v_scale) = (empty(cache, 1, 2, 16) for _ in "kv")
+    rows = torch.linspace(-1, 1, 32).reshape(1, 2, 16).repeat(2, 1, 1)
+    rows[1, :, 3] = float("nan")
+    scales = {"k_scale": k_scale, "v_scale": v_scale}
+    build(spec).append_kv(rows, rows, k_cache, v_cache, torch.tensor([0, 1]), **scales)
+    others = torch.arange(16) != 3
+    for whole, scale in ((k_cache, k_scale), (v_cache, v_scale)):
+        assert scale is not None
+        stored = by_slot(cache, whole)[0, :2]
+        assert stored.isfinite().all()
+        assert torch.equal(stored[1, :, others], stored[0, :, others])
+        assert scale.dim() < 3 or by_slot(cache, scale)[0, :2].isfinite().all()
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
@@ -258,6 +296,18 @@ def test_scales_of_all_keys_are_positive(scale: float) -> None:
     inputs = draw(spec)
     with pytest.raises(ValueError, match="k_scale: must be positive and finite"):
         build(spec).attention(**{**inputs, "k_scale": torch.full_like(inputs["k_scale"], scale)})
+
+
+def test_a_scale_of_zero_on_a_device_hides_no_key() -> None:
+    """There nobody reads it before the launch: a head whose keys are all zeros has equal weights, not NaN."""
+    spec = spec_of(16, cache={"dtype": "float8_e4m3", "scales": "per_head"})
+    inputs = draw(spec, ((3, 40),))
+    inputs["k_cache"] = torch.zeros_like(inputs["k_cache"].float()).to(torch.float8_e4m3fn)
+    module = build(spec)
+    want = run(spec, inputs)
+    with patch.object(module, "_check_scale"):
+        found = run(spec, {**inputs, "k_scale": torch.zeros_like(inputs["k_scale"])})
+    assert same(found, want)
 
 
 def test_wrong_scales() -> None:

@@ -122,6 +122,13 @@ def test_lengths_and_not_the_width_of_the_table_decide() -> None:
     assert splits_of([(1, 320)] * 4, width=500) == [2] * 4
 
 
+def test_sequences_of_nearly_one_length_stay_whole() -> None:
+    """Of 160 tiles twice each unit gets 20; a sequence of 21 is not split for the sake of one, but one of 23 is."""
+    nearly = [(1, 320)] * 6
+    assert splits_of([(1, 336), *nearly, (1, 304)]) == [1] * 8
+    assert splits_of([(1, 368), *nearly, (1, 272)]) == [2] + [1] * 7
+
+
 def test_keys_that_a_window_leaves_out_count_for_nothing() -> None:
     """Of 100 tiles a window of 160 leaves 10, which 16 units share as if there were no others: two each, of 20."""
     window = spec_of(16, splits="auto", mask="j <= i and i - j < 160")

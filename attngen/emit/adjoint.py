@@ -11,6 +11,7 @@ from attngen.emit.parts import ROWS, SCORES, Parts, forward_rules, launch_of
 from attngen.emit.rules import Rule, broken, node_of, rule, strangers
 from attngen.errors import InternalError
 from attngen.ir import expr as ex
+from attngen.ir.delta import DELTA_ERROR, DELTA_RIGHT, P_DP
 from attngen.ir.expr import Apply, Const, Expr, Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Contract, Domain, Fold, Input, Launch, Load, Map, Merge, Pad, Store
@@ -25,9 +26,6 @@ DS, DS_RIGHT = (
     ex.apply("mul", Symbol("p", "float"), ex.apply("sub", S, Symbol(delta, "float")))
     for delta in ("delta", "delta_right")
 )
-P_DP = ex.apply("mul", S, Symbol("p", "float"))
-DELTA_ERROR = ex.apply("sub", ex.apply("add", S, Symbol("dlse", "float")), Symbol("p_dp_rows", "float"))
-DELTA_RIGHT = ex.apply("sub", S, Symbol("delta_error", "float"))
 # the number of a diagonal of scores: they begin with that of the first row and the last key
 DIAGONAL = ex.apply(
     "sub", ex.apply("add", ex.apply("sub", Symbol("i"), Symbol("j")), Symbol("seqlen_q")), Const(1)

@@ -19,6 +19,7 @@ import networkx as nx
 
 from attngen.errors import PlanError
 from attngen.ir import expr as ex
+from attngen.ir.delta import DELTA_ERROR, DELTA_RIGHT, P_DP
 from attngen.ir.expr import Apply, Const, Expr, Symbol
 from attngen.ir.graph import Graph, name_taken
 from attngen.ir.linear import linear, normal
@@ -36,8 +37,6 @@ DIAGONALS = Axis(
 # the i - j of a diagonal: they begin with that of the first row and the last key
 DIFFERENCE = ex.apply("add", ex.apply("sub", DIAGONAL, Symbol("seqlen_q")), Const(1))
 S = Symbol("s", "float")
-DELTA_ERROR = ex.apply("sub", ex.apply("add", S, Symbol("dlse", "float")), Symbol("p_dp_rows", "float"))
-DELTA_RIGHT = ex.apply("sub", S, Symbol("delta_error", "float"))
 Kind = Literal["rows", "keys", "elements", "diagonals", "anywhere"]
 
 
@@ -163,10 +162,9 @@ def _delta_error(graph: Graph) -> dict[str, Node]:
     """What rounding of out did to delta, from the keys that dq visits."""
     ds, dq = _map(graph, "ds"), graph.nodes["dq"]
     assert isinstance(dq, Fold)
-    product = ex.apply("mul", S, Symbol("p", "float"))
     per_row = replace(dq, element="p_dp", value="", axes=ROWS, factor=None, precision="ieee")
     return {
-        "p_dp": Map(operand=ds.operand, others=("p",), expr=product, axes=ds.axes),
+        "p_dp": Map(operand=ds.operand, others=("p",), expr=P_DP, axes=ds.axes),
         "p_dp_rows": replace(per_row, level="tile", order="full-then-partial", carrier="register"),
         "delta_error": Map(operand="delta", others=("dlse", "p_dp_rows"), expr=DELTA_ERROR, axes=ROWS),
         "delta_right": Map(operand="delta", others=("delta_error",), expr=DELTA_RIGHT, axes=ROWS),
