@@ -11,6 +11,7 @@ from attngen.emit.interface_adjoint import adjoint_faces
 from attngen.emit.interface_rows import LENGTHS, PACKED, SIZES, Rows, all_strides, face, precise, row_strides
 from attngen.emit.records_recurrence import AdjointFaces, TensorArgument
 from attngen.emit.recurrence_parts import Parts, inputs_of
+from attngen.errors import InternalError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const
 from attngen.ir.graph import Graph
@@ -353,7 +354,7 @@ def _manifest(graph: Graph, parts: Parts, kernels: dict[str, tuple[KernelFace, L
                 "constants": list(face.constants),
                 "loops": loops[name],
                 "configs": {
-                    target: [_config(c, face) for c in choices] for target, choices in launch.configs
+                    target: [_config(graph, c, face) for c in choices] for target, choices in launch.configs
                 },
                 "flags": {c: True for c in face.constants if c.startswith("HAS_")},
             }
@@ -362,10 +363,21 @@ def _manifest(graph: Graph, parts: Parts, kernels: dict[str, tuple[KernelFace, L
     }
 
 
-def _config(config: Config, face: KernelFace) -> dict[str, int]:
+UNUSED: Final = 16
+"""What a schedule says of the size of a block that its kernel does not have."""
+
+
+def _config(graph: Graph, config: Config, face: KernelFace) -> dict[str, int]:
+    """A schedule as the launcher takes it; one that says more is refused."""
     sizes = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
     chosen = {name: size for name, size in sizes.items() if name in face.constants}
-    return {**chosen, "num_warps": config.num_warps, "num_stages": config.num_stages}
+    block_m, block_n = (chosen.get(name, UNUSED) for name in sizes)
+    warps, stages = config.num_warps, config.num_stages
+    if config != Config(block_m=block_m, block_n=block_n, num_warps=warps, num_stages=stages):
+        raise InternalError(
+            f"{graph.provenance.name}: configs of the launch of {face.name}: its kernel does not take all of {config}"
+        )
+    return {**chosen, "num_warps": warps, "num_stages": stages}
 
 
 def _loops(parts: Parts) -> dict[str, list[dict[str, Any]]]:

@@ -14,6 +14,7 @@ from attngen.emit.recurrence_adjoint import adjoint
 from attngen.emit.recurrence_delta import blocks
 from attngen.emit.recurrence_lines import feature, text_of
 from attngen.emit.recurrence_parts import Parts, find_parts
+from attngen.emit.recurrence_refusals import refuse_others
 from attngen.emit.recurrence_rows import across, last, sizes, state_keys
 from attngen.ir import expr as ex
 from attngen.ir.graph import Graph
@@ -79,6 +80,7 @@ TOKEN: Final = Place(
 
 def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> RecurrenceContext:
     """Return the finished context of a scheduled graph of a recurrence."""
+    refuse_others(graph)
     parts = find_parts(graph)
     found = faces(graph, parts)
     provenance = graph.provenance
