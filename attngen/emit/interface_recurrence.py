@@ -71,11 +71,12 @@ def faces(graph: Graph, parts: Parts) -> Faces:
     if reverse:
         launched = dict(graph.all(Launch))
         kernels |= {f.name: (f, launched[name]) for name, f in _backward(reverse).items() if name in launched}
-    tokens = [n for n, i in inputs.items() if i.role == "tensor"]
+    tokens = [n for n, i in inputs.items() if "L" in i.axes]
     strides = ", ".join(
         f"{n}.stride(1)" if not inputs[n].optional else f"(0 if {n} is None else {n}.stride(1))"
         for n in tokens
     )
+    widest = max(parts.k.columns, parts.read_columns)
     return Faces(
         totals=made["_totals"][0],
         states=made["_chunk_states"][0],
@@ -90,7 +91,7 @@ def faces(graph: Graph, parts: Parts) -> Faces:
         tensors=tuple(_tensor(graph, n, i) for n, i in inputs.items() if i.role != "scalar"),
         sizes=_sizes(parts, inputs),
         state_shape=_shape(graph, parts.states_axes).replace("batch", "num_seqs"),
-        large=f"max(0, {strides}) * CHUNK >= 2**31",
+        large=f"max(num_heads * {widest}, {strides}) * CHUNK >= 2**31",
         function="ssd" if parts.is_mamba else "recurrence",
         documented=_documented(parts, inputs),
         prepared=_prepared(graph, parts, inputs),

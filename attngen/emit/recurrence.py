@@ -53,7 +53,7 @@ TILES: Final = Place(
     token_mask=", mask=valid, other=0.0",
     head="h[None, :]",
     head_mask=", mask=h < num_heads, other=0.0",
-    state_row="d[None, :]",
+    state_row="d.to(tl.int64)[None, :]",
     of_heads="[None, :]",
     row=" + first.to(tl.int64) * stride_{0}t + h * stride_{0}h + m.to(ROW_INDEX)[:, None] * stride_{0}t",
     row_mask="(m < length)[:, None]",
@@ -67,9 +67,9 @@ TOKEN: Final = Place(
     token_mask="",
     head="h",
     head_mask="",
-    state_row="d",
+    state_row="d.to(tl.int64)",
     of_heads="",
-    row=" + t64 * stride_{0}t + h64 * stride_{0}h",
+    row=" + t64 * stride_{0}t + h * stride_{0}h",
     row_mask="",
     of_rows="",
     of_columns="",
@@ -399,7 +399,7 @@ def _read(name: str, given: Input, chunk: ColumnChunk | Columns, place: Place) -
         mask = (place.row_mask + chunk.loaded).removeprefix(" & ")
         return f"tl.load({at}, mask={mask}, other=0.0).to(tl.float32)"
     limit = chunk.loaded.removeprefix(" & ")
-    at = f"{name} + h * stride_{name}_0 + {chunk.columns}{place.of_columns} * stride_{name}_1"
+    at = f"{name} + h * stride_{name}_0 + {chunk.columns}.to(tl.int64){place.of_columns} * stride_{name}_1"
     return f"tl.load({at}{f', mask={limit}, other=0.0' if limit else ''}).to(tl.float32)"
 
 
@@ -408,4 +408,4 @@ def _place(graph: Graph, name: str, stride: str) -> str:
     node = graph.nodes[name]
     assert isinstance(node, Input)
     letters = {"K": "d"}
-    return " + ".join(f"{letters.get(a, 'e')} * {stride}{n}" for n, a in enumerate(node.axes) if n > 1)
+    return " + ".join(f"{letters.get(a, 'e')}.to(tl.int64) * {stride}{n}" for n, a in enumerate(node.axes) if n > 1)
