@@ -60,7 +60,7 @@ def decode_context(graph: Graph) -> Decode:
 def _bases(parts: DecodeParts) -> Iterator[str]:
     """Where the rows of a head's first token begin."""
     for row in dict.fromkeys((parts.k, parts.v, parts.q)):
-        head = "h64" if row.group == 1 else f"h64 // {row.group}"
+        head = "h" if row.group == 1 else f"h // {row.group}"
         yield f"{row.tensor}_base = {row.tensor} + batch.to(tl.int64) * stride_{row.tensor}b + {head} * stride_{row.tensor}h"
 
 

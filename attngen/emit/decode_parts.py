@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attngen.emit.rules import broken, node_of, rule
+from attngen.emit.rules import Rule, broken, node_of, rule
 from attngen.errors import InternalError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Domain, Finish, Fold, Input, Launch, Load, Map, Pad, Read, Store, symbol
+
+TOKENS = ("B", "L", "H")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def find_decode(graph: Graph) -> DecodeParts:
     kernel = node_of(graph, "decode_kernel", Launch)
     fold, read = node_of(graph, "token_fold", Fold), node_of(graph, "token_read", Read)
     states = node_of(graph, "token_states", Finish)
-    _check(graph, fold)
+    _check(graph)
     decay = getattr(graph.nodes[fold.decay], "axes", ()) if fold.decay else ()
     v, wide = _row(graph, fold.value), _columns(graph, fold.axes[-1])
     return DecodeParts(
@@ -72,33 +74,83 @@ def find_decode(graph: Graph) -> DecodeParts:
     )
 
 
-def _check(graph: Graph, fold: Fold) -> None:
+def _check(graph: Graph) -> None:
     """Refuse what the template would not print."""
+    wrong = broken(graph, decode_rules(graph))
+    if wrong:
+        raise InternalError(f"{graph.provenance.name}: the templates of decode need: {'; '.join(wrong)}")
+
+
+def decode_rules(graph: Graph) -> dict[str, Rule]:
+    """What each node of the kernel that decodes has to be."""
+    names = _operands(graph)
+    queries, wide = names.pop("query"), "W" if "W" in (a.name for a in graph.axes) else "V"
     stores = ("store_token_out", "store_token_states")
     cut = {"level": "token", "order": "sequential", "carrier": "register"}
-    whole = Domain(size=symbol("seqlen"))
-    base = "2" if fold.decay else "e"
     wanted = {
         "token_fold": rule(
             Fold,
-            "element value decay erase init axes factor",
+            "factor" if names["decay"] else "",
             monoid="decay",
             axis="L",
-            domain=whole,
-            base=base,
+            axes=("B", "H", "K", wide),
+            domain=Domain(size=symbol("seqlen")),
+            base="2" if names["decay"] else "e",
+            **names,
             **cut,
         ),
-        "token_read": rule(Read, "query axes", state="token_fold"),
-        "token_states": rule(Finish, "axes", monoid="decay", operand="token_fold", result="states"),
-        stores[0]: rule(Store, "axes", operand="token_out", name="out", dtype="io"),
-        stores[1]: rule(Store, "axes", operand="token_states", name="states", dtype="own"),
+        "token_read": rule(Read, query=queries, state="token_fold", axes=(*TOKENS, wide)),
+        "token_states": rule(
+            Finish,
+            monoid="decay",
+            operand="token_fold",
+            result="states",
+            axes=("B", "H", "V", "K") if "dt" in graph.nodes else ("B", "H", "K", wide),
+        ),
+        stores[0]: _stored(graph, "out", "io"),
+        stores[1]: _stored(graph, "states", "own"),
         "decode_kernel": rule(
-            Launch, "tile_axis configs", stores=stores, program_axes=("B", "H"), rows="states"
+            Launch, "configs", tile_axis=wide, stores=stores, program_axes=("B", "H"), rows="states"
         ),
     }
-    wrong = broken(graph, wanted)
-    if wrong:
-        raise InternalError(f"{graph.provenance.name}: the templates of decode need: {'; '.join(wrong)}")
+    return wanted | _epilogue_rules(graph, wide)
+
+
+def _operands(graph: Graph) -> dict[str, str]:
+    """What a token's fold is of, and what reads it: tiles and maps by their names, or the arguments themselves."""
+    mamba = "dt" in graph.nodes
+    q, k, v = ("C", "B", "x") if mamba else ("q", "k", "v")
+
+    def first(*names: str) -> str:
+        return next((name for name in names if name in graph.nodes), "")
+
+    return {
+        "query": first("queries", f"{q}_tile", q),
+        "element": first("keys", f"{k}_tile", k),
+        "value": first("value", f"{v}_tile", v),
+        "decay": first("decay", "g"),
+        "erase": first("beta"),
+        "init": first("initial_states", "initial_state"),
+    }
+
+
+def _stored(graph: Graph, name: str, dtype: str) -> Rule:
+    axes = getattr(graph.nodes.get(f"token_{name}"), "axes", ())
+    return rule(Store, operand=f"token_{name}", name=name, dtype=dtype, axes=axes)
+
+
+def _epilogue_rules(graph: Graph, wide: str) -> dict[str, Rule]:
+    """What becomes of what is read: formulas, of Mamba-2 also of what it skips and gates by."""
+    read = (*TOKENS, wide)
+    if "dt" in graph.nodes:
+        skipped = rule(Map, "expr", operand="token_read", others=("x", "D"), given="D", axes=read)
+        gated = rule(Map, "expr", operand="token_skipped", others=("z",), given="z", axes=read)
+        return {"token_skipped": skipped, "token_out": gated}
+    scaled = rule(Map, "expr", operand="token_read", axes=read)
+    if wide == "V":
+        return {"token_out": scaled}
+    divided = rule(Finish, monoid="decay", operand="token_scaled", result="out", axes=(*TOKENS, "V"))
+    return {"token_scaled": scaled, "token_out": divided}
 
 
 def _row(graph: Graph, name: str) -> Row:

@@ -11,6 +11,7 @@ from attngen.emit.interface_adjoint import adjoint_faces
 from attngen.emit.interface_rows import LENGTHS, PACKED, SIZES, Rows, all_strides, face, precise, row_strides
 from attngen.emit.records_recurrence import AdjointFaces, TensorArgument
 from attngen.emit.recurrence_parts import Parts, inputs_of
+from attngen.errors import InternalError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const
 from attngen.ir.graph import Graph
@@ -70,11 +71,12 @@ def faces(graph: Graph, parts: Parts) -> Faces:
     if reverse:
         launched = dict(graph.all(Launch))
         kernels |= {f.name: (f, launched[name]) for name, f in _backward(reverse).items() if name in launched}
-    tokens = [n for n, i in inputs.items() if i.role == "tensor"]
+    tokens = [n for n, i in inputs.items() if "L" in i.axes]
     strides = ", ".join(
         f"{n}.stride(1)" if not inputs[n].optional else f"(0 if {n} is None else {n}.stride(1))"
         for n in tokens
     )
+    widest = max(parts.k.columns, parts.read_columns)
     return Faces(
         totals=made["_totals"][0],
         states=made["_chunk_states"][0],
@@ -89,7 +91,7 @@ def faces(graph: Graph, parts: Parts) -> Faces:
         tensors=tuple(_tensor(graph, n, i) for n, i in inputs.items() if i.role != "scalar"),
         sizes=_sizes(parts, inputs),
         state_shape=_shape(graph, parts.states_axes).replace("batch", "num_seqs"),
-        large=f"max(0, {strides}) * CHUNK >= 2**31",
+        large=f"max(num_heads * {widest}, {strides}) * CHUNK >= 2**31",
         function="ssd" if parts.is_mamba else "recurrence",
         documented=_documented(parts, inputs),
         prepared=_prepared(graph, parts, inputs),
@@ -354,7 +356,7 @@ def _manifest(graph: Graph, parts: Parts, kernels: dict[str, tuple[KernelFace, L
                 "constants": list(face.constants),
                 "loops": loops[name],
                 "configs": {
-                    target: [_config(c, face) for c in choices] for target, choices in launch.configs
+                    target: [_config(graph, c, face) for c in choices] for target, choices in launch.configs
                 },
                 "flags": {c: True for c in face.constants if c.startswith("HAS_")},
             }
@@ -363,10 +365,21 @@ def _manifest(graph: Graph, parts: Parts, kernels: dict[str, tuple[KernelFace, L
     }
 
 
-def _config(config: Config, face: KernelFace) -> dict[str, int]:
+UNUSED: Final = 16
+"""What a schedule says of the size of a block that its kernel does not have."""
+
+
+def _config(graph: Graph, config: Config, face: KernelFace) -> dict[str, int]:
+    """A schedule as the launcher takes it; one that says more is refused."""
     sizes = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
     chosen = {name: size for name, size in sizes.items() if name in face.constants}
-    return {**chosen, "num_warps": config.num_warps, "num_stages": config.num_stages}
+    block_m, block_n = (chosen.get(name, UNUSED) for name in sizes)
+    warps, stages = config.num_warps, config.num_stages
+    if config != Config(block_m=block_m, block_n=block_n, num_warps=warps, num_stages=stages):
+        raise InternalError(
+            f"{graph.provenance.name}: configs of the launch of {face.name}: its kernel does not take all of {config}"
+        )
+    return {**chosen, "num_warps": warps, "num_stages": stages}
 
 
 def _loops(parts: Parts) -> dict[str, list[dict[str, Any]]]:

@@ -14,6 +14,7 @@ from attngen.emit.recurrence_adjoint import adjoint
 from attngen.emit.recurrence_delta import blocks
 from attngen.emit.recurrence_lines import feature, text_of
 from attngen.emit.recurrence_parts import Parts, find_parts
+from attngen.emit.recurrence_refusals import refuse_others
 from attngen.emit.recurrence_rows import across, last, sizes, state_keys
 from attngen.ir import expr as ex
 from attngen.ir.graph import Graph
@@ -52,7 +53,7 @@ TILES: Final = Place(
     token_mask=", mask=valid, other=0.0",
     head="h[None, :]",
     head_mask=", mask=h < num_heads, other=0.0",
-    state_row="d[None, :]",
+    state_row="d.to(tl.int64)[None, :]",
     of_heads="[None, :]",
     row=" + first.to(tl.int64) * stride_{0}t + h * stride_{0}h + m.to(ROW_INDEX)[:, None] * stride_{0}t",
     row_mask="(m < length)[:, None]",
@@ -66,9 +67,9 @@ TOKEN: Final = Place(
     token_mask="",
     head="h",
     head_mask="",
-    state_row="d",
+    state_row="d.to(tl.int64)",
     of_heads="",
-    row=" + t64 * stride_{0}t + h64 * stride_{0}h",
+    row=" + t64 * stride_{0}t + h * stride_{0}h",
     row_mask="",
     of_rows="",
     of_columns="",
@@ -79,6 +80,7 @@ TOKEN: Final = Place(
 
 def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> RecurrenceContext:
     """Return the finished context of a scheduled graph of a recurrence."""
+    refuse_others(graph)
     parts = find_parts(graph)
     found = faces(graph, parts)
     provenance = graph.provenance
@@ -397,7 +399,7 @@ def _read(name: str, given: Input, chunk: ColumnChunk | Columns, place: Place) -
         mask = (place.row_mask + chunk.loaded).removeprefix(" & ")
         return f"tl.load({at}, mask={mask}, other=0.0).to(tl.float32)"
     limit = chunk.loaded.removeprefix(" & ")
-    at = f"{name} + h * stride_{name}_0 + {chunk.columns}{place.of_columns} * stride_{name}_1"
+    at = f"{name} + h * stride_{name}_0 + {chunk.columns}.to(tl.int64){place.of_columns} * stride_{name}_1"
     return f"tl.load({at}{f', mask={limit}, other=0.0' if limit else ''}).to(tl.float32)"
 
 
@@ -406,4 +408,4 @@ def _place(graph: Graph, name: str, stride: str) -> str:
     node = graph.nodes[name]
     assert isinstance(node, Input)
     letters = {"K": "d"}
-    return " + ".join(f"{letters.get(a, 'e')} * {stride}{n}" for n, a in enumerate(node.axes) if n > 1)
+    return " + ".join(f"{letters.get(a, 'e')}.to(tl.int64) * {stride}{n}" for n, a in enumerate(node.axes) if n > 1)

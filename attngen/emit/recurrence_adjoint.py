@@ -58,7 +58,7 @@ def _map(graph: Graph, name: str) -> Map:
 def _place(graph: Graph, parts: Parts, stride: str) -> str:
     letters = {"K": "d"}
     return " + ".join(
-        f"{letters.get(a, 'e')} * {stride}{n}" for n, a in enumerate(parts.states_axes) if n > 1
+        f"{letters.get(a, 'e')}.to(tl.int64) * {stride}{n}" for n, a in enumerate(parts.states_axes) if n > 1
     )
 
 
@@ -462,7 +462,7 @@ class _Reads:
         yield "if HAS_D:"
         for c in self._out_chunks:
             limit = c.loaded.removeprefix(" & ")
-            at = f"D + h * stride_D_0 + {c.columns}[None, :] * stride_D_1"
+            at = f"D + h * stride_D_0 + {c.columns}.to(tl.int64)[None, :] * stride_D_1"
             yield f"    D_of = tl.load({at}{f', mask={limit}, other=0.0' if limit else ''}).to(tl.float32)"
             own = (
                 f"dread_base + row[:, None] * (num_heads * {self.parts.read_columns}) + {c.columns}[None, :]"

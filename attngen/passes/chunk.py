@@ -63,6 +63,7 @@ class Chunk:
             Axis(name="J", size=symbol("seqlen"), symbol="j", origin="start"),
         )
         made = replace(graph, axes=(*graph.axes, *axes)).with_nodes(cut.nodes, level="scheduled")
+        made = made.without({"edge"} & set(made.nodes) if "edges" in made.nodes else set())
         made = made.with_nodes(launches(made, self.size) | decode_nodes(graph, cut.loaded))
         if fold.decay and "K" in cut.axes(fold.decay):
             return by_rows(made)

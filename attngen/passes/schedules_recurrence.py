@@ -141,8 +141,10 @@ def of_narrow_read(columns: int, chunk: int) -> Configs:
 
 
 def of_decode(rows: int, columns: int, *, whole: bool) -> Configs:
-    """One token: ``block_m`` columns of a state with all of its rows; all columns where a normaliser is among them."""
+    """One token: ``block_m`` columns of a state with all of its rows; it is not used where programs hold the whole state."""
     padded, every = (1 << (size - 1).bit_length() for size in (rows, columns))
     block = every if whole else min(every, max(16, 2048 // padded))
     warps = max(4, min(16, block * padded // 2048))
+    if whole:
+        return (("default", (_of(16, 16, warps, 1),)), ("cpu", (_of(16, 16, 4, 1),)))
     return (("default", (_of(block, 16, warps, 1),)), ("cpu", (_of(every, 16, 4, 1),)))
