@@ -7,15 +7,18 @@ Sources: Mamba-2 (arXiv:2405.21060, equation 1 and section 6), RetNet (arXiv:230
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from attngen.reference.oracle_formula import Scope, evaluate
 from attngen.reference.oracle_recurrence_inputs import Call, bind
 from attngen.spec import Formula, Spec
+
+KEPT = 16  # tokens whose states gradients keep at a time
 
 
 @dataclass(frozen=True)
@@ -59,17 +62,12 @@ def recur(spec: Spec, inputs: Mapping[str, Any], *, same: bool) -> Tensor | tupl
 
 
 def _sequence(steps: Steps, index: int, start: int, end: int) -> Steps:
-    along = {
-        name: None if x is None else x[:, start:end]
-        for name, x in (
-            ("q", steps.q),
-            ("k", steps.k),
-            ("v", steps.v),
-            ("decay", steps.decay),
-            ("beta", steps.beta),
-        )
-    }
-    return Steps(**along, state=steps.state[index : index + 1], bounds=None)  # pyright: ignore[reportArgumentType]
+    return replace(_tokens(steps, start, end), state=steps.state[index : index + 1], bounds=None)
+
+
+def _tokens(steps: Steps, start: int, end: int) -> Steps:
+    along = ("q", "k", "v", "decay", "beta")
+    return replace(steps, **{n: x[:, start:end] for n in along if (x := getattr(steps, n)) is not None})
 
 
 # ---- what is folded
@@ -134,7 +132,21 @@ def _feature(call: Call, formula: Formula, x: Tensor) -> Tensor:
 
 
 def by_token(steps: Steps) -> tuple[Tensor, Tensor]:
-    """out [B, L, H, V] and the last state [B, H, K, V]: one token after the other."""
+    """out [B, L, H, V] and the last state [B, H, K, V]: one token after the other. For gradients the states of a few tokens
+    at a time are kept, and worked out again."""
+    outs, state = [steps.v[:, :0]], steps.state
+    for start in range(0, steps.q.shape[1], KEPT):
+        some = replace(_tokens(steps, start, start + KEPT), state=state)
+        out, state = (
+            checkpoint(_each_token, some, use_reentrant=False)
+            if torch.is_grad_enabled()
+            else _each_token(some)
+        )
+        outs.append(out)
+    return torch.cat(outs, 1), state
+
+
+def _each_token(steps: Steps) -> tuple[Tensor, Tensor]:
     state, outs = steps.state, list[Tensor]()
     for t in range(steps.q.shape[1]):
         k, v = steps.k[:, t, :, :, None], steps.v[:, t, :, None]
@@ -144,7 +156,7 @@ def by_token(steps: Steps) -> tuple[Tensor, Tensor]:
             v = steps.beta[:, t, :, None, None] * (v - (k * state).sum(-2, keepdim=True))
         state = state + k * v
         outs.append((steps.q[:, t, :, :, None] * state).sum(-2))
-    return (torch.stack(outs, 1) if outs else steps.v[:, :0]), state
+    return torch.stack(outs, 1), state
 
 
 def _by_chunk(call: Call) -> Run:
