@@ -8,7 +8,6 @@ Digest 975bc239a15bf0b22980b001dd6d003430ce1341b137c2172d4b9f648e3d9cca. Needs t
 """
 
 import json
-import math
 
 import torch
 import triton

@@ -8,7 +8,6 @@ Digest 056b10b67b7517aa704ed01b6cd7249bd2bbd1c3f32ca9e932a86d643fa8620d. Needs t
 """
 
 import json
-import math
 
 import torch
 import triton

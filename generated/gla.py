@@ -8,7 +8,6 @@ Digest 94eb3357ef6113b1afb86bfe8d714d43f33973691971f938e05984370c7d89a9. Needs t
 """
 
 import json
-import math
 
 import torch
 import triton

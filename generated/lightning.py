@@ -8,7 +8,6 @@ Digest bfff59a3a0acbdc75b32a0614f32dcd4ed982834af4afa9635264197283675e1. Needs t
 """
 
 import json
-import math
 
 import torch
 import triton
@@ -901,7 +900,6 @@ def _backward_queries(
     d_0 = tl.arange(0, 128)
     e_0 = tl.arange(0, 128)
     h = owner
-    q_base = q + batch.to(tl.int64) * stride_qb + first.to(tl.int64) * stride_qt + h * stride_qh
     k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
     v_base = v + batch.to(tl.int64) * stride_vb + first.to(tl.int64) * stride_vt + h * stride_vh
     dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * 128) + h * 128
@@ -992,7 +990,6 @@ def _backward_keys(
     e_0 = tl.arange(0, 128)
     h = owner
     q_base = q + batch.to(tl.int64) * stride_qb + first.to(tl.int64) * stride_qt + h * stride_qh
-    k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
     v_base = v + batch.to(tl.int64) * stride_vb + first.to(tl.int64) * stride_vt + h * stride_vh
     dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * 128) + h * 128
     total_base = total + (slot.to(tl.int64) * num_heads + h) * 64
@@ -1797,8 +1794,6 @@ def launch_step(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    dout: torch.Tensor,
-    dstates: torch.Tensor | None,
     state_indices: torch.Tensor | None,
     rate: float,
     scale: float,
@@ -1853,13 +1848,11 @@ def _step(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    dout: torch.Tensor,
-    dstates: torch.Tensor | None,
     state_indices: torch.Tensor | None,
     rate: float,
     scale: float,
 ) -> torch.Tensor:
-    return launch_step(state, q, k, v, dout, dstates, state_indices, rate, scale)
+    return launch_step(state, q, k, v, state_indices, rate, scale)
 
 
 @_step.register_fake
@@ -1868,8 +1861,6 @@ def _(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    dout: torch.Tensor,
-    dstates: torch.Tensor | None,
     state_indices: torch.Tensor | None,
     rate: float,
     scale: float,
@@ -1910,8 +1901,6 @@ def recurrence_step(
     *,
     rate: float,
     scale: float | None = None,
-    dout: torch.Tensor,
-    dstates: torch.Tensor | None = None,
     state_indices: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Decode: out of the next token of each row, or of the next T tokens one after the other; `state` changes in place.
@@ -1924,8 +1913,6 @@ def recurrence_step(
         q: [B, [T,] H, 128]
         k: [B, [T,] H, 128]
         v: [B, [T,] H, 128]
-        dout: [B, [T,] H, 128]
-        dstates: [B, H, 128, 128]
         rate: float, a parameter of the formulas.
         scale: float, default 0.08838834764831845.
         state_indices: int32 or int64 [B], the state that each row reads and changes. Below 0 a row is padding: it changes
@@ -1983,30 +1970,6 @@ def recurrence_step(
         q,
         True,
     )
-    _check_tensor(
-        "dout",
-        dout,
-        (
-            *lead,
-            num_heads,
-            128,
-        ),
-        q,
-        False,
-    )
-    if dstates is not None:
-        _check_tensor(
-            "dstates",
-            dstates,
-            (
-                num_seqs,
-                num_heads,
-                128,
-                128,
-            ),
-            q,
-            False,
-        )
     if not isinstance(state, torch.Tensor):
         raise TypeError(f"lightning: state: expected a tensor, got {type(state).__name__}")
     states = lead[0] if state_indices is None or state.dim() == 0 else state.shape[0]
@@ -2033,13 +1996,13 @@ def recurrence_step(
     )
     if state_indices is not None:
         _check_indices(state_indices, lead[0], q, states)
-    given = (state, q, k, v, dout, dstates)
+    given = (state, q, k, v)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given):
         raise RuntimeError(
             "lightning: recurrence_step changes states in place and has no gradients: use recurrence for training,"
             " or decode under torch.no_grad()"
         )
     if len(lead) == 2:
-        return _step(state, q, k, v, dout, dstates, state_indices, rate, scale)
-    q, k, v, dout = (tensor if tensor is None else tensor.unsqueeze(1) for tensor in (q, k, v, dout))
-    return _step(state, q, k, v, dout, dstates, state_indices, rate, scale).squeeze(1)
+        return _step(state, q, k, v, state_indices, rate, scale)
+    q, k, v = (tensor if tensor is None else tensor.unsqueeze(1) for tensor in (q, k, v))
+    return _step(state, q, k, v, state_indices, rate, scale).squeeze(1)

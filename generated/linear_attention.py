@@ -8,7 +8,6 @@ Digest 3c3be6c00e5d03c1eab6a322005e166aae986b993e4736f15c21e3528ec85c32. Needs t
 """
 
 import json
-import math
 
 import torch
 import triton
@@ -956,7 +955,6 @@ def _backward_queries(
     k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
     v_base = v + batch.to(tl.int64) * stride_vb + first.to(tl.int64) * stride_vt + h * stride_vh
     dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * 48) + h * 48
-
     state_base = chunk_states + (slot.to(tl.int64) * num_heads + h) * 1056
     dread_0 = tl.load(dread_base + row[:, None] * num_heads * 48 + e_0[None, :])
     dread_1 = tl.load(dread_base + row[:, None] * num_heads * 48 + e_1[None, :])
@@ -1062,7 +1060,6 @@ def _backward_keys(
     k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
     v_base = v + batch.to(tl.int64) * stride_vb + first.to(tl.int64) * stride_vt + h * stride_vh
     dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * 48) + h * 48
-
     state_base = chunk_adjoints + (slot.to(tl.int64) * num_heads + h) * 1056
     v_0 = tl.load(v_base + row[:, None] * stride_vt + e_0[None, :])
     v_1 = tl.load(v_base + row[:, None] * stride_vt + e_1[None, :], mask=(e_1 < 32)[None, :], other=0.0)
@@ -1158,7 +1155,6 @@ def _backward_values(
     q_base = q + batch.to(tl.int64) * stride_qb + first.to(tl.int64) * stride_qt + h * stride_qh
     k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
     dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * 48) + h * 48
-
     state_base = chunk_adjoints + (slot.to(tl.int64) * num_heads + h) * 1056
     k_0 = tl.load(k_base + row[:, None] * stride_kt + d_0[None, :])
     feature = k_0.to(tl.float32)
@@ -1895,8 +1891,6 @@ def launch_step(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    dout: torch.Tensor,
-    dstates: torch.Tensor | None,
     state_indices: torch.Tensor | None,
     scale: float,
     configs: dict | None = None,
@@ -1949,12 +1943,10 @@ def _step(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    dout: torch.Tensor,
-    dstates: torch.Tensor | None,
     state_indices: torch.Tensor | None,
     scale: float,
 ) -> torch.Tensor:
-    return launch_step(state, q, k, v, dout, dstates, state_indices, scale)
+    return launch_step(state, q, k, v, state_indices, scale)
 
 
 @_step.register_fake
@@ -1963,8 +1955,6 @@ def _(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    dout: torch.Tensor,
-    dstates: torch.Tensor | None,
     state_indices: torch.Tensor | None,
     scale: float,
 ):
@@ -2003,8 +1993,6 @@ def recurrence_step(
     v: torch.Tensor,
     *,
     scale: float | None = None,
-    dout: torch.Tensor,
-    dstates: torch.Tensor | None = None,
     state_indices: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Decode: out of the next token of each row, or of the next T tokens one after the other; `state` changes in place.
@@ -2017,8 +2005,6 @@ def recurrence_step(
         q: [B, [T,] H, 32]
         k: [B, [T,] H, 32]
         v: [B, [T,] H, 32]
-        dout: [B, [T,] H, 32]
-        dstates: [B, H, 32, 33]
         scale: float, default 0.1767766952966369.
         state_indices: int32 or int64 [B], the state that each row reads and changes. Below 0 a row is padding: it changes
             none and its out is 0. No two rows may have the same (what they leave is undefined). Default: row b has state b.
@@ -2073,30 +2059,6 @@ def recurrence_step(
         q,
         True,
     )
-    _check_tensor(
-        "dout",
-        dout,
-        (
-            *lead,
-            num_heads,
-            32,
-        ),
-        q,
-        False,
-    )
-    if dstates is not None:
-        _check_tensor(
-            "dstates",
-            dstates,
-            (
-                num_seqs,
-                num_heads,
-                32,
-                33,
-            ),
-            q,
-            False,
-        )
     if not isinstance(state, torch.Tensor):
         raise TypeError(f"linear_attention: state: expected a tensor, got {type(state).__name__}")
     states = lead[0] if state_indices is None or state.dim() == 0 else state.shape[0]
@@ -2123,13 +2085,13 @@ def recurrence_step(
     )
     if state_indices is not None:
         _check_indices(state_indices, lead[0], q, states)
-    given = (state, q, k, v, dout, dstates)
+    given = (state, q, k, v)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given):
         raise RuntimeError(
             "linear_attention: recurrence_step changes states in place and has no gradients: use recurrence for training,"
             " or decode under torch.no_grad()"
         )
     if len(lead) == 2:
-        return _step(state, q, k, v, dout, dstates, state_indices, scale)
-    q, k, v, dout = (tensor if tensor is None else tensor.unsqueeze(1) for tensor in (q, k, v, dout))
-    return _step(state, q, k, v, dout, dstates, state_indices, scale).squeeze(1)
+        return _step(state, q, k, v, state_indices, scale)
+    q, k, v = (tensor if tensor is None else tensor.unsqueeze(1) for tensor in (q, k, v))
+    return _step(state, q, k, v, state_indices, scale).squeeze(1)

@@ -8,7 +8,6 @@ Digest 18c16122952221531d041f6ef258f113cca7399cf4dd466a4de7fec7bdc18f07. Needs t
 """
 
 import json
-import math
 
 import torch
 import triton
@@ -1467,7 +1466,6 @@ def _backward_values(
     dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * 64) + h * 64
     pairs_base = pairs + (slot.to(tl.int64) * (num_heads // 16) + h // 16) * 16384
     total_base = total + (slot.to(tl.int64) * num_heads + h) * 128
-    late_base = late + (slot.to(tl.int64) * num_heads + h) * 128
     step_base = step_of + (slot.to(tl.int64) * num_heads + h) * 128
     state_base = chunk_adjoints + (slot.to(tl.int64) * num_heads + h) * 8192
     own_m = tl.load(total_base + m)
@@ -1598,7 +1596,6 @@ def _backward_tokens(
         )
     positive = _softplus(biased)
     step = tl.where(positive < dt_least, dt_least, tl.where(positive > dt_most, dt_most, positive))
-    decay = step * tl.load(A + h * stride_A_0, mask=h < num_heads, other=0.0).to(tl.float32)[None, :]
     dstep_value_tile = tl.load(dstep_value + place, mask=valid, other=0.0)
     dstep_decay_value = ddecay * tl.load(A + h * stride_A_0, mask=there, other=0.0).to(tl.float32)[None, :]
     dA_each_value = ddecay * step
@@ -1676,7 +1673,6 @@ def _outputs(
     dt_most: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     batch, seqlen, num_heads, _ = x.shape
-    num_groups = num_heads // 16
     num_seqs = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
     empty = torch.empty if cu_seqlens is None else torch.zeros  # tokens of no sequence have out 0
     out = empty(x.shape, dtype=x.dtype, device=x.device)
@@ -2022,7 +2018,6 @@ def launch_backward(
     device = x.device
     dout = dout if dout.stride(-1) == 1 else dout.contiguous()
     batch, seqlen, num_heads, _ = x.shape
-    num_groups = num_heads // 16
     num_seqs = states.shape[0]
     new = torch.empty if cu_seqlens is None else torch.zeros  # tokens of no sequence have gradient 0
     slots = keep.get("slots", 0)
@@ -2410,7 +2405,7 @@ def ssd(
     z: torch.Tensor | None = None,
     dt_bias: torch.Tensor | None = None,
     initial_states: torch.Tensor | None = None,
-    dt_limit: tuple[float, float] = (0.0, math.inf),
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
     cu_seqlens: torch.Tensor | None = None,
     return_final_states: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -2662,8 +2657,6 @@ def launch_step(
     D: torch.Tensor | None,
     z: torch.Tensor | None,
     dt_bias: torch.Tensor | None,
-    dout: torch.Tensor,
-    dstates: torch.Tensor | None,
     state_indices: torch.Tensor | None,
     dt_least: float,
     dt_most: float,
@@ -2671,7 +2664,6 @@ def launch_step(
 ) -> torch.Tensor:
     """Run the kernel of decode, which changes `state`, and return out; `configs` overrides its schedule by name."""
     batch, seqlen, num_heads, _ = x.shape
-    num_groups = num_heads // 16
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
@@ -2742,13 +2734,11 @@ def _step(
     D: torch.Tensor | None,
     z: torch.Tensor | None,
     dt_bias: torch.Tensor | None,
-    dout: torch.Tensor,
-    dstates: torch.Tensor | None,
     state_indices: torch.Tensor | None,
     dt_least: float,
     dt_most: float,
 ) -> torch.Tensor:
-    return launch_step(state, x, dt, A, B, C, D, z, dt_bias, dout, dstates, state_indices, dt_least, dt_most)
+    return launch_step(state, x, dt, A, B, C, D, z, dt_bias, state_indices, dt_least, dt_most)
 
 
 @_step.register_fake
@@ -2762,8 +2752,6 @@ def _(
     D: torch.Tensor | None,
     z: torch.Tensor | None,
     dt_bias: torch.Tensor | None,
-    dout: torch.Tensor,
-    dstates: torch.Tensor | None,
     state_indices: torch.Tensor | None,
     dt_least: float,
     dt_most: float,
@@ -2807,9 +2795,7 @@ def ssd_step(
     D: torch.Tensor | None = None,
     z: torch.Tensor | None = None,
     dt_bias: torch.Tensor | None = None,
-    dout: torch.Tensor,
-    dstates: torch.Tensor | None = None,
-    dt_limit: tuple[float, float] = (0.0, math.inf),
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
     state_indices: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Decode: out of the next token of each row, or of the next T tokens one after the other; `state` changes in place.
@@ -2827,8 +2813,6 @@ def ssd_step(
         D: [H, 64] or [H]
         z: [B, [T,] H, 64]
         dt_bias: [H]
-        dout: [B, [T,] H, 64]
-        dstates: [B, H, 64, 128]
         dt_limit: the least and the greatest dt, after bias and softplus.
         state_indices: int32 or int64 [B], the state that each row reads and changes. Below 0 a row is padding: it changes
             none and its out is 0. No two rows may have the same (what they leave is undefined). Default: row b has state b.
@@ -2927,30 +2911,6 @@ def ssd_step(
         )
     if dt_bias is not None:
         _check_tensor("dt_bias", dt_bias, (num_heads,), x, False)
-    _check_tensor(
-        "dout",
-        dout,
-        (
-            *lead,
-            num_heads,
-            64,
-        ),
-        x,
-        False,
-    )
-    if dstates is not None:
-        _check_tensor(
-            "dstates",
-            dstates,
-            (
-                num_seqs,
-                num_heads,
-                64,
-                128,
-            ),
-            x,
-            False,
-        )
     if not isinstance(state, torch.Tensor):
         raise TypeError(f"nemotron_h: state: expected a tensor, got {type(state).__name__}")
     states = lead[0] if state_indices is None or state.dim() == 0 else state.shape[0]
@@ -2977,17 +2937,13 @@ def ssd_step(
     )
     if state_indices is not None:
         _check_indices(state_indices, lead[0], x, states)
-    given = (state, x, dt, A, B, C, D, z, dt_bias, dout, dstates)
+    given = (state, x, dt, A, B, C, D, z, dt_bias)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given):
         raise RuntimeError(
             "nemotron_h: ssd_step changes states in place and has no gradients: use ssd for training,"
             " or decode under torch.no_grad()"
         )
     if len(lead) == 2:
-        return _step(state, x, dt, A, B, C, D, z, dt_bias, dout, dstates, state_indices, dt_least, dt_most)
-    x, dt, B, C, z, dout = (
-        tensor if tensor is None else tensor.unsqueeze(1) for tensor in (x, dt, B, C, z, dout)
-    )
-    return _step(
-        state, x, dt, A, B, C, D, z, dt_bias, dout, dstates, state_indices, dt_least, dt_most
-    ).squeeze(1)
+        return _step(state, x, dt, A, B, C, D, z, dt_bias, state_indices, dt_least, dt_most)
+    x, dt, B, C, z = (tensor if tensor is None else tensor.unsqueeze(1) for tensor in (x, dt, B, C, z))
+    return _step(state, x, dt, A, B, C, D, z, dt_bias, state_indices, dt_least, dt_most).squeeze(1)

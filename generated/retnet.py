@@ -8,7 +8,6 @@ Digest e3332101fff5147856f1865a31b8544b003d4ae85f9ddcde49e1f7a00756f42a. Needs t
 """
 
 import json
-import math
 
 import torch
 import triton
@@ -891,7 +890,6 @@ def _backward_queries(
     d_0 = tl.arange(0, 256)
     e_0 = tl.arange(0, 512)
     h = owner
-    q_base = q + batch.to(tl.int64) * stride_qb + first.to(tl.int64) * stride_qt + h * stride_qh
     k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
     v_base = v + batch.to(tl.int64) * stride_vb + first.to(tl.int64) * stride_vt + h * stride_vh
     dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * 512) + h * 512
@@ -982,7 +980,6 @@ def _backward_keys(
     e_0 = tl.arange(0, 512)
     h = owner
     q_base = q + batch.to(tl.int64) * stride_qb + first.to(tl.int64) * stride_qt + h * stride_qh
-    k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
     v_base = v + batch.to(tl.int64) * stride_vb + first.to(tl.int64) * stride_vt + h * stride_vh
     dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * 512) + h * 512
     total_base = total + (slot.to(tl.int64) * num_heads + h) * 64
@@ -1774,8 +1771,6 @@ def launch_step(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    dout: torch.Tensor,
-    dstates: torch.Tensor | None,
     state_indices: torch.Tensor | None,
     scale: float,
     configs: dict | None = None,
@@ -1828,12 +1823,10 @@ def _step(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    dout: torch.Tensor,
-    dstates: torch.Tensor | None,
     state_indices: torch.Tensor | None,
     scale: float,
 ) -> torch.Tensor:
-    return launch_step(state, q, k, v, dout, dstates, state_indices, scale)
+    return launch_step(state, q, k, v, state_indices, scale)
 
 
 @_step.register_fake
@@ -1842,8 +1835,6 @@ def _(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    dout: torch.Tensor,
-    dstates: torch.Tensor | None,
     state_indices: torch.Tensor | None,
     scale: float,
 ):
@@ -1882,8 +1873,6 @@ def recurrence_step(
     v: torch.Tensor,
     *,
     scale: float | None = None,
-    dout: torch.Tensor,
-    dstates: torch.Tensor | None = None,
     state_indices: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Decode: out of the next token of each row, or of the next T tokens one after the other; `state` changes in place.
@@ -1896,8 +1885,6 @@ def recurrence_step(
         q: [B, [T,] H, 256]
         k: [B, [T,] H, 256]
         v: [B, [T,] H, 512]
-        dout: [B, [T,] H, 512]
-        dstates: [B, H, 256, 512]
         scale: float, default 0.0625.
         state_indices: int32 or int64 [B], the state that each row reads and changes. Below 0 a row is padding: it changes
             none and its out is 0. No two rows may have the same (what they leave is undefined). Default: row b has state b.
@@ -1952,30 +1939,6 @@ def recurrence_step(
         q,
         True,
     )
-    _check_tensor(
-        "dout",
-        dout,
-        (
-            *lead,
-            num_heads,
-            512,
-        ),
-        q,
-        False,
-    )
-    if dstates is not None:
-        _check_tensor(
-            "dstates",
-            dstates,
-            (
-                num_seqs,
-                num_heads,
-                256,
-                512,
-            ),
-            q,
-            False,
-        )
     if not isinstance(state, torch.Tensor):
         raise TypeError(f"retnet: state: expected a tensor, got {type(state).__name__}")
     states = lead[0] if state_indices is None or state.dim() == 0 else state.shape[0]
@@ -2002,13 +1965,13 @@ def recurrence_step(
     )
     if state_indices is not None:
         _check_indices(state_indices, lead[0], q, states)
-    given = (state, q, k, v, dout, dstates)
+    given = (state, q, k, v)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given):
         raise RuntimeError(
             "retnet: recurrence_step changes states in place and has no gradients: use recurrence for training,"
             " or decode under torch.no_grad()"
         )
     if len(lead) == 2:
-        return _step(state, q, k, v, dout, dstates, state_indices, scale)
-    q, k, v, dout = (tensor if tensor is None else tensor.unsqueeze(1) for tensor in (q, k, v, dout))
-    return _step(state, q, k, v, dout, dstates, state_indices, scale).squeeze(1)
+        return _step(state, q, k, v, state_indices, scale)
+    q, k, v = (tensor if tensor is None else tensor.unsqueeze(1) for tensor in (q, k, v))
+    return _step(state, q, k, v, state_indices, scale).squeeze(1)
