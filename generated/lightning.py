@@ -4,7 +4,7 @@
 
 A recurrence, S = T S + k v^T, out = q S: chunks of 64 tokens, a scan over the chunks, and what each chunk reads of both.
 
-Digest bfff59a3a0acbdc75b32a0614f32dcd4ed982834af4afa9635264197283675e1. Needs torch and triton, nothing else.
+Digest 9620b34cc578323a657ee6fb9316071a9db747ff7d20d41d8d015cdb7cfd3c94. Needs torch and triton, nothing else.
 """
 
 import json
@@ -26,7 +26,7 @@ SPEC = json.loads(r"""
   "recurrence": {"chunk": 64, "decay": "-rate * exp2(-0.125 * (h + 1))", "kind": "linear"}
 }
 """)
-DIGEST = "bfff59a3a0acbdc75b32a0614f32dcd4ed982834af4afa9635264197283675e1"
+DIGEST = "9620b34cc578323a657ee6fb9316071a9db747ff7d20d41d8d015cdb7cfd3c94"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "recurrence",
@@ -167,13 +167,13 @@ MANIFEST = json.loads(r"""
         "default": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
         "cpu": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
         "sm_80/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
-        "sm_86/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "sm_89/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
+        "sm_86/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
+        "sm_89/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
         "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
         "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
         "sm_120/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
-        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}]
+        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}]
       },
       "flags": {}
     },
@@ -338,14 +338,14 @@ MANIFEST = json.loads(r"""
       "configs": {
         "default": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
         "cpu": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
-        "sm_80/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "sm_86/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "sm_89/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "sm_120/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}]
+        "sm_80/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
+        "sm_86/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
+        "sm_89/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
+        "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
+        "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
+        "sm_120/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
+        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}]
       },
       "flags": {}
     },
@@ -400,14 +400,14 @@ MANIFEST = json.loads(r"""
       "configs": {
         "default": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
         "cpu": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
-        "sm_80/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "sm_86/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "sm_89/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "sm_120/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}]
+        "sm_80/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
+        "sm_86/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
+        "sm_89/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
+        "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
+        "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
+        "sm_120/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
+        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}]
       },
       "flags": {}
     },
@@ -560,12 +560,14 @@ def _chunk_states(
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     d = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-    e_0 = tl.arange(0, 128)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
     k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
     v_base = v + batch.to(tl.int64) * stride_vb + first.to(tl.int64) * stride_vt + h * stride_vh
     total_base = total + (slot.to(tl.int64) * num_heads + h) * 64
     last = tl.load(total_base + 63)
-    acc_0 = tl.zeros([BLOCK_M, 128], tl.float32)
+    acc_0 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
     for start_n in tl.range(0, length, BLOCK_N):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
@@ -575,10 +577,18 @@ def _chunk_states(
         values_0 = tl.load(v_base + near[:, None] * stride_vt + e_0[None, :])
         values_0 = (values_0 * weight[:, None]).to(v.dtype.element_ty)
         acc_0 = tl.dot(tl.trans(keys), values_0, acc_0, input_precision="ieee")
+        values_1 = tl.load(v_base + near[:, None] * stride_vt + e_1[None, :])
+        values_1 = (values_1 * weight[:, None]).to(v.dtype.element_ty)
+        acc_1 = tl.dot(tl.trans(keys), values_1, acc_1, input_precision="ieee")
     state_base = chunk_states + (slot.to(tl.int64) * num_heads + h) * 16384
     tl.store(
         state_base + d[:, None] * 128 + e_0[None, :],
         acc_0,
+        mask=(d < 128)[:, None],
+    )
+    tl.store(
+        state_base + d[:, None] * 128 + e_1[None, :],
+        acc_1,
         mask=(d < 128)[:, None],
     )
 
@@ -672,8 +682,10 @@ def _read(
         return
     m = start_m + tl.arange(0, BLOCK_M)
     row = tl.minimum(m, length - 1).to(ROW_INDEX)
-    d_0 = tl.arange(0, 128)
-    e_0 = tl.arange(0, 128)
+    d_0 = tl.arange(0, 64)
+    d_1 = 64 + tl.arange(0, 64)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
     q_base = q + batch.to(tl.int64) * stride_qb + first.to(tl.int64) * stride_qt + h * stride_qh
     k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
     v_base = v + batch.to(tl.int64) * stride_vb + first.to(tl.int64) * stride_vt + h * stride_vh
@@ -682,10 +694,18 @@ def _read(
     before = tl.load(total_base + start_m - 1, mask=start_m > 0, other=0.0)
     state_base = chunk_states + (slot.to(tl.int64) * num_heads + h) * 16384
     queries_0 = tl.load(q_base + row[:, None] * stride_qt + d_0[None, :])
+    queries_1 = tl.load(q_base + row[:, None] * stride_qt + d_1[None, :])
     state = tl.load(state_base + d_0[:, None] * 128 + e_0[None, :])
     acc_0 = tl.dot(queries_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 128 + e_0[None, :])
+    acc_0 = tl.dot(queries_1, state.to(q.dtype.element_ty), acc_0, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 128 + e_1[None, :])
+    acc_1 = tl.dot(queries_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 128 + e_1[None, :])
+    acc_1 = tl.dot(queries_1, state.to(q.dtype.element_ty), acc_1, input_precision="ieee")
     # keys of earlier tiles: both factors of a decay, up to the tile's first token and from there, are at most 1
     acc_0 *= tl.math.exp2(before)
+    acc_1 *= tl.math.exp2(before)
     for start_n in tl.range(0, start_m, BLOCK_N):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.arange(0, BLOCK_N).to(ROW_INDEX)
@@ -693,17 +713,25 @@ def _read(
         k_tile = k_base + tl.cast(start_n, ROW_INDEX) * stride_kt
         keys = tl.load(k_tile + near[:, None] * stride_kt + d_0[None, :])
         pairs_tile = tl.dot(queries_0, tl.trans(keys), input_precision="ieee")
+        keys = tl.load(k_tile + near[:, None] * stride_kt + d_1[None, :])
+        pairs_tile = tl.dot(queries_1, tl.trans(keys), pairs_tile, input_precision="ieee")
         weight = tl.math.exp2(before - tl.load(total_base + n))
         values_0 = tl.load(v_tile + near[:, None] * stride_vt + e_0[None, :])
         values_0 = (values_0 * weight[:, None]).to(v.dtype.element_ty)
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), values_0, acc_0, input_precision="ieee")
+        values_1 = tl.load(v_tile + near[:, None] * stride_vt + e_1[None, :])
+        values_1 = (values_1 * weight[:, None]).to(v.dtype.element_ty)
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), values_1, acc_1, input_precision="ieee")
     since = tl.math.exp2(total_m - before)
     acc_0 *= since[:, None]
+    acc_1 *= since[:, None]
     for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, length), BLOCK_N):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
         keys = tl.load(k_base + near[:, None] * stride_kt + d_0[None, :])
         pairs_tile = tl.dot(queries_0, tl.trans(keys), input_precision="ieee")
+        keys = tl.load(k_base + near[:, None] * stride_kt + d_1[None, :])
+        pairs_tile = tl.dot(queries_1, tl.trans(keys), pairs_tile, input_precision="ieee")
         pairs_tile = pairs_tile * tl.math.exp2(
             tl.where(
                 n[None, :] <= m[:, None], total_m[:, None] - tl.load(total_base + n)[None, :], float("-inf")
@@ -711,11 +739,19 @@ def _read(
         )
         values_0 = tl.load(v_base + near[:, None] * stride_vt + e_0[None, :])
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), values_0, acc_0, input_precision="ieee")
+        values_1 = tl.load(v_base + near[:, None] * stride_vt + e_1[None, :])
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), values_1, acc_1, input_precision="ieee")
     acc_0 = acc_0 * scale
+    acc_1 = acc_1 * scale
     out_base = out + batch.to(tl.int64) * stride_outb + first.to(tl.int64) * stride_outt + h * stride_outh
     tl.store(
         out_base + m.to(ROW_INDEX)[:, None] * stride_outt + e_0[None, :],
         acc_0.to(out.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        out_base + m.to(ROW_INDEX)[:, None] * stride_outt + e_1[None, :],
+        acc_1.to(out.dtype.element_ty),
         mask=(m < length)[:, None],
     )
 
@@ -741,7 +777,8 @@ def _out_adjoint(
     h = tl.program_id(0) // tiles % num_heads
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
-    e_0 = tl.arange(0, 128)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
     dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * 128) + h * 128
     for start_m in tl.range(0, length, BLOCK_M):
         m = start_m + tl.arange(0, BLOCK_M)
@@ -755,10 +792,26 @@ def _out_adjoint(
             mask=(m < length)[:, None],
             other=0.0,
         ).to(tl.float32)
+        dout_1 = tl.load(
+            dout
+            + batch.to(tl.int64) * stride_doutb
+            + first.to(tl.int64) * stride_doutt
+            + h * stride_douth
+            + m.to(ROW_INDEX)[:, None] * stride_doutt
+            + e_1[None, :],
+            mask=(m < length)[:, None],
+            other=0.0,
+        ).to(tl.float32)
         dread_0 = dout_0 * scale
+        dread_1 = dout_1 * scale
         tl.store(
             dread_base + m.to(ROW_INDEX)[:, None] * (num_heads * 128) + e_0[None, :],
             dread_0.to(dread.dtype.element_ty),
+            mask=(m < length)[:, None],
+        )
+        tl.store(
+            dread_base + m.to(ROW_INDEX)[:, None] * (num_heads * 128) + e_1[None, :],
+            dread_1.to(dread.dtype.element_ty),
             mask=(m < length)[:, None],
         )
 
@@ -787,11 +840,13 @@ def _chunk_adjoints(
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     d = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-    e_0 = tl.arange(0, 128)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
     q_base = q + batch.to(tl.int64) * stride_qb + first.to(tl.int64) * stride_qt + h * stride_qh
     dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * 128) + h * 128
     total_base = total + (slot.to(tl.int64) * num_heads + h) * 64
-    acc_0 = tl.zeros([BLOCK_M, 128], tl.float32)
+    acc_0 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
     for start_n in tl.range(0, length, BLOCK_N):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
@@ -800,10 +855,18 @@ def _chunk_adjoints(
         values_0 = tl.load(dread_base + near[:, None] * (num_heads * 128) + e_0[None, :])
         values_0 = (values_0 * weight[:, None]).to(q.dtype.element_ty)
         acc_0 = tl.dot(tl.trans(queries), values_0, acc_0, input_precision="ieee")
+        values_1 = tl.load(dread_base + near[:, None] * (num_heads * 128) + e_1[None, :])
+        values_1 = (values_1 * weight[:, None]).to(q.dtype.element_ty)
+        acc_1 = tl.dot(tl.trans(queries), values_1, acc_1, input_precision="ieee")
     state_base = chunk_adjoints + (slot.to(tl.int64) * num_heads + h) * 16384
     tl.store(
         state_base + d[:, None] * 128 + e_0[None, :],
         acc_0,
+        mask=(d < 128)[:, None],
+    )
+    tl.store(
+        state_base + d[:, None] * 128 + e_1[None, :],
+        acc_1,
         mask=(d < 128)[:, None],
     )
 
@@ -897,8 +960,10 @@ def _backward_queries(
         return
     m = start_m + tl.arange(0, BLOCK_M)
     row = tl.minimum(m, length - 1).to(ROW_INDEX)
-    d_0 = tl.arange(0, 128)
-    e_0 = tl.arange(0, 128)
+    d_0 = tl.arange(0, 64)
+    d_1 = 64 + tl.arange(0, 64)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
     h = owner
     k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
     v_base = v + batch.to(tl.int64) * stride_vb + first.to(tl.int64) * stride_vt + h * stride_vh
@@ -908,39 +973,64 @@ def _backward_queries(
     total_m = tl.load(total_base + m)
     edge = tl.load(total_base + start_m - 1, mask=start_m > 0, other=0.0)
     dread_0 = tl.load(dread_base + row[:, None] * num_heads * 128 + e_0[None, :])
-    acc_0 = tl.zeros([BLOCK_M, 128], tl.float32)
+    dread_1 = tl.load(dread_base + row[:, None] * num_heads * 128 + e_1[None, :])
+    acc_0 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
     for start_n in tl.range(0, start_m, BLOCK_N):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.arange(0, BLOCK_N).to(ROW_INDEX)
         far = tl.cast(start_n, ROW_INDEX)
         v_0 = tl.load(v_base + far * stride_vt + near[:, None] * stride_vt + e_0[None, :])
         pairs_tile = tl.dot(dread_0, tl.trans(v_0), input_precision="ieee")
+        v_1 = tl.load(v_base + far * stride_vt + near[:, None] * stride_vt + e_1[None, :])
+        pairs_tile = tl.dot(dread_1, tl.trans(v_1), pairs_tile, input_precision="ieee")
         weight = tl.math.exp2(edge - tl.load(total_base + n))
         k_0 = tl.load(k_base + far * stride_kt + near[:, None] * stride_kt + d_0[None, :])
         k_0 = (k_0 * weight[:, None]).to(q.dtype.element_ty)
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_0, acc_0, input_precision="ieee")
+        k_1 = tl.load(k_base + far * stride_kt + near[:, None] * stride_kt + d_1[None, :])
+        k_1 = (k_1 * weight[:, None]).to(q.dtype.element_ty)
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_1, acc_1, input_precision="ieee")
     from_tile = tl.math.exp2(total_m - edge)
     acc_0 *= from_tile[:, None]
+    acc_1 *= from_tile[:, None]
     for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, length), BLOCK_N, num_stages=1):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
         v_0 = tl.load(v_base + near[:, None] * stride_vt + e_0[None, :])
         pairs_tile = tl.dot(dread_0, tl.trans(v_0), input_precision="ieee")
+        v_1 = tl.load(v_base + near[:, None] * stride_vt + e_1[None, :])
+        pairs_tile = tl.dot(dread_1, tl.trans(v_1), pairs_tile, input_precision="ieee")
         apart = tl.where(
             n[None, :] <= m[:, None], total_m[:, None] - tl.load(total_base + n)[None, :], float("-inf")
         )
         pairs_tile = pairs_tile * tl.math.exp2(apart)
         k_0 = tl.load(k_base + near[:, None] * stride_kt + d_0[None, :])
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_0, acc_0, input_precision="ieee")
+        k_1 = tl.load(k_base + near[:, None] * stride_kt + d_1[None, :])
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_1, acc_1, input_precision="ieee")
     state = tl.load(state_base + d_0[None, :] * 128 + e_0[:, None])
     state_0 = tl.dot(dread_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_0[None, :] * 128 + e_1[:, None])
+    state_0 = tl.dot(dread_1, state.to(q.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 128 + e_0[:, None])
+    state_1 = tl.dot(dread_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 128 + e_1[:, None])
+    state_1 = tl.dot(dread_1, state.to(q.dtype.element_ty), state_1, input_precision="ieee")
     from_tile *= tl.math.exp2(edge)
     state_0 *= from_tile[:, None]
+    state_1 *= from_tile[:, None]
     acc_0 += state_0
+    acc_1 += state_1
     own_base = dq + batch.to(tl.int64) * stride_dqb + first.to(tl.int64) * stride_dqt + owner * stride_dqh
     tl.store(
         own_base + m.to(ROW_INDEX)[:, None] * stride_dqt + d_0[None, :],
         acc_0.to(dq.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        own_base + m.to(ROW_INDEX)[:, None] * stride_dqt + d_1[None, :],
+        acc_1.to(dq.dtype.element_ty),
         mask=(m < length)[:, None],
     )
 
@@ -986,8 +1076,10 @@ def _backward_keys(
         return
     m = start_m + tl.arange(0, BLOCK_M)
     row = tl.minimum(m, length - 1).to(ROW_INDEX)
-    d_0 = tl.arange(0, 128)
-    e_0 = tl.arange(0, 128)
+    d_0 = tl.arange(0, 64)
+    d_1 = 64 + tl.arange(0, 64)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
     h = owner
     q_base = q + batch.to(tl.int64) * stride_qb + first.to(tl.int64) * stride_qt + h * stride_qh
     v_base = v + batch.to(tl.int64) * stride_vb + first.to(tl.int64) * stride_vt + h * stride_vh
@@ -998,23 +1090,33 @@ def _backward_keys(
     edge = tl.load(total_base + start_m + BLOCK_M - 1)
     last = tl.load(total_base + 63)
     v_0 = tl.load(v_base + row[:, None] * stride_vt + e_0[None, :])
-    acc_0 = tl.zeros([BLOCK_M, 128], tl.float32)
+    v_1 = tl.load(v_base + row[:, None] * stride_vt + e_1[None, :])
+    acc_0 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
     for start_n in tl.range(start_m + BLOCK_M, length, BLOCK_N):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
         dread_0 = tl.load(dread_base + near[:, None] * num_heads * 128 + e_0[None, :])
         pairs_tile = tl.dot(v_0, tl.trans(dread_0), input_precision="ieee")
+        dread_1 = tl.load(dread_base + near[:, None] * num_heads * 128 + e_1[None, :])
+        pairs_tile = tl.dot(v_1, tl.trans(dread_1), pairs_tile, input_precision="ieee")
         weight = tl.where(n < length, tl.math.exp2(tl.load(total_base + n) - edge), 0.0)
         q_0 = tl.load(q_base + near[:, None] * stride_qt + d_0[None, :])
         q_0 = (q_0 * weight[:, None]).to(q.dtype.element_ty)
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), q_0, acc_0, input_precision="ieee")
+        q_1 = tl.load(q_base + near[:, None] * stride_qt + d_1[None, :])
+        q_1 = (q_1 * weight[:, None]).to(q.dtype.element_ty)
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), q_1, acc_1, input_precision="ieee")
     from_tile = tl.math.exp2(edge - own_m)
     acc_0 *= from_tile[:, None]
+    acc_1 *= from_tile[:, None]
     for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, length), BLOCK_N, num_stages=1):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
         dread_0 = tl.load(dread_base + near[:, None] * num_heads * 128 + e_0[None, :])
         pairs_tile = tl.dot(v_0, tl.trans(dread_0), input_precision="ieee")
+        dread_1 = tl.load(dread_base + near[:, None] * num_heads * 128 + e_1[None, :])
+        pairs_tile = tl.dot(v_1, tl.trans(dread_1), pairs_tile, input_precision="ieee")
         apart = tl.where(
             (n[None, :] >= m[:, None]) & (n < length)[None, :],
             tl.load(total_base + n)[None, :] - own_m[:, None],
@@ -1023,15 +1125,30 @@ def _backward_keys(
         pairs_tile = pairs_tile * tl.math.exp2(apart)
         q_0 = tl.load(q_base + near[:, None] * stride_qt + d_0[None, :])
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), q_0, acc_0, input_precision="ieee")
+        q_1 = tl.load(q_base + near[:, None] * stride_qt + d_1[None, :])
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), q_1, acc_1, input_precision="ieee")
     state = tl.load(state_base + d_0[None, :] * 128 + e_0[:, None])
     state_0 = tl.dot(v_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_0[None, :] * 128 + e_1[:, None])
+    state_0 = tl.dot(v_1, state.to(q.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 128 + e_0[:, None])
+    state_1 = tl.dot(v_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 128 + e_1[:, None])
+    state_1 = tl.dot(v_1, state.to(q.dtype.element_ty), state_1, input_precision="ieee")
     from_tile *= tl.math.exp2(last - edge)
     state_0 *= from_tile[:, None]
+    state_1 *= from_tile[:, None]
     acc_0 += state_0
+    acc_1 += state_1
     own_base = dk + batch.to(tl.int64) * stride_dkb + first.to(tl.int64) * stride_dkt + owner * stride_dkh
     tl.store(
         own_base + m.to(ROW_INDEX)[:, None] * stride_dkt + d_0[None, :],
         acc_0.to(dk.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        own_base + m.to(ROW_INDEX)[:, None] * stride_dkt + d_1[None, :],
+        acc_1.to(dk.dtype.element_ty),
         mask=(m < length)[:, None],
     )
 
@@ -1072,8 +1189,10 @@ def _backward_values(
         return
     m = start_m + tl.arange(0, BLOCK_M)
     row = tl.minimum(m, length - 1).to(ROW_INDEX)
-    d_0 = tl.arange(0, 128)
-    e_0 = tl.arange(0, 128)
+    d_0 = tl.arange(0, 64)
+    d_1 = 64 + tl.arange(0, 64)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
     h = owner
     q_base = q + batch.to(tl.int64) * stride_qb + first.to(tl.int64) * stride_qt + h * stride_qh
     k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
@@ -1084,23 +1203,33 @@ def _backward_values(
     edge = tl.load(total_base + start_m + BLOCK_M - 1)
     last = tl.load(total_base + 63)
     k_0 = tl.load(k_base + row[:, None] * stride_kt + d_0[None, :])
-    acc_0 = tl.zeros([BLOCK_M, 128], tl.float32)
+    k_1 = tl.load(k_base + row[:, None] * stride_kt + d_1[None, :])
+    acc_0 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
     for start_n in tl.range(start_m + BLOCK_M, length, BLOCK_N):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
         q_0 = tl.load(q_base + near[:, None] * stride_qt + d_0[None, :])
         pairs_tile = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
+        q_1 = tl.load(q_base + near[:, None] * stride_qt + d_1[None, :])
+        pairs_tile = tl.dot(k_1, tl.trans(q_1), pairs_tile, input_precision="ieee")
         weight = tl.where(n < length, tl.math.exp2(tl.load(total_base + n) - edge), 0.0)
         dread_0 = tl.load(dread_base + near[:, None] * num_heads * 128 + e_0[None, :])
         dread_0 = (dread_0 * weight[:, None]).to(q.dtype.element_ty)
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_0, acc_0, input_precision="ieee")
+        dread_1 = tl.load(dread_base + near[:, None] * num_heads * 128 + e_1[None, :])
+        dread_1 = (dread_1 * weight[:, None]).to(q.dtype.element_ty)
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_1, acc_1, input_precision="ieee")
     from_tile = tl.math.exp2(edge - own_m)
     acc_0 *= from_tile[:, None]
+    acc_1 *= from_tile[:, None]
     for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, length), BLOCK_N, num_stages=1):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
         q_0 = tl.load(q_base + near[:, None] * stride_qt + d_0[None, :])
         pairs_tile = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
+        q_1 = tl.load(q_base + near[:, None] * stride_qt + d_1[None, :])
+        pairs_tile = tl.dot(k_1, tl.trans(q_1), pairs_tile, input_precision="ieee")
         apart = tl.where(
             (n[None, :] >= m[:, None]) & (n < length)[None, :],
             tl.load(total_base + n)[None, :] - own_m[:, None],
@@ -1109,11 +1238,21 @@ def _backward_values(
         pairs_tile = pairs_tile * tl.math.exp2(apart)
         dread_0 = tl.load(dread_base + near[:, None] * num_heads * 128 + e_0[None, :])
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_0, acc_0, input_precision="ieee")
+        dread_1 = tl.load(dread_base + near[:, None] * num_heads * 128 + e_1[None, :])
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_1, acc_1, input_precision="ieee")
     state = tl.load(state_base + d_0[:, None] * 128 + e_0[None, :])
     state_0 = tl.dot(k_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 128 + e_0[None, :])
+    state_0 = tl.dot(k_1, state.to(q.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 128 + e_1[None, :])
+    state_1 = tl.dot(k_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 128 + e_1[None, :])
+    state_1 = tl.dot(k_1, state.to(q.dtype.element_ty), state_1, input_precision="ieee")
     from_tile *= tl.math.exp2(last - edge)
     state_0 *= from_tile[:, None]
+    state_1 *= from_tile[:, None]
     acc_0 += state_0
+    acc_1 += state_1
     tl.store(
         dv
         + batch.to(tl.int64) * stride_dvb
@@ -1122,6 +1261,16 @@ def _backward_values(
         + m.to(ROW_INDEX)[:, None] * stride_dvt
         + e_0[None, :],
         acc_0.to(dv.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        dv
+        + batch.to(tl.int64) * stride_dvb
+        + first.to(tl.int64) * stride_dvt
+        + h * stride_dvh
+        + m.to(ROW_INDEX)[:, None] * stride_dvt
+        + e_1[None, :],
+        acc_1.to(dv.dtype.element_ty),
         mask=(m < length)[:, None],
     )
 
@@ -1315,7 +1464,7 @@ def launch(
     return out, states
 
 
-@torch.library.custom_op("attngen::lightning_bfff59a3a0ac", mutates_args=())
+@torch.library.custom_op("attngen::lightning_9620b34cc578", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1526,7 +1675,7 @@ def launch_backward(
     ]
 
 
-@torch.library.custom_op("attngen::lightning_bfff59a3a0ac_backward", mutates_args=())
+@torch.library.custom_op("attngen::lightning_9620b34cc578_backward", mutates_args=())
 def _backward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1842,7 +1991,7 @@ def launch_step(
     return out
 
 
-@torch.library.custom_op("attngen::lightning_bfff59a3a0ac_step", mutates_args=("state",))
+@torch.library.custom_op("attngen::lightning_9620b34cc578_step", mutates_args=("state",))
 def _step(
     state: torch.Tensor,
     q: torch.Tensor,

@@ -4,7 +4,7 @@
 
 A recurrence, S = T S + k v^T, out = q S: chunks of 256 tokens, a scan over the chunks, and what each chunk reads of both.
 
-Digest e8b026dcce4ecd38f9fb9f6cef1cc89e833b6515406ae5347427c1ef2068bb4e. Needs torch and triton, nothing else.
+Digest 27f10f9ed33273e44b86634f65e657647176acb280290ff2eb249c55e22d72cf. Needs torch and triton, nothing else.
 """
 
 import json
@@ -25,7 +25,7 @@ SPEC = json.loads(r"""
   "recurrence": {"chunk": 256, "dt_softplus": true, "kind": "ssd", "state": 128}
 }
 """)
-DIGEST = "e8b026dcce4ecd38f9fb9f6cef1cc89e833b6515406ae5347427c1ef2068bb4e"
+DIGEST = "27f10f9ed33273e44b86634f65e657647176acb280290ff2eb249c55e22d72cf"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "ssd",
@@ -100,7 +100,7 @@ MANIFEST = json.loads(r"""
         "cpu": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
         "sm_80/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
         "sm_86/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "sm_89/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
+        "sm_89/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
         "sm_90/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
         "sm_100/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
         "sm_120/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
@@ -220,7 +220,7 @@ MANIFEST = json.loads(r"""
         "sm_89/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
         "sm_90/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
         "sm_100/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "sm_120/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
+        "sm_120/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
         "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
         "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}]
       },
@@ -337,7 +337,7 @@ MANIFEST = json.loads(r"""
         "cpu": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
         "sm_80/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
         "sm_86/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "sm_89/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
+        "sm_89/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
         "sm_90/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
         "sm_100/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
         "sm_120/16": [{"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
@@ -1946,7 +1946,7 @@ def launch(
     return out, states
 
 
-@torch.library.custom_op("attngen::mamba2_130m_e8b026dcce4e", mutates_args=())
+@torch.library.custom_op("attngen::mamba2_130m_27f10f9ed332", mutates_args=())
 def _forward(
     x: torch.Tensor,
     dt: torch.Tensor,
@@ -2273,7 +2273,7 @@ def launch_backward(
     ]
 
 
-@torch.library.custom_op("attngen::mamba2_130m_e8b026dcce4e_backward", mutates_args=())
+@torch.library.custom_op("attngen::mamba2_130m_27f10f9ed332_backward", mutates_args=())
 def _backward(
     x: torch.Tensor,
     dt: torch.Tensor,
@@ -2729,7 +2729,7 @@ def launch_step(
     return out
 
 
-@torch.library.custom_op("attngen::mamba2_130m_e8b026dcce4e_step", mutates_args=("state",))
+@torch.library.custom_op("attngen::mamba2_130m_27f10f9ed332_step", mutates_args=("state",))
 def _step(
     state: torch.Tensor,
     x: torch.Tensor,

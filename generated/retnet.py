@@ -4,7 +4,7 @@
 
 A recurrence, S = T S + k v^T, out = q S: chunks of 64 tokens, a scan over the chunks, and what each chunk reads of both.
 
-Digest e3332101fff5147856f1865a31b8544b003d4ae85f9ddcde49e1f7a00756f42a. Needs torch and triton, nothing else.
+Digest 210cecabfc6e96ea28a2f318a12a0d2c37d11a44ad7c155238a2112291ba328f. Needs torch and triton, nothing else.
 """
 
 import json
@@ -25,7 +25,7 @@ SPEC = json.loads(r"""
   "recurrence": {"chunk": 64, "decay": "log(1 - exp2(-5.0 - h))", "kind": "linear"}
 }
 """)
-DIGEST = "e3332101fff5147856f1865a31b8544b003d4ae85f9ddcde49e1f7a00756f42a"
+DIGEST = "210cecabfc6e96ea28a2f318a12a0d2c37d11a44ad7c155238a2112291ba328f"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "recurrence",
@@ -70,16 +70,16 @@ MANIFEST = json.loads(r"""
         }
       ],
       "configs": {
-        "default": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "default": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1}],
         "cpu": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
-        "sm_80/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "sm_86/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "sm_89/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "sm_120/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}]
+        "sm_80/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "sm_86/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "sm_89/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "sm_120/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}]
       },
       "flags": {}
     },
@@ -156,16 +156,16 @@ MANIFEST = json.loads(r"""
         }
       ],
       "configs": {
-        "default": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
-        "cpu": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
-        "sm_80/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
-        "sm_86/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "sm_89/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
-        "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
-        "sm_120/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
-        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}]
+        "default": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1}],
+        "cpu": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_80/16": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}],
+        "sm_86/16": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}],
+        "sm_89/16": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}],
+        "sm_90/16": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}],
+        "sm_100/16": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}],
+        "sm_120/16": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}],
+        "gfx942/16": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}],
+        "gfx950/16": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}]
       },
       "flags": {}
     },
@@ -246,16 +246,16 @@ MANIFEST = json.loads(r"""
         }
       ],
       "configs": {
-        "default": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "default": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1}],
         "cpu": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
-        "sm_80/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "sm_86/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "sm_89/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "sm_120/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}]
+        "sm_80/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "sm_86/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "sm_89/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "sm_120/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}]
       },
       "flags": {}
     },
@@ -327,16 +327,16 @@ MANIFEST = json.loads(r"""
         }
       ],
       "configs": {
-        "default": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
-        "cpu": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
-        "sm_80/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "sm_86/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "sm_89/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "sm_120/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}]
+        "default": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1}],
+        "cpu": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_80/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
+        "sm_86/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
+        "sm_89/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
+        "sm_90/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
+        "sm_100/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
+        "sm_120/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
+        "gfx942/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
+        "gfx950/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}]
       },
       "flags": {}
     },
@@ -389,16 +389,16 @@ MANIFEST = json.loads(r"""
         }
       ],
       "configs": {
-        "default": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
-        "cpu": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
-        "sm_80/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "sm_86/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "sm_89/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "sm_120/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}]
+        "default": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1}],
+        "cpu": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_80/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
+        "sm_86/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
+        "sm_89/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
+        "sm_90/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
+        "sm_100/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
+        "sm_120/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
+        "gfx942/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
+        "gfx950/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}]
       },
       "flags": {}
     },
@@ -446,16 +446,16 @@ MANIFEST = json.loads(r"""
         }
       ],
       "configs": {
-        "default": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
-        "cpu": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
-        "sm_80/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
-        "sm_86/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
-        "sm_89/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
-        "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
-        "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
-        "sm_120/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
-        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}]
+        "default": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1}],
+        "cpu": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_80/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
+        "sm_86/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
+        "sm_89/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
+        "sm_90/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
+        "sm_100/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
+        "sm_120/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
+        "gfx942/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
+        "gfx950/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}]
       },
       "flags": {}
     }
@@ -550,12 +550,26 @@ def _chunk_states(
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     d = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-    e_0 = tl.arange(0, 512)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
+    e_2 = 128 + tl.arange(0, 64)
+    e_3 = 192 + tl.arange(0, 64)
+    e_4 = 256 + tl.arange(0, 64)
+    e_5 = 320 + tl.arange(0, 64)
+    e_6 = 384 + tl.arange(0, 64)
+    e_7 = 448 + tl.arange(0, 64)
     k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
     v_base = v + batch.to(tl.int64) * stride_vb + first.to(tl.int64) * stride_vt + h * stride_vh
     total_base = total + (slot.to(tl.int64) * num_heads + h) * 64
     last = tl.load(total_base + 63)
-    acc_0 = tl.zeros([BLOCK_M, 512], tl.float32)
+    acc_0 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_2 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_3 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_4 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_5 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_6 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_7 = tl.zeros([BLOCK_M, 64], tl.float32)
     for start_n in tl.range(0, length, BLOCK_N):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
@@ -565,10 +579,66 @@ def _chunk_states(
         values_0 = tl.load(v_base + near[:, None] * stride_vt + e_0[None, :])
         values_0 = (values_0 * weight[:, None]).to(v.dtype.element_ty)
         acc_0 = tl.dot(tl.trans(keys), values_0, acc_0, input_precision="ieee")
+        values_1 = tl.load(v_base + near[:, None] * stride_vt + e_1[None, :])
+        values_1 = (values_1 * weight[:, None]).to(v.dtype.element_ty)
+        acc_1 = tl.dot(tl.trans(keys), values_1, acc_1, input_precision="ieee")
+        values_2 = tl.load(v_base + near[:, None] * stride_vt + e_2[None, :])
+        values_2 = (values_2 * weight[:, None]).to(v.dtype.element_ty)
+        acc_2 = tl.dot(tl.trans(keys), values_2, acc_2, input_precision="ieee")
+        values_3 = tl.load(v_base + near[:, None] * stride_vt + e_3[None, :])
+        values_3 = (values_3 * weight[:, None]).to(v.dtype.element_ty)
+        acc_3 = tl.dot(tl.trans(keys), values_3, acc_3, input_precision="ieee")
+        values_4 = tl.load(v_base + near[:, None] * stride_vt + e_4[None, :])
+        values_4 = (values_4 * weight[:, None]).to(v.dtype.element_ty)
+        acc_4 = tl.dot(tl.trans(keys), values_4, acc_4, input_precision="ieee")
+        values_5 = tl.load(v_base + near[:, None] * stride_vt + e_5[None, :])
+        values_5 = (values_5 * weight[:, None]).to(v.dtype.element_ty)
+        acc_5 = tl.dot(tl.trans(keys), values_5, acc_5, input_precision="ieee")
+        values_6 = tl.load(v_base + near[:, None] * stride_vt + e_6[None, :])
+        values_6 = (values_6 * weight[:, None]).to(v.dtype.element_ty)
+        acc_6 = tl.dot(tl.trans(keys), values_6, acc_6, input_precision="ieee")
+        values_7 = tl.load(v_base + near[:, None] * stride_vt + e_7[None, :])
+        values_7 = (values_7 * weight[:, None]).to(v.dtype.element_ty)
+        acc_7 = tl.dot(tl.trans(keys), values_7, acc_7, input_precision="ieee")
     state_base = chunk_states + (slot.to(tl.int64) * num_heads + h) * 131072
     tl.store(
         state_base + d[:, None] * 512 + e_0[None, :],
         acc_0,
+        mask=(d < 256)[:, None],
+    )
+    tl.store(
+        state_base + d[:, None] * 512 + e_1[None, :],
+        acc_1,
+        mask=(d < 256)[:, None],
+    )
+    tl.store(
+        state_base + d[:, None] * 512 + e_2[None, :],
+        acc_2,
+        mask=(d < 256)[:, None],
+    )
+    tl.store(
+        state_base + d[:, None] * 512 + e_3[None, :],
+        acc_3,
+        mask=(d < 256)[:, None],
+    )
+    tl.store(
+        state_base + d[:, None] * 512 + e_4[None, :],
+        acc_4,
+        mask=(d < 256)[:, None],
+    )
+    tl.store(
+        state_base + d[:, None] * 512 + e_5[None, :],
+        acc_5,
+        mask=(d < 256)[:, None],
+    )
+    tl.store(
+        state_base + d[:, None] * 512 + e_6[None, :],
+        acc_6,
+        mask=(d < 256)[:, None],
+    )
+    tl.store(
+        state_base + d[:, None] * 512 + e_7[None, :],
+        acc_7,
         mask=(d < 256)[:, None],
     )
 
@@ -662,8 +732,18 @@ def _read(
         return
     m = start_m + tl.arange(0, BLOCK_M)
     row = tl.minimum(m, length - 1).to(ROW_INDEX)
-    d_0 = tl.arange(0, 256)
-    e_0 = tl.arange(0, 512)
+    d_0 = tl.arange(0, 64)
+    d_1 = 64 + tl.arange(0, 64)
+    d_2 = 128 + tl.arange(0, 64)
+    d_3 = 192 + tl.arange(0, 64)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
+    e_2 = 128 + tl.arange(0, 64)
+    e_3 = 192 + tl.arange(0, 64)
+    e_4 = 256 + tl.arange(0, 64)
+    e_5 = 320 + tl.arange(0, 64)
+    e_6 = 384 + tl.arange(0, 64)
+    e_7 = 448 + tl.arange(0, 64)
     q_base = q + batch.to(tl.int64) * stride_qb + first.to(tl.int64) * stride_qt + h * stride_qh
     k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
     v_base = v + batch.to(tl.int64) * stride_vb + first.to(tl.int64) * stride_vt + h * stride_vh
@@ -672,10 +752,82 @@ def _read(
     before = tl.load(total_base + start_m - 1, mask=start_m > 0, other=0.0)
     state_base = chunk_states + (slot.to(tl.int64) * num_heads + h) * 131072
     queries_0 = tl.load(q_base + row[:, None] * stride_qt + d_0[None, :])
+    queries_1 = tl.load(q_base + row[:, None] * stride_qt + d_1[None, :])
+    queries_2 = tl.load(q_base + row[:, None] * stride_qt + d_2[None, :])
+    queries_3 = tl.load(q_base + row[:, None] * stride_qt + d_3[None, :])
     state = tl.load(state_base + d_0[:, None] * 512 + e_0[None, :])
     acc_0 = tl.dot(queries_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_0[None, :])
+    acc_0 = tl.dot(queries_1, state.to(q.dtype.element_ty), acc_0, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_0[None, :])
+    acc_0 = tl.dot(queries_2, state.to(q.dtype.element_ty), acc_0, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_0[None, :])
+    acc_0 = tl.dot(queries_3, state.to(q.dtype.element_ty), acc_0, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 512 + e_1[None, :])
+    acc_1 = tl.dot(queries_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_1[None, :])
+    acc_1 = tl.dot(queries_1, state.to(q.dtype.element_ty), acc_1, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_1[None, :])
+    acc_1 = tl.dot(queries_2, state.to(q.dtype.element_ty), acc_1, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_1[None, :])
+    acc_1 = tl.dot(queries_3, state.to(q.dtype.element_ty), acc_1, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 512 + e_2[None, :])
+    acc_2 = tl.dot(queries_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_2[None, :])
+    acc_2 = tl.dot(queries_1, state.to(q.dtype.element_ty), acc_2, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_2[None, :])
+    acc_2 = tl.dot(queries_2, state.to(q.dtype.element_ty), acc_2, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_2[None, :])
+    acc_2 = tl.dot(queries_3, state.to(q.dtype.element_ty), acc_2, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 512 + e_3[None, :])
+    acc_3 = tl.dot(queries_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_3[None, :])
+    acc_3 = tl.dot(queries_1, state.to(q.dtype.element_ty), acc_3, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_3[None, :])
+    acc_3 = tl.dot(queries_2, state.to(q.dtype.element_ty), acc_3, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_3[None, :])
+    acc_3 = tl.dot(queries_3, state.to(q.dtype.element_ty), acc_3, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 512 + e_4[None, :])
+    acc_4 = tl.dot(queries_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_4[None, :])
+    acc_4 = tl.dot(queries_1, state.to(q.dtype.element_ty), acc_4, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_4[None, :])
+    acc_4 = tl.dot(queries_2, state.to(q.dtype.element_ty), acc_4, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_4[None, :])
+    acc_4 = tl.dot(queries_3, state.to(q.dtype.element_ty), acc_4, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 512 + e_5[None, :])
+    acc_5 = tl.dot(queries_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_5[None, :])
+    acc_5 = tl.dot(queries_1, state.to(q.dtype.element_ty), acc_5, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_5[None, :])
+    acc_5 = tl.dot(queries_2, state.to(q.dtype.element_ty), acc_5, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_5[None, :])
+    acc_5 = tl.dot(queries_3, state.to(q.dtype.element_ty), acc_5, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 512 + e_6[None, :])
+    acc_6 = tl.dot(queries_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_6[None, :])
+    acc_6 = tl.dot(queries_1, state.to(q.dtype.element_ty), acc_6, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_6[None, :])
+    acc_6 = tl.dot(queries_2, state.to(q.dtype.element_ty), acc_6, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_6[None, :])
+    acc_6 = tl.dot(queries_3, state.to(q.dtype.element_ty), acc_6, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 512 + e_7[None, :])
+    acc_7 = tl.dot(queries_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_7[None, :])
+    acc_7 = tl.dot(queries_1, state.to(q.dtype.element_ty), acc_7, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_7[None, :])
+    acc_7 = tl.dot(queries_2, state.to(q.dtype.element_ty), acc_7, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_7[None, :])
+    acc_7 = tl.dot(queries_3, state.to(q.dtype.element_ty), acc_7, input_precision="ieee")
     # keys of earlier tiles: both factors of a decay, up to the tile's first token and from there, are at most 1
     acc_0 *= tl.math.exp2(before)
+    acc_1 *= tl.math.exp2(before)
+    acc_2 *= tl.math.exp2(before)
+    acc_3 *= tl.math.exp2(before)
+    acc_4 *= tl.math.exp2(before)
+    acc_5 *= tl.math.exp2(before)
+    acc_6 *= tl.math.exp2(before)
+    acc_7 *= tl.math.exp2(before)
     for start_n in tl.range(0, start_m, BLOCK_N):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.arange(0, BLOCK_N).to(ROW_INDEX)
@@ -683,17 +835,57 @@ def _read(
         k_tile = k_base + tl.cast(start_n, ROW_INDEX) * stride_kt
         keys = tl.load(k_tile + near[:, None] * stride_kt + d_0[None, :])
         pairs_tile = tl.dot(queries_0, tl.trans(keys), input_precision="ieee")
+        keys = tl.load(k_tile + near[:, None] * stride_kt + d_1[None, :])
+        pairs_tile = tl.dot(queries_1, tl.trans(keys), pairs_tile, input_precision="ieee")
+        keys = tl.load(k_tile + near[:, None] * stride_kt + d_2[None, :])
+        pairs_tile = tl.dot(queries_2, tl.trans(keys), pairs_tile, input_precision="ieee")
+        keys = tl.load(k_tile + near[:, None] * stride_kt + d_3[None, :])
+        pairs_tile = tl.dot(queries_3, tl.trans(keys), pairs_tile, input_precision="ieee")
         weight = tl.math.exp2(before - tl.load(total_base + n))
         values_0 = tl.load(v_tile + near[:, None] * stride_vt + e_0[None, :])
         values_0 = (values_0 * weight[:, None]).to(v.dtype.element_ty)
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), values_0, acc_0, input_precision="ieee")
+        values_1 = tl.load(v_tile + near[:, None] * stride_vt + e_1[None, :])
+        values_1 = (values_1 * weight[:, None]).to(v.dtype.element_ty)
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), values_1, acc_1, input_precision="ieee")
+        values_2 = tl.load(v_tile + near[:, None] * stride_vt + e_2[None, :])
+        values_2 = (values_2 * weight[:, None]).to(v.dtype.element_ty)
+        acc_2 = tl.dot(pairs_tile.to(q.dtype.element_ty), values_2, acc_2, input_precision="ieee")
+        values_3 = tl.load(v_tile + near[:, None] * stride_vt + e_3[None, :])
+        values_3 = (values_3 * weight[:, None]).to(v.dtype.element_ty)
+        acc_3 = tl.dot(pairs_tile.to(q.dtype.element_ty), values_3, acc_3, input_precision="ieee")
+        values_4 = tl.load(v_tile + near[:, None] * stride_vt + e_4[None, :])
+        values_4 = (values_4 * weight[:, None]).to(v.dtype.element_ty)
+        acc_4 = tl.dot(pairs_tile.to(q.dtype.element_ty), values_4, acc_4, input_precision="ieee")
+        values_5 = tl.load(v_tile + near[:, None] * stride_vt + e_5[None, :])
+        values_5 = (values_5 * weight[:, None]).to(v.dtype.element_ty)
+        acc_5 = tl.dot(pairs_tile.to(q.dtype.element_ty), values_5, acc_5, input_precision="ieee")
+        values_6 = tl.load(v_tile + near[:, None] * stride_vt + e_6[None, :])
+        values_6 = (values_6 * weight[:, None]).to(v.dtype.element_ty)
+        acc_6 = tl.dot(pairs_tile.to(q.dtype.element_ty), values_6, acc_6, input_precision="ieee")
+        values_7 = tl.load(v_tile + near[:, None] * stride_vt + e_7[None, :])
+        values_7 = (values_7 * weight[:, None]).to(v.dtype.element_ty)
+        acc_7 = tl.dot(pairs_tile.to(q.dtype.element_ty), values_7, acc_7, input_precision="ieee")
     since = tl.math.exp2(total_m - before)
     acc_0 *= since[:, None]
+    acc_1 *= since[:, None]
+    acc_2 *= since[:, None]
+    acc_3 *= since[:, None]
+    acc_4 *= since[:, None]
+    acc_5 *= since[:, None]
+    acc_6 *= since[:, None]
+    acc_7 *= since[:, None]
     for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, length), BLOCK_N):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
         keys = tl.load(k_base + near[:, None] * stride_kt + d_0[None, :])
         pairs_tile = tl.dot(queries_0, tl.trans(keys), input_precision="ieee")
+        keys = tl.load(k_base + near[:, None] * stride_kt + d_1[None, :])
+        pairs_tile = tl.dot(queries_1, tl.trans(keys), pairs_tile, input_precision="ieee")
+        keys = tl.load(k_base + near[:, None] * stride_kt + d_2[None, :])
+        pairs_tile = tl.dot(queries_2, tl.trans(keys), pairs_tile, input_precision="ieee")
+        keys = tl.load(k_base + near[:, None] * stride_kt + d_3[None, :])
+        pairs_tile = tl.dot(queries_3, tl.trans(keys), pairs_tile, input_precision="ieee")
         pairs_tile = pairs_tile * tl.math.exp2(
             tl.where(
                 n[None, :] <= m[:, None], total_m[:, None] - tl.load(total_base + n)[None, :], float("-inf")
@@ -701,11 +893,67 @@ def _read(
         )
         values_0 = tl.load(v_base + near[:, None] * stride_vt + e_0[None, :])
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), values_0, acc_0, input_precision="ieee")
+        values_1 = tl.load(v_base + near[:, None] * stride_vt + e_1[None, :])
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), values_1, acc_1, input_precision="ieee")
+        values_2 = tl.load(v_base + near[:, None] * stride_vt + e_2[None, :])
+        acc_2 = tl.dot(pairs_tile.to(q.dtype.element_ty), values_2, acc_2, input_precision="ieee")
+        values_3 = tl.load(v_base + near[:, None] * stride_vt + e_3[None, :])
+        acc_3 = tl.dot(pairs_tile.to(q.dtype.element_ty), values_3, acc_3, input_precision="ieee")
+        values_4 = tl.load(v_base + near[:, None] * stride_vt + e_4[None, :])
+        acc_4 = tl.dot(pairs_tile.to(q.dtype.element_ty), values_4, acc_4, input_precision="ieee")
+        values_5 = tl.load(v_base + near[:, None] * stride_vt + e_5[None, :])
+        acc_5 = tl.dot(pairs_tile.to(q.dtype.element_ty), values_5, acc_5, input_precision="ieee")
+        values_6 = tl.load(v_base + near[:, None] * stride_vt + e_6[None, :])
+        acc_6 = tl.dot(pairs_tile.to(q.dtype.element_ty), values_6, acc_6, input_precision="ieee")
+        values_7 = tl.load(v_base + near[:, None] * stride_vt + e_7[None, :])
+        acc_7 = tl.dot(pairs_tile.to(q.dtype.element_ty), values_7, acc_7, input_precision="ieee")
     acc_0 = acc_0 * scale
+    acc_1 = acc_1 * scale
+    acc_2 = acc_2 * scale
+    acc_3 = acc_3 * scale
+    acc_4 = acc_4 * scale
+    acc_5 = acc_5 * scale
+    acc_6 = acc_6 * scale
+    acc_7 = acc_7 * scale
     out_base = out + batch.to(tl.int64) * stride_outb + first.to(tl.int64) * stride_outt + h * stride_outh
     tl.store(
         out_base + m.to(ROW_INDEX)[:, None] * stride_outt + e_0[None, :],
         acc_0.to(out.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        out_base + m.to(ROW_INDEX)[:, None] * stride_outt + e_1[None, :],
+        acc_1.to(out.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        out_base + m.to(ROW_INDEX)[:, None] * stride_outt + e_2[None, :],
+        acc_2.to(out.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        out_base + m.to(ROW_INDEX)[:, None] * stride_outt + e_3[None, :],
+        acc_3.to(out.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        out_base + m.to(ROW_INDEX)[:, None] * stride_outt + e_4[None, :],
+        acc_4.to(out.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        out_base + m.to(ROW_INDEX)[:, None] * stride_outt + e_5[None, :],
+        acc_5.to(out.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        out_base + m.to(ROW_INDEX)[:, None] * stride_outt + e_6[None, :],
+        acc_6.to(out.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        out_base + m.to(ROW_INDEX)[:, None] * stride_outt + e_7[None, :],
+        acc_7.to(out.dtype.element_ty),
         mask=(m < length)[:, None],
     )
 
@@ -731,7 +979,14 @@ def _out_adjoint(
     h = tl.program_id(0) // tiles % num_heads
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
-    e_0 = tl.arange(0, 512)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
+    e_2 = 128 + tl.arange(0, 64)
+    e_3 = 192 + tl.arange(0, 64)
+    e_4 = 256 + tl.arange(0, 64)
+    e_5 = 320 + tl.arange(0, 64)
+    e_6 = 384 + tl.arange(0, 64)
+    e_7 = 448 + tl.arange(0, 64)
     dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * 512) + h * 512
     for start_m in tl.range(0, length, BLOCK_M):
         m = start_m + tl.arange(0, BLOCK_M)
@@ -745,10 +1000,122 @@ def _out_adjoint(
             mask=(m < length)[:, None],
             other=0.0,
         ).to(tl.float32)
+        dout_1 = tl.load(
+            dout
+            + batch.to(tl.int64) * stride_doutb
+            + first.to(tl.int64) * stride_doutt
+            + h * stride_douth
+            + m.to(ROW_INDEX)[:, None] * stride_doutt
+            + e_1[None, :],
+            mask=(m < length)[:, None],
+            other=0.0,
+        ).to(tl.float32)
+        dout_2 = tl.load(
+            dout
+            + batch.to(tl.int64) * stride_doutb
+            + first.to(tl.int64) * stride_doutt
+            + h * stride_douth
+            + m.to(ROW_INDEX)[:, None] * stride_doutt
+            + e_2[None, :],
+            mask=(m < length)[:, None],
+            other=0.0,
+        ).to(tl.float32)
+        dout_3 = tl.load(
+            dout
+            + batch.to(tl.int64) * stride_doutb
+            + first.to(tl.int64) * stride_doutt
+            + h * stride_douth
+            + m.to(ROW_INDEX)[:, None] * stride_doutt
+            + e_3[None, :],
+            mask=(m < length)[:, None],
+            other=0.0,
+        ).to(tl.float32)
+        dout_4 = tl.load(
+            dout
+            + batch.to(tl.int64) * stride_doutb
+            + first.to(tl.int64) * stride_doutt
+            + h * stride_douth
+            + m.to(ROW_INDEX)[:, None] * stride_doutt
+            + e_4[None, :],
+            mask=(m < length)[:, None],
+            other=0.0,
+        ).to(tl.float32)
+        dout_5 = tl.load(
+            dout
+            + batch.to(tl.int64) * stride_doutb
+            + first.to(tl.int64) * stride_doutt
+            + h * stride_douth
+            + m.to(ROW_INDEX)[:, None] * stride_doutt
+            + e_5[None, :],
+            mask=(m < length)[:, None],
+            other=0.0,
+        ).to(tl.float32)
+        dout_6 = tl.load(
+            dout
+            + batch.to(tl.int64) * stride_doutb
+            + first.to(tl.int64) * stride_doutt
+            + h * stride_douth
+            + m.to(ROW_INDEX)[:, None] * stride_doutt
+            + e_6[None, :],
+            mask=(m < length)[:, None],
+            other=0.0,
+        ).to(tl.float32)
+        dout_7 = tl.load(
+            dout
+            + batch.to(tl.int64) * stride_doutb
+            + first.to(tl.int64) * stride_doutt
+            + h * stride_douth
+            + m.to(ROW_INDEX)[:, None] * stride_doutt
+            + e_7[None, :],
+            mask=(m < length)[:, None],
+            other=0.0,
+        ).to(tl.float32)
         dread_0 = dout_0 * scale
+        dread_1 = dout_1 * scale
+        dread_2 = dout_2 * scale
+        dread_3 = dout_3 * scale
+        dread_4 = dout_4 * scale
+        dread_5 = dout_5 * scale
+        dread_6 = dout_6 * scale
+        dread_7 = dout_7 * scale
         tl.store(
             dread_base + m.to(ROW_INDEX)[:, None] * (num_heads * 512) + e_0[None, :],
             dread_0.to(dread.dtype.element_ty),
+            mask=(m < length)[:, None],
+        )
+        tl.store(
+            dread_base + m.to(ROW_INDEX)[:, None] * (num_heads * 512) + e_1[None, :],
+            dread_1.to(dread.dtype.element_ty),
+            mask=(m < length)[:, None],
+        )
+        tl.store(
+            dread_base + m.to(ROW_INDEX)[:, None] * (num_heads * 512) + e_2[None, :],
+            dread_2.to(dread.dtype.element_ty),
+            mask=(m < length)[:, None],
+        )
+        tl.store(
+            dread_base + m.to(ROW_INDEX)[:, None] * (num_heads * 512) + e_3[None, :],
+            dread_3.to(dread.dtype.element_ty),
+            mask=(m < length)[:, None],
+        )
+        tl.store(
+            dread_base + m.to(ROW_INDEX)[:, None] * (num_heads * 512) + e_4[None, :],
+            dread_4.to(dread.dtype.element_ty),
+            mask=(m < length)[:, None],
+        )
+        tl.store(
+            dread_base + m.to(ROW_INDEX)[:, None] * (num_heads * 512) + e_5[None, :],
+            dread_5.to(dread.dtype.element_ty),
+            mask=(m < length)[:, None],
+        )
+        tl.store(
+            dread_base + m.to(ROW_INDEX)[:, None] * (num_heads * 512) + e_6[None, :],
+            dread_6.to(dread.dtype.element_ty),
+            mask=(m < length)[:, None],
+        )
+        tl.store(
+            dread_base + m.to(ROW_INDEX)[:, None] * (num_heads * 512) + e_7[None, :],
+            dread_7.to(dread.dtype.element_ty),
             mask=(m < length)[:, None],
         )
 
@@ -777,11 +1144,25 @@ def _chunk_adjoints(
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     d = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-    e_0 = tl.arange(0, 512)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
+    e_2 = 128 + tl.arange(0, 64)
+    e_3 = 192 + tl.arange(0, 64)
+    e_4 = 256 + tl.arange(0, 64)
+    e_5 = 320 + tl.arange(0, 64)
+    e_6 = 384 + tl.arange(0, 64)
+    e_7 = 448 + tl.arange(0, 64)
     q_base = q + batch.to(tl.int64) * stride_qb + first.to(tl.int64) * stride_qt + h * stride_qh
     dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * 512) + h * 512
     total_base = total + (slot.to(tl.int64) * num_heads + h) * 64
-    acc_0 = tl.zeros([BLOCK_M, 512], tl.float32)
+    acc_0 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_2 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_3 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_4 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_5 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_6 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_7 = tl.zeros([BLOCK_M, 64], tl.float32)
     for start_n in tl.range(0, length, BLOCK_N):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
@@ -790,10 +1171,66 @@ def _chunk_adjoints(
         values_0 = tl.load(dread_base + near[:, None] * (num_heads * 512) + e_0[None, :])
         values_0 = (values_0 * weight[:, None]).to(q.dtype.element_ty)
         acc_0 = tl.dot(tl.trans(queries), values_0, acc_0, input_precision="ieee")
+        values_1 = tl.load(dread_base + near[:, None] * (num_heads * 512) + e_1[None, :])
+        values_1 = (values_1 * weight[:, None]).to(q.dtype.element_ty)
+        acc_1 = tl.dot(tl.trans(queries), values_1, acc_1, input_precision="ieee")
+        values_2 = tl.load(dread_base + near[:, None] * (num_heads * 512) + e_2[None, :])
+        values_2 = (values_2 * weight[:, None]).to(q.dtype.element_ty)
+        acc_2 = tl.dot(tl.trans(queries), values_2, acc_2, input_precision="ieee")
+        values_3 = tl.load(dread_base + near[:, None] * (num_heads * 512) + e_3[None, :])
+        values_3 = (values_3 * weight[:, None]).to(q.dtype.element_ty)
+        acc_3 = tl.dot(tl.trans(queries), values_3, acc_3, input_precision="ieee")
+        values_4 = tl.load(dread_base + near[:, None] * (num_heads * 512) + e_4[None, :])
+        values_4 = (values_4 * weight[:, None]).to(q.dtype.element_ty)
+        acc_4 = tl.dot(tl.trans(queries), values_4, acc_4, input_precision="ieee")
+        values_5 = tl.load(dread_base + near[:, None] * (num_heads * 512) + e_5[None, :])
+        values_5 = (values_5 * weight[:, None]).to(q.dtype.element_ty)
+        acc_5 = tl.dot(tl.trans(queries), values_5, acc_5, input_precision="ieee")
+        values_6 = tl.load(dread_base + near[:, None] * (num_heads * 512) + e_6[None, :])
+        values_6 = (values_6 * weight[:, None]).to(q.dtype.element_ty)
+        acc_6 = tl.dot(tl.trans(queries), values_6, acc_6, input_precision="ieee")
+        values_7 = tl.load(dread_base + near[:, None] * (num_heads * 512) + e_7[None, :])
+        values_7 = (values_7 * weight[:, None]).to(q.dtype.element_ty)
+        acc_7 = tl.dot(tl.trans(queries), values_7, acc_7, input_precision="ieee")
     state_base = chunk_adjoints + (slot.to(tl.int64) * num_heads + h) * 131072
     tl.store(
         state_base + d[:, None] * 512 + e_0[None, :],
         acc_0,
+        mask=(d < 256)[:, None],
+    )
+    tl.store(
+        state_base + d[:, None] * 512 + e_1[None, :],
+        acc_1,
+        mask=(d < 256)[:, None],
+    )
+    tl.store(
+        state_base + d[:, None] * 512 + e_2[None, :],
+        acc_2,
+        mask=(d < 256)[:, None],
+    )
+    tl.store(
+        state_base + d[:, None] * 512 + e_3[None, :],
+        acc_3,
+        mask=(d < 256)[:, None],
+    )
+    tl.store(
+        state_base + d[:, None] * 512 + e_4[None, :],
+        acc_4,
+        mask=(d < 256)[:, None],
+    )
+    tl.store(
+        state_base + d[:, None] * 512 + e_5[None, :],
+        acc_5,
+        mask=(d < 256)[:, None],
+    )
+    tl.store(
+        state_base + d[:, None] * 512 + e_6[None, :],
+        acc_6,
+        mask=(d < 256)[:, None],
+    )
+    tl.store(
+        state_base + d[:, None] * 512 + e_7[None, :],
+        acc_7,
         mask=(d < 256)[:, None],
     )
 
@@ -887,8 +1324,18 @@ def _backward_queries(
         return
     m = start_m + tl.arange(0, BLOCK_M)
     row = tl.minimum(m, length - 1).to(ROW_INDEX)
-    d_0 = tl.arange(0, 256)
-    e_0 = tl.arange(0, 512)
+    d_0 = tl.arange(0, 64)
+    d_1 = 64 + tl.arange(0, 64)
+    d_2 = 128 + tl.arange(0, 64)
+    d_3 = 192 + tl.arange(0, 64)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
+    e_2 = 128 + tl.arange(0, 64)
+    e_3 = 192 + tl.arange(0, 64)
+    e_4 = 256 + tl.arange(0, 64)
+    e_5 = 320 + tl.arange(0, 64)
+    e_6 = 384 + tl.arange(0, 64)
+    e_7 = 448 + tl.arange(0, 64)
     h = owner
     k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
     v_base = v + batch.to(tl.int64) * stride_vb + first.to(tl.int64) * stride_vt + h * stride_vh
@@ -898,39 +1345,178 @@ def _backward_queries(
     total_m = tl.load(total_base + m)
     edge = tl.load(total_base + start_m - 1, mask=start_m > 0, other=0.0)
     dread_0 = tl.load(dread_base + row[:, None] * num_heads * 512 + e_0[None, :])
-    acc_0 = tl.zeros([BLOCK_M, 256], tl.float32)
+    dread_1 = tl.load(dread_base + row[:, None] * num_heads * 512 + e_1[None, :])
+    dread_2 = tl.load(dread_base + row[:, None] * num_heads * 512 + e_2[None, :])
+    dread_3 = tl.load(dread_base + row[:, None] * num_heads * 512 + e_3[None, :])
+    dread_4 = tl.load(dread_base + row[:, None] * num_heads * 512 + e_4[None, :])
+    dread_5 = tl.load(dread_base + row[:, None] * num_heads * 512 + e_5[None, :])
+    dread_6 = tl.load(dread_base + row[:, None] * num_heads * 512 + e_6[None, :])
+    dread_7 = tl.load(dread_base + row[:, None] * num_heads * 512 + e_7[None, :])
+    acc_0 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_2 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_3 = tl.zeros([BLOCK_M, 64], tl.float32)
     for start_n in tl.range(0, start_m, BLOCK_N):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.arange(0, BLOCK_N).to(ROW_INDEX)
         far = tl.cast(start_n, ROW_INDEX)
         v_0 = tl.load(v_base + far * stride_vt + near[:, None] * stride_vt + e_0[None, :])
         pairs_tile = tl.dot(dread_0, tl.trans(v_0), input_precision="ieee")
+        v_1 = tl.load(v_base + far * stride_vt + near[:, None] * stride_vt + e_1[None, :])
+        pairs_tile = tl.dot(dread_1, tl.trans(v_1), pairs_tile, input_precision="ieee")
+        v_2 = tl.load(v_base + far * stride_vt + near[:, None] * stride_vt + e_2[None, :])
+        pairs_tile = tl.dot(dread_2, tl.trans(v_2), pairs_tile, input_precision="ieee")
+        v_3 = tl.load(v_base + far * stride_vt + near[:, None] * stride_vt + e_3[None, :])
+        pairs_tile = tl.dot(dread_3, tl.trans(v_3), pairs_tile, input_precision="ieee")
+        v_4 = tl.load(v_base + far * stride_vt + near[:, None] * stride_vt + e_4[None, :])
+        pairs_tile = tl.dot(dread_4, tl.trans(v_4), pairs_tile, input_precision="ieee")
+        v_5 = tl.load(v_base + far * stride_vt + near[:, None] * stride_vt + e_5[None, :])
+        pairs_tile = tl.dot(dread_5, tl.trans(v_5), pairs_tile, input_precision="ieee")
+        v_6 = tl.load(v_base + far * stride_vt + near[:, None] * stride_vt + e_6[None, :])
+        pairs_tile = tl.dot(dread_6, tl.trans(v_6), pairs_tile, input_precision="ieee")
+        v_7 = tl.load(v_base + far * stride_vt + near[:, None] * stride_vt + e_7[None, :])
+        pairs_tile = tl.dot(dread_7, tl.trans(v_7), pairs_tile, input_precision="ieee")
         weight = tl.math.exp2(edge - tl.load(total_base + n))
         k_0 = tl.load(k_base + far * stride_kt + near[:, None] * stride_kt + d_0[None, :])
         k_0 = (k_0 * weight[:, None]).to(q.dtype.element_ty)
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_0, acc_0, input_precision="ieee")
+        k_1 = tl.load(k_base + far * stride_kt + near[:, None] * stride_kt + d_1[None, :])
+        k_1 = (k_1 * weight[:, None]).to(q.dtype.element_ty)
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_1, acc_1, input_precision="ieee")
+        k_2 = tl.load(k_base + far * stride_kt + near[:, None] * stride_kt + d_2[None, :])
+        k_2 = (k_2 * weight[:, None]).to(q.dtype.element_ty)
+        acc_2 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_2, acc_2, input_precision="ieee")
+        k_3 = tl.load(k_base + far * stride_kt + near[:, None] * stride_kt + d_3[None, :])
+        k_3 = (k_3 * weight[:, None]).to(q.dtype.element_ty)
+        acc_3 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_3, acc_3, input_precision="ieee")
     from_tile = tl.math.exp2(total_m - edge)
     acc_0 *= from_tile[:, None]
+    acc_1 *= from_tile[:, None]
+    acc_2 *= from_tile[:, None]
+    acc_3 *= from_tile[:, None]
     for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, length), BLOCK_N, num_stages=1):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
         v_0 = tl.load(v_base + near[:, None] * stride_vt + e_0[None, :])
         pairs_tile = tl.dot(dread_0, tl.trans(v_0), input_precision="ieee")
+        v_1 = tl.load(v_base + near[:, None] * stride_vt + e_1[None, :])
+        pairs_tile = tl.dot(dread_1, tl.trans(v_1), pairs_tile, input_precision="ieee")
+        v_2 = tl.load(v_base + near[:, None] * stride_vt + e_2[None, :])
+        pairs_tile = tl.dot(dread_2, tl.trans(v_2), pairs_tile, input_precision="ieee")
+        v_3 = tl.load(v_base + near[:, None] * stride_vt + e_3[None, :])
+        pairs_tile = tl.dot(dread_3, tl.trans(v_3), pairs_tile, input_precision="ieee")
+        v_4 = tl.load(v_base + near[:, None] * stride_vt + e_4[None, :])
+        pairs_tile = tl.dot(dread_4, tl.trans(v_4), pairs_tile, input_precision="ieee")
+        v_5 = tl.load(v_base + near[:, None] * stride_vt + e_5[None, :])
+        pairs_tile = tl.dot(dread_5, tl.trans(v_5), pairs_tile, input_precision="ieee")
+        v_6 = tl.load(v_base + near[:, None] * stride_vt + e_6[None, :])
+        pairs_tile = tl.dot(dread_6, tl.trans(v_6), pairs_tile, input_precision="ieee")
+        v_7 = tl.load(v_base + near[:, None] * stride_vt + e_7[None, :])
+        pairs_tile = tl.dot(dread_7, tl.trans(v_7), pairs_tile, input_precision="ieee")
         apart = tl.where(
             n[None, :] <= m[:, None], total_m[:, None] - tl.load(total_base + n)[None, :], float("-inf")
         )
         pairs_tile = pairs_tile * tl.math.exp2(apart)
         k_0 = tl.load(k_base + near[:, None] * stride_kt + d_0[None, :])
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_0, acc_0, input_precision="ieee")
+        k_1 = tl.load(k_base + near[:, None] * stride_kt + d_1[None, :])
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_1, acc_1, input_precision="ieee")
+        k_2 = tl.load(k_base + near[:, None] * stride_kt + d_2[None, :])
+        acc_2 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_2, acc_2, input_precision="ieee")
+        k_3 = tl.load(k_base + near[:, None] * stride_kt + d_3[None, :])
+        acc_3 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_3, acc_3, input_precision="ieee")
     state = tl.load(state_base + d_0[None, :] * 512 + e_0[:, None])
     state_0 = tl.dot(dread_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_0[None, :] * 512 + e_1[:, None])
+    state_0 = tl.dot(dread_1, state.to(q.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_0[None, :] * 512 + e_2[:, None])
+    state_0 = tl.dot(dread_2, state.to(q.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_0[None, :] * 512 + e_3[:, None])
+    state_0 = tl.dot(dread_3, state.to(q.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_0[None, :] * 512 + e_4[:, None])
+    state_0 = tl.dot(dread_4, state.to(q.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_0[None, :] * 512 + e_5[:, None])
+    state_0 = tl.dot(dread_5, state.to(q.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_0[None, :] * 512 + e_6[:, None])
+    state_0 = tl.dot(dread_6, state.to(q.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_0[None, :] * 512 + e_7[:, None])
+    state_0 = tl.dot(dread_7, state.to(q.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 512 + e_0[:, None])
+    state_1 = tl.dot(dread_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 512 + e_1[:, None])
+    state_1 = tl.dot(dread_1, state.to(q.dtype.element_ty), state_1, input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 512 + e_2[:, None])
+    state_1 = tl.dot(dread_2, state.to(q.dtype.element_ty), state_1, input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 512 + e_3[:, None])
+    state_1 = tl.dot(dread_3, state.to(q.dtype.element_ty), state_1, input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 512 + e_4[:, None])
+    state_1 = tl.dot(dread_4, state.to(q.dtype.element_ty), state_1, input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 512 + e_5[:, None])
+    state_1 = tl.dot(dread_5, state.to(q.dtype.element_ty), state_1, input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 512 + e_6[:, None])
+    state_1 = tl.dot(dread_6, state.to(q.dtype.element_ty), state_1, input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 512 + e_7[:, None])
+    state_1 = tl.dot(dread_7, state.to(q.dtype.element_ty), state_1, input_precision="ieee")
+    state = tl.load(state_base + d_2[None, :] * 512 + e_0[:, None])
+    state_2 = tl.dot(dread_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_2[None, :] * 512 + e_1[:, None])
+    state_2 = tl.dot(dread_1, state.to(q.dtype.element_ty), state_2, input_precision="ieee")
+    state = tl.load(state_base + d_2[None, :] * 512 + e_2[:, None])
+    state_2 = tl.dot(dread_2, state.to(q.dtype.element_ty), state_2, input_precision="ieee")
+    state = tl.load(state_base + d_2[None, :] * 512 + e_3[:, None])
+    state_2 = tl.dot(dread_3, state.to(q.dtype.element_ty), state_2, input_precision="ieee")
+    state = tl.load(state_base + d_2[None, :] * 512 + e_4[:, None])
+    state_2 = tl.dot(dread_4, state.to(q.dtype.element_ty), state_2, input_precision="ieee")
+    state = tl.load(state_base + d_2[None, :] * 512 + e_5[:, None])
+    state_2 = tl.dot(dread_5, state.to(q.dtype.element_ty), state_2, input_precision="ieee")
+    state = tl.load(state_base + d_2[None, :] * 512 + e_6[:, None])
+    state_2 = tl.dot(dread_6, state.to(q.dtype.element_ty), state_2, input_precision="ieee")
+    state = tl.load(state_base + d_2[None, :] * 512 + e_7[:, None])
+    state_2 = tl.dot(dread_7, state.to(q.dtype.element_ty), state_2, input_precision="ieee")
+    state = tl.load(state_base + d_3[None, :] * 512 + e_0[:, None])
+    state_3 = tl.dot(dread_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_3[None, :] * 512 + e_1[:, None])
+    state_3 = tl.dot(dread_1, state.to(q.dtype.element_ty), state_3, input_precision="ieee")
+    state = tl.load(state_base + d_3[None, :] * 512 + e_2[:, None])
+    state_3 = tl.dot(dread_2, state.to(q.dtype.element_ty), state_3, input_precision="ieee")
+    state = tl.load(state_base + d_3[None, :] * 512 + e_3[:, None])
+    state_3 = tl.dot(dread_3, state.to(q.dtype.element_ty), state_3, input_precision="ieee")
+    state = tl.load(state_base + d_3[None, :] * 512 + e_4[:, None])
+    state_3 = tl.dot(dread_4, state.to(q.dtype.element_ty), state_3, input_precision="ieee")
+    state = tl.load(state_base + d_3[None, :] * 512 + e_5[:, None])
+    state_3 = tl.dot(dread_5, state.to(q.dtype.element_ty), state_3, input_precision="ieee")
+    state = tl.load(state_base + d_3[None, :] * 512 + e_6[:, None])
+    state_3 = tl.dot(dread_6, state.to(q.dtype.element_ty), state_3, input_precision="ieee")
+    state = tl.load(state_base + d_3[None, :] * 512 + e_7[:, None])
+    state_3 = tl.dot(dread_7, state.to(q.dtype.element_ty), state_3, input_precision="ieee")
     from_tile *= tl.math.exp2(edge)
     state_0 *= from_tile[:, None]
+    state_1 *= from_tile[:, None]
+    state_2 *= from_tile[:, None]
+    state_3 *= from_tile[:, None]
     acc_0 += state_0
+    acc_1 += state_1
+    acc_2 += state_2
+    acc_3 += state_3
     own_base = dq + batch.to(tl.int64) * stride_dqb + first.to(tl.int64) * stride_dqt + owner * stride_dqh
     tl.store(
         own_base + m.to(ROW_INDEX)[:, None] * stride_dqt + d_0[None, :],
         acc_0.to(dq.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        own_base + m.to(ROW_INDEX)[:, None] * stride_dqt + d_1[None, :],
+        acc_1.to(dq.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        own_base + m.to(ROW_INDEX)[:, None] * stride_dqt + d_2[None, :],
+        acc_2.to(dq.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        own_base + m.to(ROW_INDEX)[:, None] * stride_dqt + d_3[None, :],
+        acc_3.to(dq.dtype.element_ty),
         mask=(m < length)[:, None],
     )
 
@@ -976,8 +1562,18 @@ def _backward_keys(
         return
     m = start_m + tl.arange(0, BLOCK_M)
     row = tl.minimum(m, length - 1).to(ROW_INDEX)
-    d_0 = tl.arange(0, 256)
-    e_0 = tl.arange(0, 512)
+    d_0 = tl.arange(0, 64)
+    d_1 = 64 + tl.arange(0, 64)
+    d_2 = 128 + tl.arange(0, 64)
+    d_3 = 192 + tl.arange(0, 64)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
+    e_2 = 128 + tl.arange(0, 64)
+    e_3 = 192 + tl.arange(0, 64)
+    e_4 = 256 + tl.arange(0, 64)
+    e_5 = 320 + tl.arange(0, 64)
+    e_6 = 384 + tl.arange(0, 64)
+    e_7 = 448 + tl.arange(0, 64)
     h = owner
     q_base = q + batch.to(tl.int64) * stride_qb + first.to(tl.int64) * stride_qt + h * stride_qh
     v_base = v + batch.to(tl.int64) * stride_vb + first.to(tl.int64) * stride_vt + h * stride_vh
@@ -988,23 +1584,73 @@ def _backward_keys(
     edge = tl.load(total_base + start_m + BLOCK_M - 1)
     last = tl.load(total_base + 63)
     v_0 = tl.load(v_base + row[:, None] * stride_vt + e_0[None, :])
-    acc_0 = tl.zeros([BLOCK_M, 256], tl.float32)
+    v_1 = tl.load(v_base + row[:, None] * stride_vt + e_1[None, :])
+    v_2 = tl.load(v_base + row[:, None] * stride_vt + e_2[None, :])
+    v_3 = tl.load(v_base + row[:, None] * stride_vt + e_3[None, :])
+    v_4 = tl.load(v_base + row[:, None] * stride_vt + e_4[None, :])
+    v_5 = tl.load(v_base + row[:, None] * stride_vt + e_5[None, :])
+    v_6 = tl.load(v_base + row[:, None] * stride_vt + e_6[None, :])
+    v_7 = tl.load(v_base + row[:, None] * stride_vt + e_7[None, :])
+    acc_0 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_2 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_3 = tl.zeros([BLOCK_M, 64], tl.float32)
     for start_n in tl.range(start_m + BLOCK_M, length, BLOCK_N):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
         dread_0 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_0[None, :])
         pairs_tile = tl.dot(v_0, tl.trans(dread_0), input_precision="ieee")
+        dread_1 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_1[None, :])
+        pairs_tile = tl.dot(v_1, tl.trans(dread_1), pairs_tile, input_precision="ieee")
+        dread_2 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_2[None, :])
+        pairs_tile = tl.dot(v_2, tl.trans(dread_2), pairs_tile, input_precision="ieee")
+        dread_3 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_3[None, :])
+        pairs_tile = tl.dot(v_3, tl.trans(dread_3), pairs_tile, input_precision="ieee")
+        dread_4 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_4[None, :])
+        pairs_tile = tl.dot(v_4, tl.trans(dread_4), pairs_tile, input_precision="ieee")
+        dread_5 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_5[None, :])
+        pairs_tile = tl.dot(v_5, tl.trans(dread_5), pairs_tile, input_precision="ieee")
+        dread_6 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_6[None, :])
+        pairs_tile = tl.dot(v_6, tl.trans(dread_6), pairs_tile, input_precision="ieee")
+        dread_7 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_7[None, :])
+        pairs_tile = tl.dot(v_7, tl.trans(dread_7), pairs_tile, input_precision="ieee")
         weight = tl.where(n < length, tl.math.exp2(tl.load(total_base + n) - edge), 0.0)
         q_0 = tl.load(q_base + near[:, None] * stride_qt + d_0[None, :])
         q_0 = (q_0 * weight[:, None]).to(q.dtype.element_ty)
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), q_0, acc_0, input_precision="ieee")
+        q_1 = tl.load(q_base + near[:, None] * stride_qt + d_1[None, :])
+        q_1 = (q_1 * weight[:, None]).to(q.dtype.element_ty)
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), q_1, acc_1, input_precision="ieee")
+        q_2 = tl.load(q_base + near[:, None] * stride_qt + d_2[None, :])
+        q_2 = (q_2 * weight[:, None]).to(q.dtype.element_ty)
+        acc_2 = tl.dot(pairs_tile.to(q.dtype.element_ty), q_2, acc_2, input_precision="ieee")
+        q_3 = tl.load(q_base + near[:, None] * stride_qt + d_3[None, :])
+        q_3 = (q_3 * weight[:, None]).to(q.dtype.element_ty)
+        acc_3 = tl.dot(pairs_tile.to(q.dtype.element_ty), q_3, acc_3, input_precision="ieee")
     from_tile = tl.math.exp2(edge - own_m)
     acc_0 *= from_tile[:, None]
+    acc_1 *= from_tile[:, None]
+    acc_2 *= from_tile[:, None]
+    acc_3 *= from_tile[:, None]
     for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, length), BLOCK_N, num_stages=1):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
         dread_0 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_0[None, :])
         pairs_tile = tl.dot(v_0, tl.trans(dread_0), input_precision="ieee")
+        dread_1 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_1[None, :])
+        pairs_tile = tl.dot(v_1, tl.trans(dread_1), pairs_tile, input_precision="ieee")
+        dread_2 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_2[None, :])
+        pairs_tile = tl.dot(v_2, tl.trans(dread_2), pairs_tile, input_precision="ieee")
+        dread_3 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_3[None, :])
+        pairs_tile = tl.dot(v_3, tl.trans(dread_3), pairs_tile, input_precision="ieee")
+        dread_4 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_4[None, :])
+        pairs_tile = tl.dot(v_4, tl.trans(dread_4), pairs_tile, input_precision="ieee")
+        dread_5 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_5[None, :])
+        pairs_tile = tl.dot(v_5, tl.trans(dread_5), pairs_tile, input_precision="ieee")
+        dread_6 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_6[None, :])
+        pairs_tile = tl.dot(v_6, tl.trans(dread_6), pairs_tile, input_precision="ieee")
+        dread_7 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_7[None, :])
+        pairs_tile = tl.dot(v_7, tl.trans(dread_7), pairs_tile, input_precision="ieee")
         apart = tl.where(
             (n[None, :] >= m[:, None]) & (n < length)[None, :],
             tl.load(total_base + n)[None, :] - own_m[:, None],
@@ -1013,15 +1659,104 @@ def _backward_keys(
         pairs_tile = pairs_tile * tl.math.exp2(apart)
         q_0 = tl.load(q_base + near[:, None] * stride_qt + d_0[None, :])
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), q_0, acc_0, input_precision="ieee")
+        q_1 = tl.load(q_base + near[:, None] * stride_qt + d_1[None, :])
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), q_1, acc_1, input_precision="ieee")
+        q_2 = tl.load(q_base + near[:, None] * stride_qt + d_2[None, :])
+        acc_2 = tl.dot(pairs_tile.to(q.dtype.element_ty), q_2, acc_2, input_precision="ieee")
+        q_3 = tl.load(q_base + near[:, None] * stride_qt + d_3[None, :])
+        acc_3 = tl.dot(pairs_tile.to(q.dtype.element_ty), q_3, acc_3, input_precision="ieee")
     state = tl.load(state_base + d_0[None, :] * 512 + e_0[:, None])
     state_0 = tl.dot(v_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_0[None, :] * 512 + e_1[:, None])
+    state_0 = tl.dot(v_1, state.to(q.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_0[None, :] * 512 + e_2[:, None])
+    state_0 = tl.dot(v_2, state.to(q.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_0[None, :] * 512 + e_3[:, None])
+    state_0 = tl.dot(v_3, state.to(q.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_0[None, :] * 512 + e_4[:, None])
+    state_0 = tl.dot(v_4, state.to(q.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_0[None, :] * 512 + e_5[:, None])
+    state_0 = tl.dot(v_5, state.to(q.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_0[None, :] * 512 + e_6[:, None])
+    state_0 = tl.dot(v_6, state.to(q.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_0[None, :] * 512 + e_7[:, None])
+    state_0 = tl.dot(v_7, state.to(q.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 512 + e_0[:, None])
+    state_1 = tl.dot(v_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 512 + e_1[:, None])
+    state_1 = tl.dot(v_1, state.to(q.dtype.element_ty), state_1, input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 512 + e_2[:, None])
+    state_1 = tl.dot(v_2, state.to(q.dtype.element_ty), state_1, input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 512 + e_3[:, None])
+    state_1 = tl.dot(v_3, state.to(q.dtype.element_ty), state_1, input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 512 + e_4[:, None])
+    state_1 = tl.dot(v_4, state.to(q.dtype.element_ty), state_1, input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 512 + e_5[:, None])
+    state_1 = tl.dot(v_5, state.to(q.dtype.element_ty), state_1, input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 512 + e_6[:, None])
+    state_1 = tl.dot(v_6, state.to(q.dtype.element_ty), state_1, input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 512 + e_7[:, None])
+    state_1 = tl.dot(v_7, state.to(q.dtype.element_ty), state_1, input_precision="ieee")
+    state = tl.load(state_base + d_2[None, :] * 512 + e_0[:, None])
+    state_2 = tl.dot(v_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_2[None, :] * 512 + e_1[:, None])
+    state_2 = tl.dot(v_1, state.to(q.dtype.element_ty), state_2, input_precision="ieee")
+    state = tl.load(state_base + d_2[None, :] * 512 + e_2[:, None])
+    state_2 = tl.dot(v_2, state.to(q.dtype.element_ty), state_2, input_precision="ieee")
+    state = tl.load(state_base + d_2[None, :] * 512 + e_3[:, None])
+    state_2 = tl.dot(v_3, state.to(q.dtype.element_ty), state_2, input_precision="ieee")
+    state = tl.load(state_base + d_2[None, :] * 512 + e_4[:, None])
+    state_2 = tl.dot(v_4, state.to(q.dtype.element_ty), state_2, input_precision="ieee")
+    state = tl.load(state_base + d_2[None, :] * 512 + e_5[:, None])
+    state_2 = tl.dot(v_5, state.to(q.dtype.element_ty), state_2, input_precision="ieee")
+    state = tl.load(state_base + d_2[None, :] * 512 + e_6[:, None])
+    state_2 = tl.dot(v_6, state.to(q.dtype.element_ty), state_2, input_precision="ieee")
+    state = tl.load(state_base + d_2[None, :] * 512 + e_7[:, None])
+    state_2 = tl.dot(v_7, state.to(q.dtype.element_ty), state_2, input_precision="ieee")
+    state = tl.load(state_base + d_3[None, :] * 512 + e_0[:, None])
+    state_3 = tl.dot(v_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_3[None, :] * 512 + e_1[:, None])
+    state_3 = tl.dot(v_1, state.to(q.dtype.element_ty), state_3, input_precision="ieee")
+    state = tl.load(state_base + d_3[None, :] * 512 + e_2[:, None])
+    state_3 = tl.dot(v_2, state.to(q.dtype.element_ty), state_3, input_precision="ieee")
+    state = tl.load(state_base + d_3[None, :] * 512 + e_3[:, None])
+    state_3 = tl.dot(v_3, state.to(q.dtype.element_ty), state_3, input_precision="ieee")
+    state = tl.load(state_base + d_3[None, :] * 512 + e_4[:, None])
+    state_3 = tl.dot(v_4, state.to(q.dtype.element_ty), state_3, input_precision="ieee")
+    state = tl.load(state_base + d_3[None, :] * 512 + e_5[:, None])
+    state_3 = tl.dot(v_5, state.to(q.dtype.element_ty), state_3, input_precision="ieee")
+    state = tl.load(state_base + d_3[None, :] * 512 + e_6[:, None])
+    state_3 = tl.dot(v_6, state.to(q.dtype.element_ty), state_3, input_precision="ieee")
+    state = tl.load(state_base + d_3[None, :] * 512 + e_7[:, None])
+    state_3 = tl.dot(v_7, state.to(q.dtype.element_ty), state_3, input_precision="ieee")
     from_tile *= tl.math.exp2(last - edge)
     state_0 *= from_tile[:, None]
+    state_1 *= from_tile[:, None]
+    state_2 *= from_tile[:, None]
+    state_3 *= from_tile[:, None]
     acc_0 += state_0
+    acc_1 += state_1
+    acc_2 += state_2
+    acc_3 += state_3
     own_base = dk + batch.to(tl.int64) * stride_dkb + first.to(tl.int64) * stride_dkt + owner * stride_dkh
     tl.store(
         own_base + m.to(ROW_INDEX)[:, None] * stride_dkt + d_0[None, :],
         acc_0.to(dk.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        own_base + m.to(ROW_INDEX)[:, None] * stride_dkt + d_1[None, :],
+        acc_1.to(dk.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        own_base + m.to(ROW_INDEX)[:, None] * stride_dkt + d_2[None, :],
+        acc_2.to(dk.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        own_base + m.to(ROW_INDEX)[:, None] * stride_dkt + d_3[None, :],
+        acc_3.to(dk.dtype.element_ty),
         mask=(m < length)[:, None],
     )
 
@@ -1062,8 +1797,18 @@ def _backward_values(
         return
     m = start_m + tl.arange(0, BLOCK_M)
     row = tl.minimum(m, length - 1).to(ROW_INDEX)
-    d_0 = tl.arange(0, 256)
-    e_0 = tl.arange(0, 512)
+    d_0 = tl.arange(0, 64)
+    d_1 = 64 + tl.arange(0, 64)
+    d_2 = 128 + tl.arange(0, 64)
+    d_3 = 192 + tl.arange(0, 64)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
+    e_2 = 128 + tl.arange(0, 64)
+    e_3 = 192 + tl.arange(0, 64)
+    e_4 = 256 + tl.arange(0, 64)
+    e_5 = 320 + tl.arange(0, 64)
+    e_6 = 384 + tl.arange(0, 64)
+    e_7 = 448 + tl.arange(0, 64)
     h = owner
     q_base = q + batch.to(tl.int64) * stride_qb + first.to(tl.int64) * stride_qt + h * stride_qh
     k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
@@ -1074,23 +1819,73 @@ def _backward_values(
     edge = tl.load(total_base + start_m + BLOCK_M - 1)
     last = tl.load(total_base + 63)
     k_0 = tl.load(k_base + row[:, None] * stride_kt + d_0[None, :])
-    acc_0 = tl.zeros([BLOCK_M, 512], tl.float32)
+    k_1 = tl.load(k_base + row[:, None] * stride_kt + d_1[None, :])
+    k_2 = tl.load(k_base + row[:, None] * stride_kt + d_2[None, :])
+    k_3 = tl.load(k_base + row[:, None] * stride_kt + d_3[None, :])
+    acc_0 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_2 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_3 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_4 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_5 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_6 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_7 = tl.zeros([BLOCK_M, 64], tl.float32)
     for start_n in tl.range(start_m + BLOCK_M, length, BLOCK_N):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
         q_0 = tl.load(q_base + near[:, None] * stride_qt + d_0[None, :])
         pairs_tile = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
+        q_1 = tl.load(q_base + near[:, None] * stride_qt + d_1[None, :])
+        pairs_tile = tl.dot(k_1, tl.trans(q_1), pairs_tile, input_precision="ieee")
+        q_2 = tl.load(q_base + near[:, None] * stride_qt + d_2[None, :])
+        pairs_tile = tl.dot(k_2, tl.trans(q_2), pairs_tile, input_precision="ieee")
+        q_3 = tl.load(q_base + near[:, None] * stride_qt + d_3[None, :])
+        pairs_tile = tl.dot(k_3, tl.trans(q_3), pairs_tile, input_precision="ieee")
         weight = tl.where(n < length, tl.math.exp2(tl.load(total_base + n) - edge), 0.0)
         dread_0 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_0[None, :])
         dread_0 = (dread_0 * weight[:, None]).to(q.dtype.element_ty)
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_0, acc_0, input_precision="ieee")
+        dread_1 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_1[None, :])
+        dread_1 = (dread_1 * weight[:, None]).to(q.dtype.element_ty)
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_1, acc_1, input_precision="ieee")
+        dread_2 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_2[None, :])
+        dread_2 = (dread_2 * weight[:, None]).to(q.dtype.element_ty)
+        acc_2 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_2, acc_2, input_precision="ieee")
+        dread_3 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_3[None, :])
+        dread_3 = (dread_3 * weight[:, None]).to(q.dtype.element_ty)
+        acc_3 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_3, acc_3, input_precision="ieee")
+        dread_4 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_4[None, :])
+        dread_4 = (dread_4 * weight[:, None]).to(q.dtype.element_ty)
+        acc_4 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_4, acc_4, input_precision="ieee")
+        dread_5 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_5[None, :])
+        dread_5 = (dread_5 * weight[:, None]).to(q.dtype.element_ty)
+        acc_5 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_5, acc_5, input_precision="ieee")
+        dread_6 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_6[None, :])
+        dread_6 = (dread_6 * weight[:, None]).to(q.dtype.element_ty)
+        acc_6 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_6, acc_6, input_precision="ieee")
+        dread_7 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_7[None, :])
+        dread_7 = (dread_7 * weight[:, None]).to(q.dtype.element_ty)
+        acc_7 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_7, acc_7, input_precision="ieee")
     from_tile = tl.math.exp2(edge - own_m)
     acc_0 *= from_tile[:, None]
+    acc_1 *= from_tile[:, None]
+    acc_2 *= from_tile[:, None]
+    acc_3 *= from_tile[:, None]
+    acc_4 *= from_tile[:, None]
+    acc_5 *= from_tile[:, None]
+    acc_6 *= from_tile[:, None]
+    acc_7 *= from_tile[:, None]
     for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, length), BLOCK_N, num_stages=1):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
         q_0 = tl.load(q_base + near[:, None] * stride_qt + d_0[None, :])
         pairs_tile = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
+        q_1 = tl.load(q_base + near[:, None] * stride_qt + d_1[None, :])
+        pairs_tile = tl.dot(k_1, tl.trans(q_1), pairs_tile, input_precision="ieee")
+        q_2 = tl.load(q_base + near[:, None] * stride_qt + d_2[None, :])
+        pairs_tile = tl.dot(k_2, tl.trans(q_2), pairs_tile, input_precision="ieee")
+        q_3 = tl.load(q_base + near[:, None] * stride_qt + d_3[None, :])
+        pairs_tile = tl.dot(k_3, tl.trans(q_3), pairs_tile, input_precision="ieee")
         apart = tl.where(
             (n[None, :] >= m[:, None]) & (n < length)[None, :],
             tl.load(total_base + n)[None, :] - own_m[:, None],
@@ -1099,11 +1894,101 @@ def _backward_values(
         pairs_tile = pairs_tile * tl.math.exp2(apart)
         dread_0 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_0[None, :])
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_0, acc_0, input_precision="ieee")
+        dread_1 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_1[None, :])
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_1, acc_1, input_precision="ieee")
+        dread_2 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_2[None, :])
+        acc_2 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_2, acc_2, input_precision="ieee")
+        dread_3 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_3[None, :])
+        acc_3 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_3, acc_3, input_precision="ieee")
+        dread_4 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_4[None, :])
+        acc_4 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_4, acc_4, input_precision="ieee")
+        dread_5 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_5[None, :])
+        acc_5 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_5, acc_5, input_precision="ieee")
+        dread_6 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_6[None, :])
+        acc_6 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_6, acc_6, input_precision="ieee")
+        dread_7 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_7[None, :])
+        acc_7 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_7, acc_7, input_precision="ieee")
     state = tl.load(state_base + d_0[:, None] * 512 + e_0[None, :])
     state_0 = tl.dot(k_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_0[None, :])
+    state_0 = tl.dot(k_1, state.to(q.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_0[None, :])
+    state_0 = tl.dot(k_2, state.to(q.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_0[None, :])
+    state_0 = tl.dot(k_3, state.to(q.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 512 + e_1[None, :])
+    state_1 = tl.dot(k_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_1[None, :])
+    state_1 = tl.dot(k_1, state.to(q.dtype.element_ty), state_1, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_1[None, :])
+    state_1 = tl.dot(k_2, state.to(q.dtype.element_ty), state_1, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_1[None, :])
+    state_1 = tl.dot(k_3, state.to(q.dtype.element_ty), state_1, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 512 + e_2[None, :])
+    state_2 = tl.dot(k_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_2[None, :])
+    state_2 = tl.dot(k_1, state.to(q.dtype.element_ty), state_2, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_2[None, :])
+    state_2 = tl.dot(k_2, state.to(q.dtype.element_ty), state_2, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_2[None, :])
+    state_2 = tl.dot(k_3, state.to(q.dtype.element_ty), state_2, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 512 + e_3[None, :])
+    state_3 = tl.dot(k_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_3[None, :])
+    state_3 = tl.dot(k_1, state.to(q.dtype.element_ty), state_3, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_3[None, :])
+    state_3 = tl.dot(k_2, state.to(q.dtype.element_ty), state_3, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_3[None, :])
+    state_3 = tl.dot(k_3, state.to(q.dtype.element_ty), state_3, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 512 + e_4[None, :])
+    state_4 = tl.dot(k_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_4[None, :])
+    state_4 = tl.dot(k_1, state.to(q.dtype.element_ty), state_4, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_4[None, :])
+    state_4 = tl.dot(k_2, state.to(q.dtype.element_ty), state_4, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_4[None, :])
+    state_4 = tl.dot(k_3, state.to(q.dtype.element_ty), state_4, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 512 + e_5[None, :])
+    state_5 = tl.dot(k_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_5[None, :])
+    state_5 = tl.dot(k_1, state.to(q.dtype.element_ty), state_5, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_5[None, :])
+    state_5 = tl.dot(k_2, state.to(q.dtype.element_ty), state_5, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_5[None, :])
+    state_5 = tl.dot(k_3, state.to(q.dtype.element_ty), state_5, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 512 + e_6[None, :])
+    state_6 = tl.dot(k_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_6[None, :])
+    state_6 = tl.dot(k_1, state.to(q.dtype.element_ty), state_6, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_6[None, :])
+    state_6 = tl.dot(k_2, state.to(q.dtype.element_ty), state_6, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_6[None, :])
+    state_6 = tl.dot(k_3, state.to(q.dtype.element_ty), state_6, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 512 + e_7[None, :])
+    state_7 = tl.dot(k_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_7[None, :])
+    state_7 = tl.dot(k_1, state.to(q.dtype.element_ty), state_7, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_7[None, :])
+    state_7 = tl.dot(k_2, state.to(q.dtype.element_ty), state_7, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_7[None, :])
+    state_7 = tl.dot(k_3, state.to(q.dtype.element_ty), state_7, input_precision="ieee")
     from_tile *= tl.math.exp2(last - edge)
     state_0 *= from_tile[:, None]
+    state_1 *= from_tile[:, None]
+    state_2 *= from_tile[:, None]
+    state_3 *= from_tile[:, None]
+    state_4 *= from_tile[:, None]
+    state_5 *= from_tile[:, None]
+    state_6 *= from_tile[:, None]
+    state_7 *= from_tile[:, None]
     acc_0 += state_0
+    acc_1 += state_1
+    acc_2 += state_2
+    acc_3 += state_3
+    acc_4 += state_4
+    acc_5 += state_5
+    acc_6 += state_6
+    acc_7 += state_7
     tl.store(
         dv
         + batch.to(tl.int64) * stride_dvb
@@ -1112,6 +1997,76 @@ def _backward_values(
         + m.to(ROW_INDEX)[:, None] * stride_dvt
         + e_0[None, :],
         acc_0.to(dv.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        dv
+        + batch.to(tl.int64) * stride_dvb
+        + first.to(tl.int64) * stride_dvt
+        + h * stride_dvh
+        + m.to(ROW_INDEX)[:, None] * stride_dvt
+        + e_1[None, :],
+        acc_1.to(dv.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        dv
+        + batch.to(tl.int64) * stride_dvb
+        + first.to(tl.int64) * stride_dvt
+        + h * stride_dvh
+        + m.to(ROW_INDEX)[:, None] * stride_dvt
+        + e_2[None, :],
+        acc_2.to(dv.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        dv
+        + batch.to(tl.int64) * stride_dvb
+        + first.to(tl.int64) * stride_dvt
+        + h * stride_dvh
+        + m.to(ROW_INDEX)[:, None] * stride_dvt
+        + e_3[None, :],
+        acc_3.to(dv.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        dv
+        + batch.to(tl.int64) * stride_dvb
+        + first.to(tl.int64) * stride_dvt
+        + h * stride_dvh
+        + m.to(ROW_INDEX)[:, None] * stride_dvt
+        + e_4[None, :],
+        acc_4.to(dv.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        dv
+        + batch.to(tl.int64) * stride_dvb
+        + first.to(tl.int64) * stride_dvt
+        + h * stride_dvh
+        + m.to(ROW_INDEX)[:, None] * stride_dvt
+        + e_5[None, :],
+        acc_5.to(dv.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        dv
+        + batch.to(tl.int64) * stride_dvb
+        + first.to(tl.int64) * stride_dvt
+        + h * stride_dvh
+        + m.to(ROW_INDEX)[:, None] * stride_dvt
+        + e_6[None, :],
+        acc_6.to(dv.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        dv
+        + batch.to(tl.int64) * stride_dvb
+        + first.to(tl.int64) * stride_dvt
+        + h * stride_dvh
+        + m.to(ROW_INDEX)[:, None] * stride_dvt
+        + e_7[None, :],
+        acc_7.to(dv.dtype.element_ty),
         mask=(m < length)[:, None],
     )
 
@@ -1302,7 +2257,7 @@ def launch(
     return out, states
 
 
-@torch.library.custom_op("attngen::retnet_e3332101fff5", mutates_args=())
+@torch.library.custom_op("attngen::retnet_210cecabfc6e", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1510,7 +2465,7 @@ def launch_backward(
     ]
 
 
-@torch.library.custom_op("attngen::retnet_e3332101fff5_backward", mutates_args=())
+@torch.library.custom_op("attngen::retnet_210cecabfc6e_backward", mutates_args=())
 def _backward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1817,7 +2772,7 @@ def launch_step(
     return out
 
 
-@torch.library.custom_op("attngen::retnet_e3332101fff5_step", mutates_args=("state",))
+@torch.library.custom_op("attngen::retnet_210cecabfc6e_step", mutates_args=("state",))
 def _step(
     state: torch.Tensor,
     q: torch.Tensor,
