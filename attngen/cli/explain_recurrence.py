@@ -172,7 +172,7 @@ def _notes(graph: Graph, recurrence: Recurrence) -> Iterator[str]:
         yield "in 16 bits what multiplies values is in the exponent of the decay (late), and costs nothing"
     yield "what becomes of what is read (scale, D, z, normaliser) is fused into _read"
     if "dfold" in graph.nodes:
-        yield "backward: the forward runs again up to _read, so that autograd keeps the arguments alone; then its chunks in reverse"
+        yield "backward: the forward runs again up to _read, so autograd keeps the arguments alone; then its chunks in reverse"
     yield "_decode: the fold cut at every token; the state stays in registers for all tokens of a call, and changes in place"
 
 

@@ -80,7 +80,9 @@ def of_pairs(rows: int, chunk: int) -> Configs:
 def of_chunk_scan(rows: int, columns: int, chunk: int) -> Configs:
     """What is read: ``block_m`` tokens of a chunk."""
     if _is_huge(rows, columns):
-        return _by_target(chunk, _of(16, 16, 8, 1), _of(16, 32, 8, 1), cpu=_of(64, 64, 4, 1))
+        amd = _of(16, 32, 4, 1)
+        cpu = _of(64, 64, 4, 1)
+        return _by_target(chunk, _of(16, 16, 8, 1), _of(16, 32, 8, 1), cpu=cpu, gfx942=amd, gfx950=amd)
     if is_large(rows, columns):
         return _by_target(chunk, _of(32, 32, 4, 1), _of(64, 64, 8, 2))
     wide = _of(128, 64, 4, 2) if columns <= 64 else _of(128, 64, 8, 2)
@@ -164,7 +166,10 @@ def of_narrow_read(columns: int, chunk: int) -> Configs:
     """What is read, by tiles of at most 64 columns: ``block_m`` tokens of a chunk, fewer where each has many."""
     fits = 64 if columns <= 128 else 32 if columns <= 256 else 16
     small, block, whole = _of(16, 16, 8, 1), min(fits, chunk), min(64, chunk)
-    return (("default", (small,)), ("cpu", (_of(whole, whole, 4, 1),)), *_in_half(_of(block, block, 4, 1)))
+    half = dict(_in_half(_of(block, block, 4, 1)))
+    if columns > 256:
+        half |= dict(_in_half(_of(block, block, 8, 1), ("sm_80/16", "sm_90/16", "sm_100/16")))
+    return (("default", (small,)), ("cpu", (_of(whole, whole, 4, 1),)), *half.items())
 
 
 def of_decode(rows: int, columns: int, *, whole: bool) -> Configs:
