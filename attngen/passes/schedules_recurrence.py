@@ -74,7 +74,7 @@ def of_scan() -> Configs:
 
 def of_pairs(rows: int, chunk: int) -> Configs:
     """Products of queries and keys that the heads of a group share. ``block_m`` is a multiple of that of their readers."""
-    return _by_target(chunk, _of(64, 64, 4, 1), _of(128, 64, 4, 2))
+    return _by_target(chunk, _of(32, 32, 8, 1), _of(128, 64, 4, 2), cpu=_of(64, 64, 4, 1))
 
 
 def of_chunk_scan(rows: int, columns: int, chunk: int) -> Configs:
@@ -112,9 +112,8 @@ def of_queries(rows: int, columns: int, chunk: int) -> Configs:
     if is_large(rows, columns):
         return _by_target(chunk, _of(32, 32, 4, 1), _of(64, 64, 8, 2))
     few = _of(32, 32, 8, 2)
-    return _by_target(
-        chunk, _of(32, 32, 4, 1), _of(64, 32, 8, 2), sm_80=few, sm_86=few, sm_89=few, sm_120=few
-    )
+    fp32, cpu = _of(16, 16, 8, 1), _of(32, 32, 4, 1)
+    return _by_target(chunk, fp32, _of(64, 32, 8, 2), cpu=cpu, sm_80=few, sm_86=few, sm_89=few, sm_120=few)
 
 
 def of_keys(rows: int, columns: int, chunk: int) -> Configs:
@@ -126,7 +125,8 @@ def of_values(rows: int, columns: int, chunk: int) -> Configs:
     """Gradients of values: ``block_m`` tokens of a chunk."""
     if is_large(rows, columns):
         return of_queries(rows, columns, chunk)
-    return _by_target(chunk, _of(32, 32, 4, 1), _of(64, 64, 4 if columns <= 64 else 8, 2))
+    half = _of(64, 64, 4 if columns <= 64 else 8, 2)
+    return _by_target(chunk, _of(32, 32, 8, 1), half, cpu=_of(32, 32, 4, 1))
 
 
 # ---- decays per column, delta rules: no register spills for 64 and 128 columns of keys and values (tests/test_compiled.py)
