@@ -25,6 +25,7 @@ README = (ROOT / "README.md").read_text()
 [PINNED] = re.findall(r"(?m)^triton==(.+)$", (ROOT / "constraints.txt").read_text())
 MODULES = sorted((ROOT / "generated").glob("*.py"))
 FORWARD = "_attention_forward"
+FORWARDS = [FORWARD, "_totals", "_chunk_states", "_solve", "_scan", "_pairs", "_read", "_decode"]
 UNKNOWN_FORMATS = {("paged_fp8", "sm_80")}  # E4M3 is that of sm_89 and later
 pytestmark = pytest.mark.skipif(version("triton") != PINNED, reason=f"figures are those of triton {PINNED}")
 
@@ -194,7 +195,7 @@ def test_head_dims_that_are_no_power_of_two_waste_little(place, head_dim):
 def forward_in_first_dtype(target: str, modules: list[Path]) -> list[KernelReport]:
     known = [module for module in modules if (module.stem, target) not in UNKNOWN_FORMATS]
     asked = [(module, dtypes_of(module)[0]) for module in known]
-    return inspect_modules(asked, [target], kernels=[FORWARD])
+    return inspect_modules(asked, [target], kernels=FORWARDS)
 
 
 def dtypes_of(module: Path) -> list[str]:
@@ -289,6 +290,17 @@ REPEATED = set(re.findall(r"`(\w+)` on (\w+) does ([\d.]+)\s+times", README))
 REPEATED |= {
     (spec, target, _times) for spec in re.findall(r"`(\w+)`", _specs) for target in _targets.split(" and ")
 }
+# Of the table of recurrences: a row of specs, a column of GPUs, in a cell how many times
+[_head, _body] = re.findall(r"\n\| recurrences that repeat \|(.*)\|\n\|[-| ]*\|\n((?:\|.*\n)+)", README)[0]
+for _line in _body.splitlines():
+    _specs, *_cells = _line.strip("|").split("|")
+    REPEATED |= {
+        (spec, target.strip(), times.strip())
+        for spec in re.findall(r"`(\w+)`", _specs)
+        for target, cell in zip(_head.split("|"), _cells, strict=True)
+        for times in cell.split(",")
+        if times.strip()
+    }
 ROLES = {
     FORWARD: {("full", "partial"), ("partial",)},
     "_backward_dq": {("dq full", "dq partial"), ("dq partial",), ("dq merged",)},
@@ -316,6 +328,30 @@ def test_products_found_are_those_of_the_plan():
     assert_products_are_as_planned("sm_90", dtypes=1)
 
 
+LOOPS = {  # columns of the table of recurrences: a kernel and its loops
+    "chunk states": ("_chunk_states", ["chunk state"]),
+    "reading": ("_read", ["below", "diagonal"]),
+    "dq": ("_backward_queries", ["queries far", "queries diagonal"]),
+    "dk": ("_backward_keys", ["keys far", "keys diagonal"]),
+    "dv": ("_backward_values", ["values far", "values diagonal"]),
+}
+
+
+@pytest.mark.parametrize("target", ["sm_90", "sm_80", "gfx942"])
+@pytest.mark.parametrize("spec", ["mamba2_2p7b", "nemotron_h", "retnet", "gla"])
+def test_instructions_of_recurrences(spec, target):
+    """As the README states them; a loop that the compiler unrolls has none, and is no number there."""
+    [stated] = re.findall(rf"^\| `{spec}`, {target} \|(.*)\|$", README, re.MULTILINE)
+    reports = {r.name: r for r in inspect_modules([(ROOT / f"generated/{spec}.py", "bfloat16")], [target])}
+    for cell, (kernel, roles) in zip(stated.split("|"), LOOPS.values(), strict=True):
+        loops = {x.role: x for x in reports[kernel].loops} if kernel in reports else {}
+        wanted = [n.strip() for n in cell.split("/")] if cell.strip() else []
+        found = [f"{loops[r].prediction.issue_per_1k_tensor:.0f}" if r in loops else "-" for r in roles]
+        assert [n == "-" for n in found] == [n == "-" for n in wanted] or not loops
+        numbers = ([float(n) for n in cells if n != "-"] for cells in (found, wanted))
+        assert next(numbers) == pytest.approx(next(numbers), rel=0.01)
+
+
 def test_a_second_inspection_is_instant():
     """Of all committed kernels: 3 s on two cores are stated; this process has no child that could take more."""
     asked = [(m, dtypes_of(m)[0]) for m in MODULES]
@@ -325,7 +361,7 @@ def test_a_second_inspection_is_instant():
     assert time.process_time() - started < 2
     assert [r.compiled.error or r.failure for r in (*first, *second) if not r.compiled.ok or r.failure] == []
     assert all(r.compiled.cached for r in second)
-    assert len(second) > 70
+    assert len(second) > 150
     flops, again = ([[x.found_flops for x in r.loops] for r in reports] for reports in (first, second))
     assert flops == again
 

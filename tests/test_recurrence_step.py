@@ -317,6 +317,17 @@ def test_torch_compile_of_the_whole_graph(tokens):
     assert torch.equal(compiled_state, eager_state)
 
 
+@pytest.mark.parametrize("kind", ["ssd", "normalised"])
+def test_a_module_with_gradients_decodes_as_one_without(kind):
+    spec = spec_of(kind)
+    module = build(spec.canonical() | {"name": f"{kind}_trained", "grad": True})
+    inputs, state = inputs_of(spec, 2)
+    own = state.clone()
+    step = module.ssd_step if is_mamba(spec) else module.recurrence_step
+    assert torch.equal(step(own, **inputs), step_of(kind)(state, **inputs))
+    assert torch.equal(own, state)
+
+
 def test_the_custom_op_says_what_it_changes():
     inputs, state = inputs_of(spec_of("scalar"), 2)
     op = module_of("scalar")._step

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from attngen.cli.example import Assumed, Example, assume
+from attngen.cli.explain_recurrence import recurrence_explanation
 from attngen.cli.listing import mechanism
-from attngen.errors import PlanError
 from attngen.ir.expr import text
 from attngen.ir.graph import graph_text
 from attngen.ir.nodes import Fold, Launch
@@ -26,10 +26,7 @@ CHARACTERS: Final = ".+#"
 def explanation(spec: Spec, example: Example) -> dict[str, Any]:
     """Return everything that `explain` says of a spec."""
     if spec.recurrence is not None:
-        raise PlanError(
-            f"{spec.name}: explain shows plans of masks, which a recurrence has none of; `attngen generate` writes its kernels,"
-            " and `attngen inspect` says what the compiler makes of them"
-        )
+        return recurrence_explanation(spec, spec.recurrence, example)
     semantic = build(spec)
     scheduled = run(semantic)
     fold = next(fold for _, fold in scheduled.all(Fold) if fold.monoid == "softmax")

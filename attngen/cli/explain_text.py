@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from attngen.cli.explain import CHARACTERS
+from attngen.cli.explain_recurrence import recurrence_sections
 from attngen.cli.output import columns
 
 
@@ -16,15 +17,27 @@ def as_text(found: Mapping[str, Any]) -> str:
     sections = [
         ("structure (compiled in)", _pairs(found["compiled_in"])),
         ("run time (arguments of a call)", _pairs(found["run_time"])),
-        ("plan of the mask", _mask(found["mask"])),
-        ("tiles", _tiles(found["tiles"])),
+        *_middle(found),
         ("semantic graph", found["semantic"].rstrip()),
         ("passes", columns([[step["name"], step["does"]] for step in found["passes"]])),
         ("scheduled graph", found["scheduled"].rstrip()),
-        ("schedules by target and bits per element, untuned", _schedules(found["schedules"])),
+        ("schedules by target and bits per element, untuned", _all_schedules(found["schedules"])),
     ]
     parts = [f"{heading}\n{_indented(body)}" for heading, body in sections]
     return "\n\n".join([f"{title}\nmechanism: {found['mechanism']}", *parts])
+
+
+def _middle(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if "launches" in found:
+        return recurrence_sections(found)
+    return [("plan of the mask", _mask(found["mask"])), ("tiles", _tiles(found["tiles"]))]
+
+
+def _all_schedules(schedules: Mapping[str, Any]) -> str:
+    """Of one kernel by target, or of several by kernel and target."""
+    if "default" in schedules:
+        return _schedules(schedules)
+    return "\n".join(f"{kernel}\n{_indented(_schedules(of))}" for kernel, of in schedules.items())
 
 
 def _indented(body: str) -> str:

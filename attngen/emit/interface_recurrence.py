@@ -252,7 +252,7 @@ def _public_arguments(parts: Parts | DecodeParts, inputs: dict[str, Input]) -> t
         else:
             found.append(f"{name}: torch.Tensor")
     if parts.is_mamba:
-        found.append("dt_limit: tuple[float, float] = (0.0, math.inf)")
+        found.append("dt_limit: tuple[float, float] = (0.0, float('inf'))")
     last = "return_final_states" if parts.is_mamba else "return_final_state"
     return (*found, "cu_seqlens: torch.Tensor | None = None", f"{last}: bool = False")
 
@@ -507,7 +507,7 @@ def decode_function(graph: Graph, parts: DecodeParts) -> DecodeFunction:
 
 
 def _decode_inputs(graph: Graph, parts: DecodeParts) -> dict[str, Input]:
-    return {n: i for n, i in inputs_of(graph).items() if n != parts.init}
+    return {n: i for n, i in inputs_of(graph).items() if n != parts.init and i.role != "gradient"}
 
 
 def _of_tokens(tensor: TensorArgument) -> TensorArgument:

@@ -37,15 +37,23 @@ def adjoint(
         scan=faces.scan,
         dstates_place=_place(graph, parts, "stride_dstates_"),
         dinit_place="place" if parts.states_axes[-1] != "K" else f"e * {parts.k.columns} + d",
-        reads=(made.queries(faces.queries), made.keys(faces.keys), made.values(faces.values)),
+        reads=tuple(
+            made.with_bases(read)
+            for read in (made.queries(faces.queries), made.keys(faces.keys), made.values(faces.values))
+        ),
         tokens=faces.tokens,
         of_decays=made.of_decays,
         of_both=text_of(_map(graph, "of_both").expr, {"s": "of_queries_tile", "of_keys": "of_keys_tile"})
         if made.of_decays
         else "",
-        token_lines=(*(token_lines if parts.step else ()), *_token_lines(graph)) if made.of_decays else (),
+        token_lines=(*_but_decays(token_lines, parts), *_token_lines(graph)) if made.of_decays else (),
         read_columns=parts.read_columns,
     )
+
+
+def _but_decays(token_lines: tuple[str, ...], parts: Parts) -> tuple[str, ...]:
+    """What makes decays again, without the last of it: gradients need the step alone."""
+    return tuple(line for line in token_lines if not line.startswith("decay = ")) if parts.step else ()
 
 
 def _map(graph: Graph, name: str) -> Map:
@@ -338,6 +346,22 @@ class _Reads:
             "stores": (),
         }
         return AdjointRead(**{**fixed, **given})  # pyright: ignore[reportArgumentType]
+
+    def with_bases(self, read: AdjointRead) -> AdjointRead:
+        """The kernel with where its tensors begin: of those that it reads."""
+        shown = repr(replace(read, bases=()))
+        bases = (*read.bases, *self._bases_of_decays())
+        return replace(read, bases=tuple(base for base in bases if base.partition(" = ")[0] in shown))
+
+    def _bases_of_decays(self) -> Iterator[str]:
+        parts = self.parts
+        for name, tensor, there in (
+            ("total", "total", parts.total),
+            ("late", "late", parts.late),
+            ("step", "step_of", parts.step),
+        ):
+            if there is not None:
+                yield f"{name}_base = {tensor} + {_SLOT} * {parts.chunk}"
 
     @property
     def _size(self) -> int:

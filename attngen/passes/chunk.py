@@ -25,11 +25,13 @@ from attngen.ir.nodes import (
 )
 from attngen.passes.chunk_delta import by_delta_rule
 from attngen.passes.chunk_launches import launches
-from attngen.passes.chunk_rows import by_rows
-from attngen.passes.columns import cover
+from attngen.passes.chunk_rows import NARROW, by_rows
+from attngen.passes.columns import cover, narrow
 from attngen.passes.decode import decode_nodes
+from attngen.passes.schedules_recurrence import is_large
 
 LOG2E: Final = math.log2(math.e)
+WIDEST: Final = 1024
 OF_CHUNKS: Final = ("B", "C", "H")
 CHUNKS: Final = {"fold": "chunk_states", "dfold": "chunk_adjoints"}
 
@@ -91,6 +93,13 @@ class _Cut:
     def axes(self, name: str) -> tuple[str, ...]:
         return getattr(self.graph.nodes[name], "axes", ())
 
+    @property
+    def widest(self) -> int:
+        """Columns of a tile: narrow where a state is so large that no program multiplies by all of it at once."""
+        rows, columns = (self.graph.axis(axis).size for axis in self.fold.axes[-2:])
+        assert isinstance(rows, Const) and isinstance(columns, Const)  # noqa: PT018
+        return NARROW if is_large(int(rows.value), int(columns.value)) else WIDEST
+
     def level(self, order: str, carrier: str) -> dict[str, Any]:
         return {"level": "chunk", "order": order, "carrier": carrier, "chunk": self.chunk}
 
@@ -106,7 +115,7 @@ class _Cut:
                     axes=node.axes,
                     tile_axis="L",
                     columns=int(columns.value),
-                    chunks=cover(int(columns.value)),
+                    chunks=narrow(cover(int(columns.value)), self.widest),
                     address="strided",
                 )
         made = {self.fold.element, self.fold.value, *(r.query for _, r in self.graph.all(Read))}

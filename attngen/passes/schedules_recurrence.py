@@ -13,13 +13,23 @@ NVIDIA: Final = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 AMD: Final = ("gfx942", "gfx950")
 
 
+def is_large(rows: int, columns: int) -> bool:
+    """Whether a state is more than a program multiplies by at once: it goes through 64 x 64 numbers after another."""
+    return rows * columns > 128 * 64
+
+
+def _is_huge(rows: int, columns: int) -> bool:
+    """Whether a program also has few rows, since each has so many columns (RetNet, GLA: 256 x 512)."""
+    return rows * columns > 256 * 128
+
+
 def _of(block_m: int, block_n: int, num_warps: int, num_stages: int) -> Config:
     return Config(block_m=block_m, block_n=block_n, num_warps=num_warps, num_stages=num_stages)
 
 
 def _by_target(chunk: int, other: Config, half: Config, **special: Config) -> Configs:
     """A schedule for fp32, the CPU and unknown machines, one for 16 bits, and those of some targets."""
-    found = {"default": other, "cpu": other}
+    found = {"default": other, "cpu": special.get("cpu", other)}
     found |= {f"{target}/16": special.get(target, half) for target in (*NVIDIA, *AMD)}
     return tuple((target, (_within(config, chunk),)) for target, config in found.items())
 
@@ -48,6 +58,12 @@ def of_chunk_states(rows: int, columns: int, chunk: int) -> Configs:
     block = _power(rows, 128 if columns <= 64 else 64)
     small, wide = _of(_power(rows, 64), min(32, chunk), 4, 1), _of(block, min(64, chunk), 4, 2)
     found = {"default": small, "cpu": small} | {f"{target}/16": wide for target in (*NVIDIA, *AMD)}
+    if _is_huge(rows, columns):
+        few, some = _of(32, min(32, chunk), 8, 2), _of(64, min(32, chunk), 8, 2)
+        found |= {"default": _of(16, 16, 8, 1)} | {f"{target}/16": few for target in NVIDIA}
+        found |= {f"{target}/16": some for target in ("sm_90", "sm_100", *AMD)}
+    elif block == 128:
+        found["sm_89/16"] = replace(wide, num_warps=8)
     return tuple((target, (config,)) for target, config in found.items())
 
 
@@ -58,11 +74,17 @@ def of_scan() -> Configs:
 
 def of_pairs(rows: int, chunk: int) -> Configs:
     """Products of queries and keys that the heads of a group share. ``block_m`` is a multiple of that of their readers."""
-    return _by_target(chunk, _of(64, 64, 4, 1), _of(128, 64, 4, 2))
+    return _by_target(chunk, _of(32, 32, 8, 1), _of(128, 64, 4, 2), cpu=_of(64, 64, 4, 1))
 
 
 def of_chunk_scan(rows: int, columns: int, chunk: int) -> Configs:
     """What is read: ``block_m`` tokens of a chunk."""
+    if _is_huge(rows, columns):
+        amd = _of(16, 32, 4, 1)
+        cpu = _of(64, 64, 4, 1)
+        return _by_target(chunk, _of(16, 16, 8, 1), _of(16, 32, 8, 1), cpu=cpu, gfx942=amd, gfx950=amd)
+    if is_large(rows, columns):
+        return _by_target(chunk, _of(32, 32, 4, 1), _of(64, 64, 8, 2))
     wide = _of(128, 64, 4, 2) if columns <= 64 else _of(128, 64, 8, 2)
     few = _of(64, 64, 4, 2)
     return _by_target(
@@ -70,6 +92,7 @@ def of_chunk_scan(rows: int, columns: int, chunk: int) -> Configs:
         _of(32, 32, 4, 1),
         wide,
         sm_80=replace(wide, num_warps=8),
+        sm_120=replace(wide, num_warps=8),
         sm_86=few,
         sm_89=few,
         gfx942=few,
@@ -84,10 +107,13 @@ def of_out_adjoint(chunk: int) -> Configs:
 
 def of_queries(rows: int, columns: int, chunk: int) -> Configs:
     """Gradients of queries: ``block_m`` tokens of a chunk."""
+    if _is_huge(rows, columns):
+        return _by_target(chunk, _of(16, 16, 8, 1), _of(16, 16, 4, 1), cpu=_of(64, 64, 4, 1))
+    if is_large(rows, columns):
+        return _by_target(chunk, _of(32, 32, 4, 1), _of(64, 64, 8, 2))
     few = _of(32, 32, 8, 2)
-    return _by_target(
-        chunk, _of(32, 32, 4, 1), _of(64, 32, 8, 2), sm_80=few, sm_86=few, sm_89=few, sm_120=few
-    )
+    fp32, cpu = _of(16, 16, 8, 1), _of(32, 32, 4, 1)
+    return _by_target(chunk, fp32, _of(64, 32, 8, 2), cpu=cpu, sm_80=few, sm_86=few, sm_89=few, sm_120=few)
 
 
 def of_keys(rows: int, columns: int, chunk: int) -> Configs:
@@ -97,7 +123,10 @@ def of_keys(rows: int, columns: int, chunk: int) -> Configs:
 
 def of_values(rows: int, columns: int, chunk: int) -> Configs:
     """Gradients of values: ``block_m`` tokens of a chunk."""
-    return _by_target(chunk, _of(32, 32, 4, 1), _of(64, 64, 4 if columns <= 64 else 8, 2))
+    if is_large(rows, columns):
+        return of_queries(rows, columns, chunk)
+    half = _of(64, 64, 4 if columns <= 64 else 8, 2)
+    return _by_target(chunk, _of(32, 32, 8, 1), half, cpu=_of(32, 32, 4, 1))
 
 
 # ---- decays per column, delta rules: no register spills for 64 and 128 columns of keys and values (tests/test_compiled.py)
@@ -137,7 +166,10 @@ def of_narrow_read(columns: int, chunk: int) -> Configs:
     """What is read, by tiles of at most 64 columns: ``block_m`` tokens of a chunk, fewer where each has many."""
     fits = 64 if columns <= 128 else 32 if columns <= 256 else 16
     small, block, whole = _of(16, 16, 8, 1), min(fits, chunk), min(64, chunk)
-    return (("default", (small,)), ("cpu", (_of(whole, whole, 4, 1),)), *_in_half(_of(block, block, 4, 1)))
+    half = dict(_in_half(_of(block, block, 4, 1)))
+    if columns > 256:
+        half |= dict(_in_half(_of(block, block, 8, 1), ("sm_80/16", "sm_90/16", "sm_100/16")))
+    return (("default", (small,)), ("cpu", (_of(whole, whole, 4, 1),)), *half.items())
 
 
 def of_decode(rows: int, columns: int, *, whole: bool) -> Configs:

@@ -9,13 +9,16 @@ import torch
 from attngen.check.cases import problems
 from attngen.check.inputs import make_inputs
 from attngen.check.problem import Problem
+from attngen.check.recurrence import calls
 from attngen.check.uses import constants, integer_use, largest_number, must_be_positive
 from attngen.ir.tile_counts import count
 from attngen.passes.pipeline import schedule
 from attngen.reference.oracle import reference
 from attngen.spec import Spec, load_spec
 
-SPECS = sorted((Path(__file__).parents[2] / "specs").glob("*.yaml"))
+FILES = sorted((Path(__file__).parents[2] / "specs").glob("*.yaml"))
+RECURRENCES = [path for path in FILES if "recurrence:" in path.read_text()]
+SPECS = [path for path in FILES if path not in RECURRENCES]
 BASE: dict[str, Any] = {"attngen": 1, "name": "x", "heads": 2, "head_dim": 16, "dtype": "bfloat16"}
 
 
@@ -40,6 +43,23 @@ def test_problems_are_deterministic_small_and_varied(path: Path) -> None:
     assert any(problem.values == "large" for problem in found)
     assert any(problem.kv_heads > 1 for problem in found)
     assert all(q <= 128 for q, _ in pairs)
+
+
+@pytest.mark.parametrize("path", RECURRENCES, ids=lambda p: p.stem)
+def test_calls_of_recurrences_are_varied(path: Path) -> None:
+    spec = load_spec(path)
+    assert spec.recurrence is not None
+    found, chunk = calls(spec), spec.recurrence.chunk
+    assert len({call.name for call in found}) == len(found)
+    lengths = [n for call in found for n in call.lengths]
+    assert {0, 1} <= set(lengths)
+    assert any(n > chunk and n % chunk for n in lengths)
+    assert any(n and n % chunk == 0 for n in lengths)
+    assert {(call.packed, call.whole) for call in found} == {
+        (a, b) for a in (True, False) for b in (True, False)
+    }
+    assert any(call.strong for call in found)
+    assert max(lengths) <= 2 * chunk
 
 
 @pytest.mark.parametrize(

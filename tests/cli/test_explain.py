@@ -131,6 +131,8 @@ def test_any_length_is_explained(lengths: tuple[str, str], here: Path) -> None:
 def test_committed_specs_are_explained() -> None:
     for path in sorted((Path(__file__).parents[2] / "specs").glob("*.yaml")):
         found = json.loads(good("explain", str(path), "--json"))
+        if "launches" in found:
+            continue  # test_explain_recurrence.py
         total = found["tiles"]["full"] + found["tiles"]["partial"] + found["tiles"]["empty"]
         if found["mechanism"] == "dense":
             assert total == (4096 // found["tiles"]["block_m"]) * (4096 // found["tiles"]["block_n"])

@@ -38,6 +38,8 @@ REQUIRED = {
         "paged_int4",
     ),
     *("spec_decode_tree", "mla_decode", "cascade_prefix"),
+    *("mamba2_130m", "mamba2_2p7b", "nemotron_h", "linear_attention", "retnet", "lightning"),
+    *("gla", "deltanet", "gated_deltanet"),
 }
 
 
@@ -70,3 +72,27 @@ def test_numbers_of_the_models() -> None:
     assert str(specs["gemma2_local"].score) == "50 * tanh(s / 50)"
     assert specs["mistral_window"].params[0].runtime
     assert specs["document_ids"].captured[0].sorted
+
+
+@pytest.mark.parametrize(
+    ("name", "heads", "qk", "v", "state", "groups"),
+    [
+        ("mamba2_130m", 24, 64, 64, 128, 1),
+        ("mamba2_2p7b", 80, 64, 64, 128, 1),
+        ("nemotron_h", 128, 64, 64, 128, 8),
+        ("linear_attention", 8, 32, 32, None, 1),
+        ("retnet", 8, 256, 512, None, 1),
+        ("lightning", 64, 128, 128, None, 1),
+        ("gla", 4, 256, 512, None, 1),
+        ("deltanet", 16, 128, 128, None, 1),
+        ("gated_deltanet", 32, 128, 128, None, 1),
+    ],
+)
+def test_numbers_of_recurrences(
+    name: str, heads: int, qk: int, v: int, state: int | None, groups: int
+) -> None:
+    spec = load_spec(SPECS / f"{name}.yaml")
+    assert spec.recurrence is not None
+    assert (spec.heads, spec.head_dim) == (Heads(heads, heads), HeadDim(qk, v))
+    assert (spec.recurrence.state, spec.recurrence.groups) == (state, groups)
+    assert spec.recurrence.dt_softplus == (state is not None)
