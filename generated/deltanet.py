@@ -296,7 +296,7 @@ def _solve(
     diagonal row by row, then T_mn = -T_mm (sum of A_mj T_jn over n <= j < m).
     """
     tiles: tl.constexpr = 1
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     if length <= 0:
@@ -558,7 +558,7 @@ def _scan(
     """
     tiles: tl.constexpr = (128 + BLOCK_M - 1) // BLOCK_M
     e = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     b = tl.program_id(0) // tiles // num_heads
     if PACKED:
         batch = b * 0
@@ -577,9 +577,13 @@ def _scan(
     state_1 = tl.zeros([64, BLOCK_M], tl.float32)
     if HAS_INIT:
         init_base = initial_state + b.to(tl.int64) * stride_init_0 + h * stride_init_1
-        init_0 = init_base + d_0[:, None] * stride_init_2 + e[None, :] * stride_init_3
+        init_0 = (
+            init_base + d_0.to(tl.int64)[:, None] * stride_init_2 + e.to(tl.int64)[None, :] * stride_init_3
+        )
         state_0 = tl.load(init_0, mask=(e < 128)[None, :], other=0.0).to(tl.float32)
-        init_1 = init_base + d_1[:, None] * stride_init_2 + e[None, :] * stride_init_3
+        init_1 = (
+            init_base + d_1.to(tl.int64)[:, None] * stride_init_2 + e.to(tl.int64)[None, :] * stride_init_3
+        )
         state_1 = tl.load(init_1, mask=(e < 128)[None, :], other=0.0).to(tl.float32)
     for turn in tl.range(0, (rest + 63) // 64):
         slot = begin + turn
@@ -641,7 +645,7 @@ def _read(
 ):
     """One program makes some rows of out of a chunk and head."""
     tiles: tl.constexpr = 64 // BLOCK_M
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     start_m = tl.program_id(0) % tiles * BLOCK_M
@@ -801,7 +805,11 @@ def launch(
         slots = num_seqs * triton.cdiv(seqlen, CHUNK)
     else:
         slots = seqlen // CHUNK + num_seqs
-    row_index = tl.int64 if max(0, q.stride(1), k.stride(1), v.stride(1)) * CHUNK >= 2**31 else tl.int32
+    row_index = (
+        tl.int64
+        if max(num_heads * 128, q.stride(1), k.stride(1), v.stride(1), beta.stride(1)) * CHUNK >= 2**31
+        else tl.int32
+    )
     chosen = {
         name: (configs or {}).get(name) or _schedule(kernel["configs"], device, q.element_size() * 8)
         for name, kernel in MANIFEST["kernels"].items()
@@ -1107,21 +1115,20 @@ def _decode(
 ):
     """One program takes some columns of a head's state through the tokens of a row of the call."""
     tiles: tl.constexpr = (128 + BLOCK_M - 1) // BLOCK_M
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     batch = tl.program_id(0) // tiles // num_heads
-    h64 = h.to(tl.int64)
     d = tl.arange(0, 128)
     slot = batch.to(tl.int64)
     if HAS_INDICES:
         slot = tl.load(state_indices + batch).to(tl.int64)
     own = (d < 128)[None, :] & (slot >= 0)
-    state_base = state + slot * stride_stateb + h64 * stride_stateh
+    state_base = state + slot * stride_stateb + h * stride_stateh
     e_0 = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     place_0 = state_base + d.to(tl.int64)[None, :] * stride_stater + e_0[:, None]
     tile_0 = tl.load(place_0, mask=own & (e_0 < 128)[:, None], other=0.0).to(tl.float32)
-    k_base = k + batch.to(tl.int64) * stride_kb + h64 * stride_kh
-    v_base = v + batch.to(tl.int64) * stride_vb + h64 * stride_vh
-    q_base = q + batch.to(tl.int64) * stride_qb + h64 * stride_qh
+    k_base = k + batch.to(tl.int64) * stride_kb + h * stride_kh
+    v_base = v + batch.to(tl.int64) * stride_vb + h * stride_vh
+    q_base = q + batch.to(tl.int64) * stride_qb + h * stride_qh
     for t in tl.range(0, tokens):
         t64 = tl.cast(t, tl.int64)
         keys = tl.load(k_base + t64 * stride_kt + d).to(tl.float32)
@@ -1134,7 +1141,7 @@ def _decode(
         tile_0 = _merge(1.0, tile_0, values_0[:, None] * keys[None, :])
         acc_0 = tl.sum(tile_0 * queries[None, :], 1)
         acc_0 = acc_0 * scale
-        out_at = out + batch.to(tl.int64) * stride_outb + t64 * stride_outt + h64 * stride_outh
+        out_at = out + batch.to(tl.int64) * stride_outb + t64 * stride_outt + h * stride_outh
         acc_0 = tl.where(slot >= 0, acc_0, 0.0)
         tl.store(out_at + e_0, acc_0.to(out.dtype.element_ty), mask=e_0 < 128)
     tl.store(place_0, tile_0.to(state.dtype.element_ty), mask=own & (e_0 < 128)[:, None])

@@ -293,7 +293,7 @@ def _totals(
 ):
     """One program sums up the decays of some columns of a chunk and head. Past the end of a sequence there are none."""
     tiles: tl.constexpr = (256 + BLOCK_M - 1) // BLOCK_M
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     d = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -304,7 +304,7 @@ def _totals(
         + batch.to(tl.int64) * stride_g_0
         + (first + t[:, None]).to(tl.int64) * stride_g_1
         + h * stride_g_2
-        + d[None, :] * stride_g_3,
+        + d.to(tl.int64)[None, :] * stride_g_3,
         mask=valid,
         other=0.0,
     ).to(tl.float32)
@@ -337,7 +337,7 @@ def _chunk_states(
 ):
     """One program sums up some rows of keys^T values of a chunk, decayed to its end."""
     tiles: tl.constexpr = (256 + BLOCK_M - 1) // BLOCK_M
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     d = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -456,7 +456,7 @@ def _scan(
     """One program carries some numbers of a state through the chunks of a sequence, and leaves before each what came to it."""
     tiles: tl.constexpr = (131072 + BLOCK_M - 1) // BLOCK_M
     place = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     b = tl.program_id(0) // tiles // num_heads
     inside = place < 131072
     d = place // 512
@@ -471,9 +471,11 @@ def _scan(
     state = tl.zeros([BLOCK_M], tl.float32)
     if HAS_INIT:
         init_base = initial_state + b.to(tl.int64) * stride_init_0 + h * stride_init_1
-        state = tl.load(init_base + d * stride_init_2 + e * stride_init_3, mask=inside, other=0.0).to(
-            tl.float32
-        )
+        state = tl.load(
+            init_base + d.to(tl.int64) * stride_init_2 + e.to(tl.int64) * stride_init_3,
+            mask=inside,
+            other=0.0,
+        ).to(tl.float32)
     for turn in tl.range(0, chunks):
         chunk = (slot + turn).to(tl.int64) * num_heads + h
         own = chunk_states + chunk * 131072 + place
@@ -512,7 +514,7 @@ def _pairs(
     both factors are at most 1. Between the program's own rows the decays are taken one key after the other, uncut.
     """
     tiles: tl.constexpr = 64 // BLOCK_M
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     start_m = tl.program_id(0) % tiles * BLOCK_M
@@ -617,7 +619,7 @@ def _read(
 ):
     """One program makes some rows of out of a chunk and head."""
     tiles: tl.constexpr = 64 // BLOCK_M
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     start_m = tl.program_id(0) % tiles * BLOCK_M
@@ -904,7 +906,11 @@ def launch(
         slots = num_seqs * triton.cdiv(seqlen, CHUNK)
     else:
         slots = seqlen // CHUNK + num_seqs
-    row_index = tl.int64 if max(0, q.stride(1), k.stride(1), v.stride(1)) * CHUNK >= 2**31 else tl.int32
+    row_index = (
+        tl.int64
+        if max(num_heads * 512, q.stride(1), k.stride(1), v.stride(1), g.stride(1)) * CHUNK >= 2**31
+        else tl.int32
+    )
     chosen = {
         name: (configs or {}).get(name) or _schedule(kernel["configs"], device, q.element_size() * 8)
         for name, kernel in MANIFEST["kernels"].items()
@@ -1236,34 +1242,37 @@ def _decode(
 ):
     """One program takes some columns of a head's state through the tokens of a row of the call."""
     tiles: tl.constexpr = (512 + BLOCK_M - 1) // BLOCK_M
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     batch = tl.program_id(0) // tiles // num_heads
-    h64 = h.to(tl.int64)
     d = tl.arange(0, 256)
     slot = batch.to(tl.int64)
     if HAS_INDICES:
         slot = tl.load(state_indices + batch).to(tl.int64)
     own = (d < 256)[None, :] & (slot >= 0)
-    state_base = state + slot * stride_stateb + h64 * stride_stateh
+    state_base = state + slot * stride_stateb + h * stride_stateh
     e_0 = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     place_0 = state_base + d.to(tl.int64)[None, :] * stride_stater + e_0[:, None]
     tile_0 = tl.load(place_0, mask=own & (e_0 < 512)[:, None], other=0.0).to(tl.float32)
-    k_base = k + batch.to(tl.int64) * stride_kb + h64 * stride_kh
-    v_base = v + batch.to(tl.int64) * stride_vb + h64 * stride_vh
-    q_base = q + batch.to(tl.int64) * stride_qb + h64 * stride_qh
+    k_base = k + batch.to(tl.int64) * stride_kb + h * stride_kh
+    v_base = v + batch.to(tl.int64) * stride_vb + h * stride_vh
+    q_base = q + batch.to(tl.int64) * stride_qb + h * stride_qh
     for t in tl.range(0, tokens):
         t64 = tl.cast(t, tl.int64)
         keys = tl.load(k_base + t64 * stride_kt + d).to(tl.float32)
         queries = tl.load(q_base + t64 * stride_qt + d).to(tl.float32)
         decay = tl.load(
-            g + batch.to(tl.int64) * stride_g_0 + t64 * stride_g_1 + h * stride_g_2 + d * stride_g_3
+            g
+            + batch.to(tl.int64) * stride_g_0
+            + t64 * stride_g_1
+            + h * stride_g_2
+            + d.to(tl.int64) * stride_g_3
         ).to(tl.float32)
         decay = tl.math.exp2(decay * 1.4426950408889634)[None, :]
         values_0 = tl.load(v_base + t64 * stride_vt + e_0, mask=e_0 < 512, other=0.0).to(tl.float32)
         tile_0 = _merge(decay, tile_0, values_0[:, None] * keys[None, :])
         acc_0 = tl.sum(tile_0 * queries[None, :], 1)
         acc_0 = acc_0 * scale
-        out_at = out + batch.to(tl.int64) * stride_outb + t64 * stride_outt + h64 * stride_outh
+        out_at = out + batch.to(tl.int64) * stride_outb + t64 * stride_outt + h * stride_outh
         acc_0 = tl.where(slot >= 0, acc_0, 0.0)
         tl.store(out_at + e_0, acc_0.to(out.dtype.element_ty), mask=e_0 < 512)
     tl.store(place_0, tile_0.to(state.dtype.element_ty), mask=own & (e_0 < 512)[:, None])

@@ -521,7 +521,7 @@ def _totals(
     """One program sums up the decays of some heads of a chunk. Past the end of a sequence there are none."""
     tiles = tl.cdiv(num_heads, BLOCK_M)
     slot = tl.program_id(0) // tiles
-    h = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    h = (tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     t = tl.arange(0, 64)
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     valid = (t < length)[:, None] & (h < num_heads)[None, :]
@@ -556,7 +556,7 @@ def _chunk_states(
 ):
     """One program sums up some rows of keys^T values of a chunk, decayed to its end."""
     tiles: tl.constexpr = (128 + BLOCK_M - 1) // BLOCK_M
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     d = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -613,7 +613,7 @@ def _scan(
     """One program carries some numbers of a state through the chunks of a sequence, and leaves before each what came to it."""
     tiles: tl.constexpr = (16384 + BLOCK_M - 1) // BLOCK_M
     place = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     b = tl.program_id(0) // tiles // num_heads
     inside = place < 16384
     d = place // 128
@@ -628,9 +628,11 @@ def _scan(
     state = tl.zeros([BLOCK_M], tl.float32)
     if HAS_INIT:
         init_base = initial_state + b.to(tl.int64) * stride_init_0 + h * stride_init_1
-        state = tl.load(init_base + d * stride_init_2 + e * stride_init_3, mask=inside, other=0.0).to(
-            tl.float32
-        )
+        state = tl.load(
+            init_base + d.to(tl.int64) * stride_init_2 + e.to(tl.int64) * stride_init_3,
+            mask=inside,
+            other=0.0,
+        ).to(tl.float32)
     for turn in tl.range(0, chunks):
         chunk = (slot + turn).to(tl.int64) * num_heads + h
         own = chunk_states + chunk * 16384 + place
@@ -674,7 +676,7 @@ def _read(
 ):
     """One program makes some rows of out of a chunk and head."""
     tiles: tl.constexpr = 64 // BLOCK_M
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     start_m = tl.program_id(0) % tiles * BLOCK_M
@@ -774,7 +776,7 @@ def _out_adjoint(
 ):
     """One program turns the gradient of out into that of what was read, for a chunk and head."""
     tiles: tl.constexpr = 1
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     e_0 = tl.arange(0, 64)
@@ -836,7 +838,7 @@ def _chunk_adjoints(
 ):
     """One program sums up some rows of queries^T gradients of a chunk, decayed to its start."""
     tiles: tl.constexpr = (128 + BLOCK_M - 1) // BLOCK_M
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     d = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -891,7 +893,7 @@ def _adjoint_scan(
     """One program carries some numbers of a state's gradient back through the chunks, and leaves at each what came to it."""
     tiles: tl.constexpr = (16384 + BLOCK_M - 1) // BLOCK_M
     place = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     b = tl.program_id(0) // tiles // num_heads
     inside = place < 16384
     d = place // 128
@@ -906,9 +908,11 @@ def _adjoint_scan(
     state = tl.zeros([BLOCK_M], tl.float32)
     if HAS_DSTATES:
         init_base = dstates + b.to(tl.int64) * stride_dstates_0 + h * stride_dstates_1
-        state = tl.load(init_base + d * stride_dstates_2 + e * stride_dstates_3, mask=inside, other=0.0).to(
-            tl.float32
-        )
+        state = tl.load(
+            init_base + d.to(tl.int64) * stride_dstates_2 + e.to(tl.int64) * stride_dstates_3,
+            mask=inside,
+            other=0.0,
+        ).to(tl.float32)
     for turn in tl.range(0, chunks):
         chunk = (slot + chunks - 1 - turn).to(tl.int64) * num_heads + h
         own = chunk * 16384 + place
@@ -952,7 +956,7 @@ def _backward_queries(
 ):
     """One program makes some rows of the gradient of queries: what they would add to out, by its gradient."""
     tiles: tl.constexpr = 64 // BLOCK_M
-    owner = tl.program_id(0) // tiles % (num_heads // 1)
+    owner = (tl.program_id(0) // tiles % (num_heads // 1)).to(tl.int64)
     slot = tl.program_id(0) // tiles // (num_heads // 1)
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     start_m = tl.program_id(0) % tiles * BLOCK_M
@@ -1068,7 +1072,7 @@ def _backward_keys(
 ):
     """One program makes some rows of the gradient of keys, from the tokens that come after them."""
     tiles: tl.constexpr = 64 // BLOCK_M
-    owner = tl.program_id(0) // tiles % (num_heads // 1)
+    owner = (tl.program_id(0) // tiles % (num_heads // 1)).to(tl.int64)
     slot = tl.program_id(0) // tiles // (num_heads // 1)
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     start_m = tl.program_id(0) % tiles * BLOCK_M
@@ -1181,7 +1185,7 @@ def _backward_values(
 ):
     """One program makes some rows of the gradient of values, from the tokens that come after them."""
     tiles: tl.constexpr = 64 // BLOCK_M
-    owner = tl.program_id(0) // tiles % (num_heads // 1)
+    owner = (tl.program_id(0) // tiles % (num_heads // 1)).to(tl.int64)
     slot = tl.program_id(0) // tiles // (num_heads // 1)
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     start_m = tl.program_id(0) % tiles * BLOCK_M
@@ -1364,7 +1368,9 @@ def launch(
         slots = num_seqs * triton.cdiv(seqlen, CHUNK)
     else:
         slots = seqlen // CHUNK + num_seqs
-    row_index = tl.int64 if max(0, q.stride(1), k.stride(1), v.stride(1)) * CHUNK >= 2**31 else tl.int32
+    row_index = (
+        tl.int64 if max(num_heads * 128, q.stride(1), k.stride(1), v.stride(1)) * CHUNK >= 2**31 else tl.int32
+    )
     chosen = {
         name: (configs or {}).get(name) or _schedule(kernel["configs"], device, q.element_size() * 8)
         for name, kernel in MANIFEST["kernels"].items()
@@ -1518,7 +1524,7 @@ def launch_backward(
     chosen = keep.get("chosen") or {
         name: _schedule(kernel["configs"], device, 32) for name, kernel in MANIFEST["kernels"].items()
     }
-    row_index = keep.get("row_index", tl.int32)
+    row_index = tl.int64 if dout.stride(1) * CHUNK >= 2**31 else keep.get("row_index", tl.int32)
     total = keep.get("total", states)
     chunk_states = keep.get("chunk_states", states)
     dread = torch.empty([*v.shape[:3], 128], dtype=v.dtype, device=device)
@@ -1907,21 +1913,20 @@ def _decode(
 ):
     """One program takes some columns of a head's state through the tokens of a row of the call."""
     tiles: tl.constexpr = (128 + BLOCK_M - 1) // BLOCK_M
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     batch = tl.program_id(0) // tiles // num_heads
-    h64 = h.to(tl.int64)
     d = tl.arange(0, 128)
     slot = batch.to(tl.int64)
     if HAS_INDICES:
         slot = tl.load(state_indices + batch).to(tl.int64)
     own = (d < 128)[None, :] & (slot >= 0)
-    state_base = state + slot * stride_stateb + h64 * stride_stateh
+    state_base = state + slot * stride_stateb + h * stride_stateh
     e_0 = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     place_0 = state_base + d.to(tl.int64)[None, :] * stride_stater + e_0[:, None]
     tile_0 = tl.load(place_0, mask=own & (e_0 < 128)[:, None], other=0.0).to(tl.float32)
-    k_base = k + batch.to(tl.int64) * stride_kb + h64 * stride_kh
-    v_base = v + batch.to(tl.int64) * stride_vb + h64 * stride_vh
-    q_base = q + batch.to(tl.int64) * stride_qb + h64 * stride_qh
+    k_base = k + batch.to(tl.int64) * stride_kb + h * stride_kh
+    v_base = v + batch.to(tl.int64) * stride_vb + h * stride_vh
+    q_base = q + batch.to(tl.int64) * stride_qb + h * stride_qh
     for t in tl.range(0, tokens):
         t64 = tl.cast(t, tl.int64)
         keys = tl.load(k_base + t64 * stride_kt + d).to(tl.float32)
@@ -1932,7 +1937,7 @@ def _decode(
         tile_0 = _merge(decay, tile_0, values_0[:, None] * keys[None, :])
         acc_0 = tl.sum(tile_0 * queries[None, :], 1)
         acc_0 = acc_0 * scale
-        out_at = out + batch.to(tl.int64) * stride_outb + t64 * stride_outt + h64 * stride_outh
+        out_at = out + batch.to(tl.int64) * stride_outb + t64 * stride_outt + h * stride_outh
         acc_0 = tl.where(slot >= 0, acc_0, 0.0)
         tl.store(out_at + e_0, acc_0.to(out.dtype.element_ty), mask=e_0 < 128)
     tl.store(place_0, tile_0.to(state.dtype.element_ty), mask=own & (e_0 < 128)[:, None])

@@ -345,12 +345,3 @@ def test_decode_compiles_without_spills(kind, target, tmp_path):
     path.write_text(generate(load_spec({**spec, "recurrence": recurrence[kind]})))
     [report] = compile_many([r for r in requests(path, target, "bfloat16") if r.kernel == "_decode"])
     assert (report.ok, report.spill_bytes) == (True, 0), report.error
-
-
-@pytest.mark.parametrize("kind", ["ssd", "scalar"])
-def test_a_module_with_gradients_decodes_like_one_without(kind):
-    without = spec_of(kind)
-    texts = [
-        decode_context(schedule(spec)) for spec in (without, load_spec({**without.canonical(), "grad": True}))
-    ]
-    assert texts[0] == texts[1]
