@@ -49,7 +49,21 @@ def by_rows(graph: Graph) -> Graph:
     )
     columns = node_of(graph, "v_tile", Load).columns
     changed["kernel"] = replace(kernel, configs=of_narrow_read(columns, total.chunk))
+    if "dfold" in graph.nodes:
+        changed |= _adjoints(graph)
     return graph.with_nodes(changed)
+
+
+def _adjoints(graph: Graph) -> dict[str, Node]:
+    """The backward: products for values hold the decays between, as the forward's do, and so does what is read elsewhere."""
+    ((name, within),) = [(n, f) for n, f in graph.all(Fold) if f.axis == "J" and f.reverse and _over_keys(graph, f)]
+    products = node_of(graph, within.element, Contract)
+    return {within.element: replace(products, decay="total", reverse=True), name: replace(within, decay="")}
+
+
+def _over_keys(graph: Graph, within: Fold) -> bool:
+    """Whether what a fold sums up are products over the columns that decay."""
+    return node_of(graph, within.element, Contract).over == "K"
 
 
 def narrow_tiles(graph: Graph) -> dict[str, Node]:
