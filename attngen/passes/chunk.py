@@ -171,7 +171,9 @@ class _Cut:
         assert isinstance(edge, Contract)
         self.nodes["of_keys"], self.nodes["of_states"] = self.of_parts("of_keys")
         columns = node.axes[len(OF_CHUNKS) :]
-        self.nodes["edges"] = Contract(left="dfold", right="fold", over=edge.over, axes=(*OF_CHUNKS, *columns))
+        self.nodes["edges"] = Contract(
+            left="dfold", right="fold", over=edge.over, axes=(*OF_CHUNKS, *columns)
+        )
         buffer = self.level("sequential", "buffer")
         self.nodes[f"{name}_within"] = replace(node, init="", **buffer)
         self.nodes[f"{name}_across"] = replace(

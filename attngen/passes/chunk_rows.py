@@ -8,7 +8,15 @@ from typing import Final, TypeVar
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Contract, Fold, Launch, Load, Node, Store
 from attngen.passes.columns import narrow
-from attngen.passes.schedules_recurrence import of_narrow_read, of_pairs_of_rows, of_totals_of_rows
+from attngen.passes.schedules_recurrence import (
+    of_columns,
+    of_narrow_read,
+    of_pairs_of_rows,
+    of_token_adjoints_of_rows,
+    of_totals_of_rows,
+    of_value_pairs,
+    of_values_of_rows,
+)
 
 SomeNode = TypeVar("SomeNode", bound=Node)
 NARROW: Final = 64
@@ -49,16 +57,50 @@ def by_rows(graph: Graph) -> Graph:
     )
     columns = node_of(graph, "v_tile", Load).columns
     changed["kernel"] = replace(kernel, configs=of_narrow_read(columns, total.chunk))
-    if "dfold" in graph.nodes:
-        changed |= _adjoints(graph)
-    return graph.with_nodes(changed)
+    made = graph.with_nodes(changed)
+    return _adjoints(made, total.chunk) if "dfold" in graph.nodes else made
 
 
-def _adjoints(graph: Graph) -> dict[str, Node]:
-    """The backward: products for values hold the decays between, as the forward's do, and so does what is read elsewhere."""
-    ((name, within),) = [(n, f) for n, f in graph.all(Fold) if f.axis == "J" and f.reverse and _over_keys(graph, f)]
-    products = node_of(graph, within.element, Contract)
-    return {within.element: replace(products, decay="total", reverse=True), name: replace(within, decay="")}
+def _adjoints(graph: Graph, chunk: int) -> Graph:
+    """The backward: products for values hold the decays between, as the forward's do. Those for queries and keys are all the
+    same, of gradients and values; a kernel of their own makes and stores them, since each of its readers owns few columns."""
+    folds = [(name, f) for name, f in graph.all(Fold) if f.axis == "J" and name != "within"]
+    ((name, of_values),) = [(n, f) for n, f in folds if _over_keys(graph, f)]
+    ((_, of_queries),) = [(n, f) for n, f in folds if not f.reverse]
+    products, pairs = (node_of(graph, f.element, Contract) for f in (of_values, of_queries))
+    scan = node_of(graph, "adjoint_scan_kernel", Launch)
+    rows, columns = (load.columns for load in (node_of(graph, n, Load) for n in ("k_tile", "v_tile")))
+    kernels = {
+        "queries_kernel": of_columns(rows, chunk),
+        "keys_kernel": of_columns(rows, chunk),
+        "values_kernel": of_values_of_rows(columns, chunk),
+        "tokens_kernel": of_token_adjoints_of_rows(),
+    }
+    changed: dict[str, Node] = {
+        name: replace(of_values, decay=""),
+        of_values.element: replace(products, decay="total", reverse=True),
+        "store_adjoint_pairs": Store(
+            operand=of_queries.element, name="adjoint_pairs", dtype="io", axes=pairs.axes
+        ),
+        "adjoint_pairs_kernel": Launch(
+            stores=("store_adjoint_pairs",),
+            tile_axis="L",
+            program_axes=("C", "H"),
+            configs=of_value_pairs(columns, chunk),
+            rows="chunks",
+        ),
+        "adjoint_scan_kernel": replace(scan, stores=tuple(s for s in scan.stores if s != "store_edges")),
+        **{n: replace(node_of(graph, n, Launch), configs=configs) for n, configs in kernels.items()},
+    }
+    for kernel, axis in (("queries_kernel", "K"), ("keys_kernel", "K")):
+        changed[kernel] = replace(node_of(graph, kernel, Launch), across=axis, configs=kernels[kernel])
+    changed["tokens_kernel"] = replace(
+        node_of(graph, "tokens_kernel", Launch),
+        tile_axis="K",
+        program_axes=("C", "H"),
+        configs=kernels["tokens_kernel"],
+    )
+    return graph.with_nodes(changed).without({"store_edges"})
 
 
 def _over_keys(graph: Graph, within: Fold) -> bool:

@@ -120,6 +120,32 @@ def of_pairs_of_rows() -> Configs:
     return (("default", (_of(16, 16, 2, 1),)),)
 
 
+def of_value_pairs(columns: int, chunk: int) -> Configs:
+    """Products of gradients of what is read and values: tiles of ``block_m`` and ``block_n`` tokens of a chunk."""
+    half = _of(64, 64, 4, 2)
+    return tuple(
+        (target, tuple(_within(c, chunk) for c in configs))
+        for target, configs in (("default", (_of(32, 32, 4, 1),)), *_in_half(half))
+    )
+
+
+def of_columns(rows: int, chunk: int) -> Configs:
+    """Gradients of queries and of keys: ``block_m`` tokens of a chunk, and ``block_n`` of their columns."""
+    small = replace(_within(_of(32, 16, 4, 1), chunk), block_n=_power(rows, 32))
+    wide = replace(_within(_of(64, 16, 4, 1), chunk), block_n=_power(rows, 64))
+    return (("default", (small,)), ("cpu", (wide,)), *_in_half(wide))
+
+
+def of_values_of_rows(columns: int, chunk: int) -> Configs:
+    """Gradients of values, by tiles of at most 64 columns: ``block_m`` tokens of a chunk."""
+    return of_narrow_read(columns, chunk)
+
+
+def of_token_adjoints_of_rows() -> Configs:
+    """Gradients of decays per column: ``block_m`` columns of a chunk and head."""
+    return (("default", (_of(16, 16, 4, 1),)),)
+
+
 def of_solve() -> Configs:
     """What the tokens of a chunk write and erase: one program per chunk and head."""
     fewer_warps = tuple(target for target in HALF if target != "sm_100/16")
