@@ -13,7 +13,6 @@ from attngen.emit.records_recurrence import (
     ChunkProducts,
     ColumnChunk,
     Launched,
-    ReadProduct,
     Tile,
 )
 from attngen.emit.recurrence_lines import columns, feature, text_of

@@ -52,7 +52,7 @@ def by_rows(graph: Graph) -> Graph:
         stores=("store_pairs",),
         tile_axis="L",
         program_axes=("C", "H"),
-        configs=of_pairs_of_rows(),
+        configs=of_pairs_of_rows(node_of(graph, "k_tile", Load).columns),
         rows="chunks",
     )
     columns = node_of(graph, "v_tile", Load).columns

@@ -45,8 +45,9 @@ def of_token_adjoints() -> Configs:
 
 def of_chunk_states(rows: int, columns: int, chunk: int) -> Configs:
     """States of chunks: ``block_m`` of their rows."""
-    block = _power(rows, 128 if columns <= 64 else 64)
-    small, wide = _of(_power(rows, 64), min(32, chunk), 4, 1), _of(block, min(64, chunk), 4, 2)
+    block = _power(rows, 128 if columns <= 64 else 64 if columns <= 256 else 32)
+    small = _of(_power(rows, 64 if columns <= 256 else 16), min(32, chunk), 4, 1)
+    wide = _of(block, min(64, chunk), 4 if columns <= 128 else 8, 2)
     found = {"default": small, "cpu": small} | {f"{target}/16": wide for target in (*NVIDIA, *AMD)}
     return tuple((target, (config,)) for target, config in found.items())
 
@@ -115,9 +116,9 @@ def of_totals_of_rows() -> Configs:
     return (("default", (_of(32, 16, 4, 1),)),)
 
 
-def of_pairs_of_rows() -> Configs:
+def of_pairs_of_rows(rows: int) -> Configs:
     """Products of queries and keys with a decay per column: ``block_m`` tokens relate to the first of them."""
-    return (("default", (_of(16, 16, 2, 1),)),)
+    return (("default", (_of(16, 16, 2 if rows <= 128 else 4, 1),)),)
 
 
 def of_value_pairs(columns: int, chunk: int) -> Configs:
@@ -163,7 +164,8 @@ def of_narrow_read(columns: int, chunk: int) -> Configs:
     """What is read, by tiles of at most 64 columns: ``block_m`` tokens of a chunk, fewer where each has many."""
     fits = 64 if columns <= 128 else 32 if columns <= 256 else 16
     small, block, whole = _of(16, 16, 8, 1), min(fits, chunk), min(64, chunk)
-    return (("default", (small,)), ("cpu", (_of(whole, whole, 4, 1),)), *_in_half(_of(block, block, 4, 1)))
+    half = _of(block, block, 4 if columns <= 256 else 8, 1)
+    return (("default", (small,)), ("cpu", (_of(whole, whole, 4, 1),)), *_in_half(half))
 
 
 def of_decode(rows: int, columns: int, *, whole: bool) -> Configs:

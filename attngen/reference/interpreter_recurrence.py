@@ -393,19 +393,16 @@ def _within(run: _Run, node: Fold) -> Tensor:
     env = {"t": rows, "j": keys}
     allowed = as_tensor(ex.evaluate(node.domain.mask, env, OPS)) & (rows // node.chunk == keys // node.chunk)
     scores = torch.where(allowed, scores, 0.0)
+    weighed = scores[..., None]
     if node.decay:
         total, late = _between(run, node), _late(run, node)
         apart = total[..., :, None, :] - late[..., None, :, :]
         if node.reverse:
             apart = total[..., None, :, :] - late[..., :, None, :]
         between = _base(run, node)(torch.where(allowed[..., None], apart, -torch.inf))
-        weighed = scores[..., None] * between
-    else:
-        weighed = scores[..., None]
-    if weighed.shape[-1] == 1:
-        found = weighed[..., 0] @ values
-    else:
-        found = (weighed * values[..., None, :, :]).sum(-2)
+        weighed = weighed * between
+    per_column = weighed.shape[-1] > 1
+    found = (weighed * values[..., None, :, :]).sum(-2) if per_column else weighed[..., 0] @ values
     return found.permute([("B", "H", "L", node.axes[-1]).index(a) for a in node.axes])
 
 
