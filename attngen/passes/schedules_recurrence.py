@@ -49,6 +49,9 @@ def of_chunk_states(rows: int, columns: int, chunk: int) -> Configs:
     small = _of(_power(rows, 64 if columns <= 256 else 16), min(32, chunk), 4, 1)
     wide = _of(block, min(64, chunk), 4 if columns <= 128 else 8, 2)
     found = {"default": small, "cpu": small} | {f"{target}/16": wide for target in (*NVIDIA, *AMD)}
+    if columns > 128:
+        few = _of(_power(rows, 32 if columns <= 256 else 16), min(64, chunk), 4, 1)
+        found |= {f"{target}/16": few for target in AMD}
     return tuple((target, (config,)) for target, config in found.items())
 
 
@@ -118,7 +121,7 @@ def of_totals_of_rows() -> Configs:
 
 def of_pairs_of_rows(rows: int) -> Configs:
     """Products of queries and keys with a decay per column: ``block_m`` tokens relate to the first of them."""
-    return (("default", (_of(16, 16, 2 if rows <= 128 else 4, 1),)),)
+    return (("default", (_of(16, 16, 2, 1) if rows <= 128 else _of(16, 32, 8, 1),)),)
 
 
 def of_value_pairs(columns: int, chunk: int) -> Configs:
@@ -132,14 +135,20 @@ def of_value_pairs(columns: int, chunk: int) -> Configs:
 
 def of_columns(rows: int, chunk: int) -> Configs:
     """Gradients of queries and of keys: ``block_m`` tokens of a chunk, and ``block_n`` of their columns."""
-    small = replace(_within(_of(32, 16, 4, 1), chunk), block_n=_power(rows, 32))
-    wide = replace(_within(_of(64, 16, 4, 1), chunk), block_n=_power(rows, 64))
-    return (("default", (small,)), ("cpu", (wide,)), *_in_half(wide))
+    small, few, many = (
+        replace(_within(_of(block, 16, 4, 1), chunk), block_n=_power(rows, columns))
+        for block, columns in ((32, 32), (64, 32), (64, 64))
+    )
+    return (("default", (small,)), ("cpu", (many,)), *_in_half(many, HALF[1:]), *_in_half(few, HALF[:1]))
 
 
 def of_values_of_rows(columns: int, chunk: int) -> Configs:
     """Gradients of values, by tiles of at most 64 columns: ``block_m`` tokens of a chunk."""
-    return of_narrow_read(columns, chunk)
+    found = dict(of_narrow_read(columns, chunk))
+    (half,) = found["sm_90/16"]
+    few = replace(half, block_n=min(32, half.block_n), num_warps=8)
+    found |= {"sm_80/16": (few,)} | {f"{target}/16": (replace(half, num_warps=4),) for target in AMD}
+    return tuple(found.items())
 
 
 def of_token_adjoints_of_rows() -> Configs:
