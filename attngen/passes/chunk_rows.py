@@ -62,44 +62,37 @@ def by_rows(graph: Graph) -> Graph:
 
 
 def _adjoints(graph: Graph, chunk: int) -> Graph:
-    """The backward: products for values hold the decays between, as the forward's do. Those for queries and keys are all the
-    same, of gradients and values; a kernel of their own makes and stores them, since each of its readers owns few columns."""
+    """The backward: products that values are weighed with hold the decays between, as the forward's do.
+
+    Those of gradients and values, for queries and keys alike, hold none. A kernel of their own makes and stores them, since
+    each of their readers owns few columns; it is these that decay.
+    """
     folds = [(name, f) for name, f in graph.all(Fold) if f.axis == "J" and name != "within"]
     ((name, of_values),) = [(n, f) for n, f in folds if _over_keys(graph, f)]
     ((_, of_queries),) = [(n, f) for n, f in folds if not f.reverse]
     products, pairs = (node_of(graph, f.element, Contract) for f in (of_values, of_queries))
-    scan = node_of(graph, "adjoint_scan_kernel", Launch)
-    rows, columns = (load.columns for load in (node_of(graph, n, Load) for n in ("k_tile", "v_tile")))
-    kernels = {
-        "queries_kernel": of_columns(rows, chunk),
-        "keys_kernel": of_columns(rows, chunk),
-        "values_kernel": of_values_of_rows(columns, chunk),
-        "tokens_kernel": of_token_adjoints_of_rows(),
-    }
+    rows, columns = (node_of(graph, tile, Load).columns for tile in ("k_tile", "v_tile"))
+    scan, queries, keys, values, tokens = (
+        node_of(graph, f"{kernel}_kernel", Launch)
+        for kernel in ("adjoint_scan", "queries", "keys", "values", "tokens")
+    )
     changed: dict[str, Node] = {
         name: replace(of_values, decay=""),
         of_values.element: replace(products, decay="total", reverse=True),
         "store_adjoint_pairs": Store(
             operand=of_queries.element, name="adjoint_pairs", dtype="io", axes=pairs.axes
         ),
-        "adjoint_pairs_kernel": Launch(
-            stores=("store_adjoint_pairs",),
-            tile_axis="L",
-            program_axes=("C", "H"),
-            configs=of_value_pairs(columns, chunk),
-            rows="chunks",
+        "adjoint_pairs_kernel": replace(
+            queries, stores=("store_adjoint_pairs",), configs=of_value_pairs(chunk)
         ),
         "adjoint_scan_kernel": replace(scan, stores=tuple(s for s in scan.stores if s != "store_edges")),
-        **{n: replace(node_of(graph, n, Launch), configs=configs) for n, configs in kernels.items()},
+        "queries_kernel": replace(queries, across="K", configs=of_columns(rows, chunk, sm_80=64)),
+        "keys_kernel": replace(keys, across="K", configs=of_columns(rows, chunk, sm_80=32)),
+        "values_kernel": replace(values, configs=of_values_of_rows(columns, chunk)),
+        "tokens_kernel": replace(
+            tokens, tile_axis="K", program_axes=("C", "H"), configs=of_token_adjoints_of_rows()
+        ),
     }
-    for kernel, axis in (("queries_kernel", "K"), ("keys_kernel", "K")):
-        changed[kernel] = replace(node_of(graph, kernel, Launch), across=axis, configs=kernels[kernel])
-    changed["tokens_kernel"] = replace(
-        node_of(graph, "tokens_kernel", Launch),
-        tile_axis="K",
-        program_axes=("C", "H"),
-        configs=kernels["tokens_kernel"],
-    )
     return graph.with_nodes(changed).without({"store_edges"})
 
 

@@ -124,20 +124,18 @@ def of_pairs_of_rows(rows: int) -> Configs:
     return (("default", (_of(16, 16, 2, 1) if rows <= 128 else _of(16, 32, 8, 1),)),)
 
 
-def of_value_pairs(columns: int, chunk: int) -> Configs:
+def of_value_pairs(chunk: int) -> Configs:
     """Products of gradients of what is read and values: tiles of ``block_m`` and ``block_n`` tokens of a chunk."""
-    half = _of(64, 64, 4, 2)
-    return tuple(
-        (target, tuple(_within(c, chunk) for c in configs))
-        for target, configs in (("default", (_of(32, 32, 4, 1),)), *_in_half(half))
-    )
+    small, half = _within(_of(32, 32, 8, 1), chunk), _within(_of(64, 64, 4, 2), chunk)
+    return (("default", (small,)), *_in_half(half))
 
 
-def of_columns(rows: int, chunk: int) -> Configs:
-    """Gradients of queries and of keys: ``block_m`` tokens of a chunk, and ``block_n`` of their columns."""
+def of_columns(rows: int, chunk: int, *, sm_80: int) -> Configs:
+    """Gradients of queries or of keys: ``block_m`` tokens of a chunk, and ``block_n`` of their columns, on ``sm_80`` at most
+    that many."""
     small, few, many = (
         replace(_within(_of(block, 16, 4, 1), chunk), block_n=_power(rows, columns))
-        for block, columns in ((32, 32), (64, 32), (64, 64))
+        for block, columns in ((32, 32), (64, sm_80), (64, 64))
     )
     return (("default", (small,)), ("cpu", (many,)), *_in_half(many, HALF[1:]), *_in_half(few, HALF[:1]))
 
@@ -147,7 +145,8 @@ def of_values_of_rows(columns: int, chunk: int) -> Configs:
     found = dict(of_narrow_read(columns, chunk))
     (half,) = found["sm_90/16"]
     few = replace(half, block_n=min(32, half.block_n), num_warps=8)
-    found |= {"sm_80/16": (few,)} | {f"{target}/16": (replace(half, num_warps=4),) for target in AMD}
+    found |= {"default": (_within(_of(32, 16, 4, 1), chunk),), "sm_80/16": (few,)}
+    found |= {f"{target}/16": (replace(half, num_warps=4),) for target in AMD}
     return tuple(found.items())
 
 
