@@ -114,7 +114,17 @@ def check_call(spec: Spec, module: ModuleType, call: Call, dtype: str) -> list[C
     Raises:
         Broken: at the first equality that does not hold.
     """
-    inputs = make_inputs(spec, call, getattr(torch, dtype))
+    return check_inputs(spec, module, make_inputs(spec, call, getattr(torch, dtype)), call.name, dtype)
+
+
+def check_inputs(
+    spec: Spec, module: ModuleType, inputs: Inputs, problem: str, dtype: str
+) -> list[Comparison]:
+    """Return the comparisons of a call with these arguments.
+
+    Raises:
+        Broken: at the first equality that does not hold.
+    """
     truth = _Truth.of(spec, inputs)
     done: list[Comparison] = []
     runs: list[tuple[Layer, str, Callable[[], dict[str, Tensor]]]] = [
@@ -132,7 +142,7 @@ def check_call(spec: Spec, module: ModuleType, call: Call, dtype: str) -> list[C
                 layer=layer,
                 what=f"{what} = oracle",
                 tensor=name,
-                problem=call.name,
+                problem=problem,
                 dtype=dtype,
                 error=max_error(found[name].reshape(truth.expected[name].shape), truth.expected[name]),
                 budget=budget,

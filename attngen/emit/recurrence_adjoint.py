@@ -16,7 +16,14 @@ from attngen.emit.records_recurrence import (
     ReadProduct,
     Tile,
 )
-from attngen.emit.recurrence_adjoint_rows import faded_keys, faded_queries, launched, side, value_products
+from attngen.emit.recurrence_adjoint_rows import (
+    check_products,
+    faded_keys,
+    faded_queries,
+    launched,
+    side,
+    value_products,
+)
 from attngen.emit.recurrence_lines import feature, text_of
 from attngen.emit.recurrence_parts import Parts
 from attngen.errors import InternalError
@@ -198,6 +205,7 @@ class _Reads:
         """The gradients of queries and keys."""
         if not self.parts.has_rows:
             return ()
+        check_products(self.graph)
         return tuple(
             side(
                 self.graph,

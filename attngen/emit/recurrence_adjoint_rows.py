@@ -18,6 +18,8 @@ from attngen.emit.records_recurrence import (
 from attngen.emit.recurrence_lines import columns, feature, text_of
 from attngen.emit.recurrence_parts import Parts
 from attngen.errors import InternalError
+from attngen.ir import expr as ex
+from attngen.ir.expr import Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Map
 
@@ -202,6 +204,23 @@ def _map(graph: Graph, name: str) -> Map:
     if not isinstance(node, Map):
         raise InternalError(f"{graph.provenance.name}: the templates need: {name} is a map")
     return node
+
+
+def check_products(graph: Graph) -> None:
+    """A row's own token is in what queries read and in what reads keys. No kernel counts it, so that no edit may either.
+
+    Raises:
+        InternalError: products, or their difference, which are not plain.
+    """
+    for name, op in (("of_queries", "mul"), ("of_keys", "mul"), ("of_both", "sub")):
+        node = _map(graph, name)
+        if node.expr != ex.apply(op, Symbol("s", "float"), Symbol(node.others[0], "float")):
+            raise InternalError(
+                f"{graph.provenance.name}: the templates need: {name} is s {_SIGNS[op]} the other"
+            )
+
+
+_SIGNS: Final = {"mul": "*", "sub": "-"}
 
 
 def _products(graph: Graph, parts: Parts, which: str) -> Iterator[str]:
