@@ -4,7 +4,7 @@
 
 A recurrence, S = T S + k v^T, out = q S: chunks of 64 tokens, a scan over the chunks, and what each chunk reads of both.
 
-Digest 06ff6fb7f27688af7ff18592b9d0f8b200694b852e30d537961ef78d284bc98c. Needs torch and triton, nothing else.
+Digest 185c5062494ace3fab17e35bdc928580151c967fe1e4c1f2fe50f94cae5dc337. Needs torch and triton, nothing else.
 """
 
 import json
@@ -25,7 +25,7 @@ SPEC = json.loads(r"""
   "recurrence": {"chunk": 64, "decay": "log(1 - exp2(-5.0 - h))", "kind": "linear"}
 }
 """)
-DIGEST = "06ff6fb7f27688af7ff18592b9d0f8b200694b852e30d537961ef78d284bc98c"
+DIGEST = "185c5062494ace3fab17e35bdc928580151c967fe1e4c1f2fe50f94cae5dc337"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "recurrence",
@@ -71,7 +71,7 @@ MANIFEST = json.loads(r"""
       ],
       "configs": {
         "default": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1}],
-        "cpu": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "cpu": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
         "sm_80/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "sm_86/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "sm_89/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
@@ -247,7 +247,7 @@ MANIFEST = json.loads(r"""
       ],
       "configs": {
         "default": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1}],
-        "cpu": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "cpu": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
         "sm_80/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "sm_86/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "sm_89/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
@@ -2263,7 +2263,7 @@ def launch(
     return out, states
 
 
-@torch.library.custom_op("attngen::retnet_06ff6fb7f276", mutates_args=())
+@torch.library.custom_op("attngen::retnet_185c5062494a", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -2471,7 +2471,7 @@ def launch_backward(
     ]
 
 
-@torch.library.custom_op("attngen::retnet_06ff6fb7f276_backward", mutates_args=())
+@torch.library.custom_op("attngen::retnet_185c5062494a_backward", mutates_args=())
 def _backward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -2777,7 +2777,7 @@ def launch_step(
     return out
 
 
-@torch.library.custom_op("attngen::retnet_06ff6fb7f276_step", mutates_args=("state",))
+@torch.library.custom_op("attngen::retnet_185c5062494a_step", mutates_args=("state",))
 def _step(
     state: torch.Tensor,
     q: torch.Tensor,

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -29,9 +30,11 @@ STARTS = [0, 0, 1, 64, 128, 193, 393]
 Call = dict[str, Any]
 
 
-def spec_of(heads: int = 2, keys: int = 16, values: int = 16, **recurrence: Any) -> Spec:
+def spec_of(
+    heads: int = 2, keys: int = 16, values: int = 16, *, grad: bool = False, **recurrence: Any
+) -> Spec:
     """A recurrence of kind linear, for all dtypes."""
-    shared = {"attngen": 1, "name": "recurrent", "heads": heads, "dtype": DTYPES}
+    shared = {"attngen": 1, "name": "recurrent", "heads": heads, "dtype": DTYPES, "grad": grad}
     return load_spec({**shared, "head_dim": {"qk": keys, "v": values}, "recurrence": recurrence})
 
 
@@ -116,6 +119,25 @@ def check(spec: Spec, call: Call) -> tuple[Tensor, Tensor]:
         assert found.isfinite().all()
         assert max_error(found, exact) <= allowed
     return results
+
+
+def with_schedules_of(module: ModuleType, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the CPU run the tiles of a GPU."""
+    for kernel in module.MANIFEST["kernels"].values():
+        configs = kernel["configs"]
+        monkeypatch.setitem(configs, "cpu", configs.get(target, configs["default"]))
+
+
+def fill_with_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have memory that nobody wrote hold NaN."""
+    empty, like = torch.empty, torch.empty_like
+
+    def full_of_nan(*shape: Any, **more: Any) -> Tensor:
+        made = empty(*shape, **more)
+        return made.fill_(float("nan")) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch, "empty", full_of_nan)
+    monkeypatch.setattr(torch, "empty_like", lambda t, **more: like(t, **more).fill_(float("nan")))
 
 
 def check_graphs(spec: Spec, call: Call) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from recurrent import fill_with_nan, with_schedules_of
 
 from attngen.check.budget import max_error, size
 from attngen.check.recurrence import Call, calls, check_call, make_inputs
@@ -62,27 +63,13 @@ def test_kernels_and_graphs_compute_what_the_oracle_does(kind, dtype):
 
 
 def test_memory_that_no_kernel_wrote_is_never_read(monkeypatch):
-    empty, like = torch.empty, torch.empty_like
-
-    def full_of_nan(*shape: Any, **more: Any) -> torch.Tensor:
-        made = empty(*shape, **more)
-        return made.fill_(float("nan")) if made.is_floating_point() else made
-
     recurrence = {**MAMBA["recurrence"], "dt_softplus": True, "chunk": 128}
     spec = spec_of(MAMBA | {"recurrence": recurrence})
     module = build(spec, interpret=True)
     call = Call(name="packed", lengths=(3, 0, 150, 1, 65), packed=True, heads=2)
-    monkeypatch.setattr(torch, "empty", full_of_nan)
-    monkeypatch.setattr(torch, "empty_like", lambda t, **more: like(t, **more).fill_(float("nan")))
+    fill_with_nan(monkeypatch)
     with_schedules_of(module, "sm_90/16", monkeypatch)
     check_call(spec, module, call, "float32")
-
-
-def with_schedules_of(module: ModuleType, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the CPU run the tiles of a GPU."""
-    for kernel in module.MANIFEST["kernels"].values():
-        configs = kernel["configs"]
-        monkeypatch.setitem(configs, "cpu", configs.get(target, configs["default"]))
 
 
 def test_tiles_that_no_kernel_of_pairs_filled_are_refused():
@@ -174,9 +161,9 @@ def test_without_grad_a_gradient_is_refused():
         run(build(spec, interpret=True), inputs).sum().backward()
 
 
-@pytest.mark.parametrize("more", [{"transition": "delta"}, {"decay": "vector"}])
-def test_gradients_that_are_not_there_are_refused(more):
-    spec = spec_of({"heads": 2, "head_dim": 16, "recurrence": {"kind": "linear", "chunk": 16, **more}})
+def test_gradients_that_are_not_there_are_refused():
+    recurrence = {"kind": "linear", "chunk": 16, "transition": "delta"}
+    spec = spec_of({"heads": 2, "head_dim": 16, "recurrence": recurrence})
     with pytest.raises(PlanError, match="gradients of"):
         generate(spec)
 

@@ -17,13 +17,22 @@ from recurrent import (
     check_packed,
     check_split,
     draw,
+    fill_with_nan,
     module_of,
     run,
     spec_of,
+    with_schedules_of,
 )
 
-from attngen.check.budget import EPS32, max_error
+from attngen.check.budget import EPS32, max_error, size
+from attngen.check.recurrence import Call, check_call, check_inputs, make_inputs
+from attngen.emit.render import render
+from attngen.errors import InternalError
+from attngen.generate import generate
 from attngen.ir import expr as ex
+from attngen.passes.pipeline import schedule
+from attngen.reference.interpreter_recurrence import interpret_recurrence
+from attngen.runtime.load import load_module
 
 NORMALISED: dict[str, Any] = {"feature": "elu(x) + 1", "normalise": True}
 
@@ -116,3 +125,106 @@ def test_the_shape_of_g_is_checked():
     call = draw(spec, 20)
     with pytest.raises(ValueError, match=r"g: expected shape \(2, 20, 2, 16\), got \(2, 20, 2\)"):
         module_of(spec).recurrence(**call | {"g": call["g"][..., 0]})
+
+
+# ---- gradients
+
+
+AROUND = Call(name="around a chunk", lengths=(0, 1, 63, 65, 200), packed=True)
+BARE = Call(name="no optional tensors", lengths=(70, 70), whole=False)
+NOTHING = Call(name="nothing", lengths=(0,))
+
+
+def gradients(spec, inputs: dict[str, Any], dout=None) -> dict[str, torch.Tensor]:
+    names = [n for n, x in inputs.items() if x.is_floating_point()]
+    leaves = {n: inputs[n].detach().requires_grad_() for n in names}
+    out = module_of(spec).recurrence(**inputs | leaves)
+    dout = torch.ones_like(out) if dout is None else dout
+    return dict(zip(names, torch.autograd.grad(out, list(leaves.values()), dout), strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dims", "more"), [((16, 16), {}), ((24, 40), NORMALISED)], ids=["plain", "normalised"]
+)
+def test_gradients_of_graphs_and_kernels(dims, more, dtype, monkeypatch):
+    """Of all tensors, the final states' gradient given too; no memory is read that no kernel wrote."""
+    spec = gla(64, *dims, grad=True, **more)
+    fill_with_nan(monkeypatch)
+    for call in (AROUND, BARE, NOTHING):
+        compared = check_call(spec, module_of(spec), call, dtype)
+        wanted = {"out", "states", "dq", "dk", "dv", "dg", *(["dinitial_state"] if call.whole else [])}
+        assert {c.tensor for c in compared} == wanted
+        assert {c.layer for c in compared} == {"build", "passes", "emission"}
+
+
+@pytest.mark.parametrize("target", ["default", "sm_80/16", "sm_90/16"])
+def test_gradients_by_the_tiles_of_a_gpu(target, monkeypatch):
+    spec = gla(128, keys=40, values=24, grad=True)
+    module = module_of(spec)
+    fill_with_nan(monkeypatch)
+    with_schedules_of(module, target, monkeypatch)
+    check_call(spec, module, Call(name="packed", lengths=(150, 0, 33), packed=True), "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("chunk", [64, 256])
+def test_gradients_of_strong_decays(chunk, dtype):
+    """Logarithms reach -410 in a chunk of 256; other columns keep everything, or forget all at single tokens."""
+    spec = gla(chunk, keys=16, grad=True)
+    inputs = make_inputs(spec, Call(name="strong", lengths=(270,)), getattr(torch, dtype))
+    inputs["g"][..., :8] = -16 * 0.1
+    inputs["g"][..., 8:12] = 0.0
+    inputs["g"][:, ::7, :, 12:] = -1000.0
+    check_inputs(spec, module_of(spec), inputs, "strong", dtype)
+
+
+def test_gradients_repeat_their_bits():
+    spec = gla(64, grad=True)
+    inputs = make_inputs(spec, Call(name="repeated", lengths=(70,)), torch.bfloat16)
+    first = gradients(spec, inputs)
+    for name, again in gradients(spec, inputs).items():
+        assert torch.equal(first[name], again), name
+    assert "atomic" not in generate(spec)
+
+
+def test_gradients_of_shared_decays_and_of_any_strides():
+    """Heads that share their decays get the sum of their gradients; q, k, v and dout need no order of their axes."""
+    spec = gla(16, grad=True)
+    inputs = make_inputs(spec, Call(name="shared", lengths=(40,)), torch.float32)
+    shared = inputs["g"][:, :, :1].clone()
+    dout = torch.randn(inputs["v"].shape)
+    whole = gradients(spec, inputs | {"g": shared.expand(-1, -1, 2, -1).contiguous()}, dout)
+    turned = {n: inputs[n].transpose(1, 2).contiguous().transpose(1, 2) for n in "qkv"}
+    leaf = shared.requires_grad_()
+    out = module_of(spec).recurrence(**inputs | turned | {"g": leaf.expand(-1, -1, 2, -1)})
+    (found,) = torch.autograd.grad(out, [leaf], dout.transpose(1, 2).contiguous().transpose(1, 2))
+    assert torch.equal(found, whole["g"].sum(2, keepdim=True))
+
+
+def halved(graph, name: str):
+    node = graph.nodes[name]
+    return graph.with_nodes({name: replace(node, expr=ex.apply("mul", ex.Const(0.5), node.expr))})
+
+
+@pytest.mark.parametrize("name", ["of_states", "dread"])
+def test_an_edited_node_changes_gradients_of_graph_and_kernels(name, tmp_path):
+    spec = gla(16, grad=True)
+    graph = schedule(spec)
+    inputs = make_inputs(spec, Call(name="edited", lengths=(37,)), torch.float32)
+    dout = torch.randn(inputs["v"].shape)
+    edited = halved(graph, name)
+    before, after = (interpret_recurrence(g, inputs | {"dout": dout})["dg"] for g in (graph, edited))
+    path = tmp_path / "edited.py"
+    path.write_text(render(edited), encoding="utf-8")
+    leaf = inputs["g"].requires_grad_()
+    out = load_module(path, interpret=True).recurrence(**inputs | {"g": leaf})
+    (found,) = torch.autograd.grad(out, [leaf], dout)
+    assert max_error(before, after) > 1e-2 * size(before)
+    assert max_error(found, after) < 1e-5 * size(after)
+
+
+@pytest.mark.parametrize("name", ["of_queries", "of_keys", "of_both"])
+def test_edits_that_kernels_cannot_follow_are_refused(name):
+    with pytest.raises(InternalError, match=f"the templates need: {name} is s"):
+        render(halved(schedule(gla(16, grad=True)), name))

@@ -124,7 +124,17 @@ def check_call(spec: Spec, module: ModuleType, call: Call, dtype: str) -> list[C
     Raises:
         Broken: at the first equality that does not hold.
     """
-    inputs = make_inputs(spec, call, getattr(torch, dtype))
+    return check_inputs(spec, module, make_inputs(spec, call, getattr(torch, dtype)), call.name, dtype)
+
+
+def check_inputs(
+    spec: Spec, module: ModuleType, inputs: Inputs, problem: str, dtype: str
+) -> list[Comparison]:
+    """Return the comparisons of a call with these arguments.
+
+    Raises:
+        Broken: at the first equality that does not hold.
+    """
     truth = _Truth.of(spec, inputs)
     done: list[Comparison] = []
     runs: list[tuple[Layer, str, Callable[[], dict[str, Tensor]]]] = [
@@ -132,7 +142,7 @@ def check_call(spec: Spec, module: ModuleType, call: Call, dtype: str) -> list[C
         ("passes", "interpreter(scheduled)", lambda: _of_graph(schedule(spec), inputs, truth.incoming)),
         ("emission", "kernels", lambda: _of_kernels(spec, module, inputs, truth)),
     ]
-    if not call.packed:
+    if "cu_seqlens" not in inputs:
         runs.append(("emission", "kernels, then decode", lambda: _with_decode(spec, module, inputs)))
     for layer, what, action in runs:
         found = guarded(layer, action)
@@ -144,7 +154,7 @@ def check_call(spec: Spec, module: ModuleType, call: Call, dtype: str) -> list[C
                 layer=layer,
                 what=f"{what} = oracle",
                 tensor=name,
-                problem=call.name,
+                problem=problem,
                 dtype=dtype,
                 error=max_error(found[name].reshape(truth.expected[name].shape), truth.expected[name]),
                 budget=budget,

@@ -38,6 +38,7 @@ def adjoint_faces(
         out=made.out(),
         states=made.states(),
         scan=made.scan(),
+        pairs=made.pairs() if parts.has_rows else None,
         queries=made.queries(),
         keys=made.keys(),
         values=made.values(),
@@ -113,7 +114,7 @@ class _Adjoint:
         rows: Rows = []
         if self.parts.total:
             rows += [("total", "*fp32", "total")]
-        if self.of_decays:
+        if self.of_decays and not self.parts.has_rows:
             rows += [(n, "*fp32", n) for n in ("chunk_states", "edges")]
         rows += [
             ("chunk_adjoints", "*fp32", "chunk_adjoints"),
@@ -124,6 +125,12 @@ class _Adjoint:
         rows += HEADS + SIZES[1:]
         return face("_adjoint_scan", rows, [("HAS_DSTATES", "dstates is not None"), PACKED, BLOCKS[0]])
 
+    def pairs(self) -> KernelFace:
+        """Where each column decays by itself: products of gradients of what is read and values."""
+        rows: Rows = [(n, "*io", n) for n in ("dread", self.v, "adjoint_pairs")]
+        rows += LENGTHS + row_strides(self.v) + HEADS + SIZES
+        return face("_adjoint_pairs", rows, [PACKED, INDEX, *BLOCKS])
+
     def queries(self) -> KernelFace:
         return self._side("_backward_queries", self.q, "of_queries", "chunk_states")
 
@@ -131,11 +138,14 @@ class _Adjoint:
         return self._side("_backward_keys", self.k, "of_keys", "chunk_adjoints")
 
     def _side(self, name: str, tensor: str, dots: str, states: str) -> KernelFace:
-        rows: Rows = [(n, "*io", n) for n in (self.q, self.k, self.v, "dread")]
+        read = [self.q, self.k, self.v, "dread"]
+        if self.parts.has_rows:  # products of the last two are stored
+            read = [self.q, self.k, "dread" if tensor == self.q else self.v, "adjoint_pairs"]
+        rows: Rows = [(n, "*io", n) for n in read]
         rows += [*self.common(), (states, "*fp32", states), (f"d{tensor}", "*io", f"d{tensor}_parts")]
         stored = [dots, *(["of_states"] if dots == "of_keys" else [])]
         rows += [(n, "*fp32", n) for n in stored] if self.of_decays else []
-        rows += LENGTHS + row_strides(self.q, self.k, self.v)
+        rows += LENGTHS + row_strides(*(n for n in read if n in (self.q, self.k, self.v)))
         rows += [
             (f"stride_d{tensor}{c}", "i32", f"d{tensor}_parts.stride({p})") for p, c in enumerate("pbth")
         ]
@@ -162,13 +172,18 @@ class _Adjoint:
         rows: Rows = []
         if mamba:
             rows += [(n, "*fp32", n) for n in ("dt", "dt_bias", "A")]
-        rows += [(n, "*fp32", n) for n in ("of_queries", "of_keys", "of_states", "edges")]
+        if self.parts.has_rows:
+            states = ("total", "chunk_states", "chunk_adjoints")
+            rows += [(n, "*fp32", n) for n in ("of_queries", "of_keys", "of_states", *states)]
+        else:
+            rows += [(n, "*fp32", n) for n in ("of_queries", "of_keys", "of_states", "edges")]
         rows += [(n, "*fp32", n) for n in (("dstep_value", "ddt", "dA", "ddt_bias") if mamba else ("dg",))]
         rows += LENGTHS
         made = ("dt", "dt_bias", "A") if mamba else ()
         rows += [row for n in made for row in all_strides(n, self.inputs[n])]
         out = "ddt" if mamba else "dg"
-        rows += [(f"stride_{out}_{p}", "i32", f"{out}.stride({p})") for p in range(3)]
+        axes = 3 + self.parts.has_rows
+        rows += [(f"stride_{out}_{p}", "i32", f"{out}.stride({p})") for p in range(axes)]
         rows += [(n, "fp32", n) for n in ("dt_least", "dt_most") if n in self.inputs]
         rows += HEADS + SIZES
         flags = [("HAS_DT_BIAS", "dt_bias is not None")] if mamba else []
@@ -193,6 +208,9 @@ class _Adjoint:
             yield f"dD = None if D is None else torch.zeros([slots, num_heads, {self.parts.v.columns}], {fp32})"
         if self.of_decays:
             yield "of_queries, of_keys, of_states = (torch.empty_like(total) for _ in range(3))"
+        if self.parts.has_rows:
+            yield f"adjoint_pairs = torch.empty([slots, num_heads, CHUNK, CHUNK], dtype={q}.dtype, device=device)"
+        elif self.of_decays:
             yield f'tiles = triton.cdiv({size}, chosen["_adjoint_scan"]["BLOCK_M"])'
             yield f"edges = torch.zeros([slots, num_heads, tiles], {fp32})"
         if self.of_decays and self.parts.is_mamba:

@@ -107,7 +107,7 @@ def faces(graph: Graph, parts: Parts) -> Faces:
 
 def _backward(made: AdjointFaces) -> dict[str, KernelFace]:
     """The kernels of the backward by the nodes that launch them."""
-    return {
+    return ({"adjoint_pairs_kernel": made.pairs} if made.pairs else {}) | {
         "out_adjoint_kernel": made.out,
         "chunk_adjoints_kernel": made.states,
         "adjoint_scan_kernel": made.scan,
@@ -415,11 +415,14 @@ def _loops(parts: Parts) -> dict[str, list[dict[str, Any]]]:
         ]
         for name, made in products.items()
     }
+    if parts.has_rows:
+        backward |= _row_loops()
     reverse: dict[str, list[dict[str, Any]]] = {
+        "_adjoint_pairs": [],
         "_out_adjoint": [{"role": "out", "node": "dread", "products": [], "loads": []}],
         "_chunk_adjoints": [{**state, "role": "chunk adjoint", "node": "chunk_adjoints", "loads": []}],
         "_adjoint_scan": [{"role": "scan", "node": "dfold", "products": [], "loads": []}],
-        "_backward_tokens": [],
+        "_backward_tokens": [{"role": "edge", "node": "edges", "products": [], "loads": []}] * parts.has_rows,
         **backward,
     }
     return reverse | {
@@ -441,6 +444,22 @@ def _loops(parts: Parts) -> dict[str, list[dict[str, Any]]]:
             {"role": role, "node": "within", "products": within, "loads": loads}
             for role in ("below", "diagonal")
         ],
+    }
+
+
+def _row_loops() -> dict[str, list[dict[str, Any]]]:
+    """Where each column decays by itself, gradients of queries and keys are read tile after tile, within a tile by blocks of
+    16 tokens, and within these token after token."""
+    one = {"columns": 1, "padded": 1}
+    far = {"tile": ["BLOCK_M", "BLOCK_M", "BLOCK_N"], **one}
+    near = {"tile": ["BLOCK_M", "BLOCK_N"], "columns": 16, "padded": 16}
+    return {
+        f"_backward_{node}": [
+            {"role": f"{node} far", "node": node, "products": [{"node": node, **far}], "loads": []},
+            {"role": f"{node} near", "node": node, "products": [{"node": node, **near}], "loads": []},
+            {"role": f"{node} here", "node": node, "products": [], "loads": []},
+        ]
+        for node in ("queries", "keys")
     }
 
 

@@ -93,6 +93,67 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
+class ChunkProducts:
+    """A kernel that stores products of two rows each of a chunk."""
+
+    face: KernelFace
+    doc: str
+    heads: str  # how many heads, or groups of heads, have products of their own
+    head: str  # the head of a program
+    place: str  # and where its products are
+    columns: tuple[str, ...]
+    bases: tuple[str, ...]
+    query: tuple[Tile, ...]
+    partner: tuple[Tile, ...]
+    result: str
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A kernel of the backward, and how many programs of it run."""
+
+    face: KernelFace
+    programs: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdjointSide:
+    """A kernel that makes some columns of the gradient of queries or of keys, where each column decays by itself.
+
+    Tokens of other tiles are read ``far``; those of the program's own in blocks of 16, all but the row's own ``near``, and
+    within that one token after the other, ``here``.
+    """
+
+    face: KernelFace
+    doc: str
+    io: str  # dtype of products
+    inside: str
+    bases: tuple[str, ...]
+    other: str  # the load of tokens n
+    other_lines: tuple[str, ...]
+    sums: str  # and of the decays up to them
+    own: str
+    own_sums: str
+    own_pairs: str
+    far_edge: str  # the load of the decays up to an edge
+    far_begin: str
+    far_end: str
+    far_pairs: str
+    to_edge: str  # what lies between a token n and an edge
+    from_edge: str  # and between an edge and a row
+    near_edge: str
+    near_begin: str
+    near_end: str
+    near_pairs: str
+    here_pairs: str
+    here_apart: str
+    of_state: tuple[str, ...]  # statements that add up what is read of the state
+    to_state: str
+    products: tuple[str, ...]
+    finish: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class AdjointRead:
     """A kernel of the backward that reads states and the other tokens of a chunk."""
 
@@ -139,9 +200,13 @@ class Adjoint:
     scan: KernelFace
     dstates_place: str
     dinit_place: str
+    pairs: ChunkProducts | None  # of gradients of what is read and values, where they are stored
+    sides: tuple[AdjointSide, ...]
     reads: tuple[AdjointRead, ...]
+    launched: tuple[Launched, ...]
     tokens: KernelFace
-    of_decays: bool
+    of_decays: bool  # per head
+    of_columns: bool
     of_both: str
     token_lines: tuple[str, ...]
     read_columns: int  # of a row of what is read, as it lies between kernels
@@ -154,6 +219,7 @@ class AdjointFaces:
     out: KernelFace
     states: KernelFace
     scan: KernelFace
+    pairs: KernelFace | None
     queries: KernelFace
     keys: KernelFace
     values: KernelFace
@@ -292,6 +358,7 @@ class RecurrenceContext:
     scan: KernelFace
     solve: KernelFace
     pairs: KernelFace
+    shared_pairs: ChunkProducts | None
     readers_of_pairs: tuple[
         str, ...
     ]  # kernels that read tiles of what heads share, zeros above the diagonal too

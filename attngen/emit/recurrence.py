@@ -9,10 +9,10 @@ from typing import Final
 
 from attngen.emit.format import json_text
 from attngen.emit.interface_recurrence import Faces, faces
-from attngen.emit.records_recurrence import ColumnChunk, ReadProduct, RecurrenceContext
+from attngen.emit.records_recurrence import ChunkProducts, ColumnChunk, ReadProduct, RecurrenceContext, Tile
 from attngen.emit.recurrence_adjoint import adjoint
 from attngen.emit.recurrence_delta import blocks
-from attngen.emit.recurrence_lines import feature, text_of
+from attngen.emit.recurrence_lines import columns, feature, text_of
 from attngen.emit.recurrence_parts import Parts, find_parts
 from attngen.emit.recurrence_refusals import refuse_others
 from attngen.emit.recurrence_rows import across, last, sizes, state_keys
@@ -121,8 +121,8 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         v_chunks=v_chunks,
         out_chunks=tuple(c for c in v_chunks if c.index < len(parts.v.chunks)),
         products=_products(k_chunks, v_chunks),
-        key_columns_lines=_columns("d", parts.k_spans),
-        value_columns=_columns("e", parts.v_spans),
+        key_columns_lines=columns("d", parts.k_spans),
+        value_columns=columns("e", parts.v_spans),
         query_bases=(parts.base("q"),),
         key_bases=(parts.base("k"),),
         value_bases=(parts.base("v"),),
@@ -153,6 +153,7 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         states=found.states,
         scan=found.scan,
         pairs=found.pairs,
+        shared_pairs=_shared_pairs(parts, found, k_chunks),
         readers_of_pairs=_readers_of_pairs(parts, found),
         read=found.read,
         op_name=f"{name}_{graph.digest()[:12]}",
@@ -175,6 +176,41 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         if found.adjoint
         else None,
         adjoint_face=found.adjoint,
+    )
+
+
+def _shared_pairs(parts: Parts, found: Faces, chunks: tuple[ColumnChunk, ...]) -> ChunkProducts | None:
+    """The kernel of products of queries and keys that the heads of a group share."""
+    if parts.pairs_kernel is None or parts.has_rows:
+        return None
+
+    def tile(chunk: ColumnChunk, name: str, load: str, row: str, lines: tuple[str, ...]) -> Tile:
+        return Tile(
+            name=name,
+            index=chunk.index,
+            width=chunk.width,
+            columns=chunk.columns,
+            base=f"{load}_base",
+            walked="",
+            row=row,
+            stride=f"stride_{(parts.q if load == 'q' else parts.k).operand}t",
+            masked=chunk.masked,
+            lines=lines,
+            own=f"queries_{chunk.index}",
+            plus=chunk.plus_acc,
+        )
+
+    return ChunkProducts(
+        face=found.pairs,
+        doc="One program makes a tile of queries keys^T of a chunk and group, 0 where the key is later than the query.",
+        heads="num_groups",
+        head=f"(tl.program_id(0) // tiles % num_groups * {parts.group}).to(tl.int64)",
+        place=f"slot.to(tl.int64) * num_groups + h // {parts.group}",
+        columns=columns("d", parts.k_spans),
+        bases=(parts.base("q"), parts.base("k")),
+        query=tuple(tile(c, f"queries_{c.index}", "q", "row", c.query_lines) for c in chunks),
+        partner=tuple(tile(c, "keys", "k", "near", c.key_lines) for c in chunks),
+        result="pairs",
     )
 
 
@@ -270,13 +306,6 @@ def _products(keys: tuple[ColumnChunk, ...], values: tuple[ColumnChunk, ...]) ->
                 )
             )
     return tuple(found)
-
-
-def _columns(letter: str, spans: tuple[tuple[int, int], ...]) -> tuple[str, ...]:
-    return tuple(
-        f"{letter}_{n} = {f'{start} + ' if start else ''}tl.arange(0, {width})"
-        for n, (start, width) in enumerate(spans)
-    )
 
 
 def _diagonal(parts: Parts) -> tuple[str, ...]:

@@ -6,7 +6,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from attngen.emit.faces import KernelFace
-from attngen.emit.records_recurrence import Adjoint, AdjointFaces, AdjointRead, ColumnChunk, ReadProduct, Tile
+from attngen.emit.records_recurrence import (
+    Adjoint,
+    AdjointFaces,
+    AdjointRead,
+    AdjointSide,
+    ChunkProducts,
+    ColumnChunk,
+    ReadProduct,
+    Tile,
+)
+from attngen.emit.recurrence_adjoint_rows import (
+    check_products,
+    faded_keys,
+    faded_queries,
+    launched,
+    side,
+    value_products,
+)
 from attngen.emit.recurrence_lines import feature, text_of
 from attngen.emit.recurrence_parts import Parts
 from attngen.errors import InternalError
@@ -25,6 +42,7 @@ def adjoint(
 ) -> Adjoint:
     """Return the backward of a scheduled graph; ``columns`` are those of keys and of values."""
     made = _Reads(graph, parts, *columns)
+    heads = parts.heads_together
     return Adjoint(
         out=faces.out,
         out_sums=tuple(made.out_sums()),
@@ -32,21 +50,22 @@ def adjoint(
         out_stores=tuple(made.out_stores()),
         states=faces.states,
         states_bases=(parts.base("q"), parts.base("dread")),
-        query_lines=feature(parts.query_map, "queries", parts.q.operand, ""),
-        weight="tl.math.exp2(tl.load(total_base + n))" if parts.total else "1.0",
+        query_lines=(*feature(parts.query_map, "queries", parts.q.operand, ""), *faded_queries(parts)),
+        weight="tl.math.exp2(tl.load(total_base + n))" if parts.total and not parts.has_rows else "1.0",
         scan=faces.scan,
         dstates_place=_place(graph, parts, "stride_dstates_"),
         dinit_place="place" if parts.states_axes[-1] != "K" else f"e * {parts.k.columns} + d",
-        reads=tuple(
-            made.with_bases(read)
-            for read in (made.queries(faces.queries), made.keys(faces.keys), made.values(faces.values))
-        ),
+        pairs=made.value_products(faces.pairs),
+        sides=made.sides(faces),
+        reads=tuple(map(made.with_bases, made.reads(faces))),
+        launched=launched(parts, faces, {"queries": heads, "keys": heads}),
         tokens=faces.tokens,
-        of_decays=made.of_decays,
+        of_decays=made.of_decays and not parts.has_rows,
+        of_columns=parts.has_rows,
         of_both=text_of(_map(graph, "of_both").expr, {"s": "of_queries_tile", "of_keys": "of_keys_tile"})
         if made.of_decays
         else "",
-        token_lines=(*_but_decays(token_lines, parts), *_token_lines(graph)) if made.of_decays else (),
+        token_lines=(*_but_decays(token_lines, parts), *_token_lines(graph, parts)) if made.of_decays else (),
         read_columns=parts.read_columns,
     )
 
@@ -172,7 +191,42 @@ class _Reads:
     def _bases(self, *which: str) -> tuple[str, ...]:
         return tuple(self.parts.base(name) for name in which)
 
+    # ---- decays per column
+
+    def value_products(self, face: KernelFace | None) -> ChunkProducts | None:
+        """Products of gradients of what is read and values, which other kernels read."""
+        if face is None:
+            return None
+        query = self._tiles("dread", "query")
+        partner = [replace(t, row="near") for t in self._tiles("v", "partner")]
+        met = (
+            replace(t, plus=t.plus.replace("pairs_tile", "acc")) for t in self._meeting(query, tuple(partner))
+        )
+        return value_products(self.parts, face, (query, tuple(met)))
+
+    def sides(self, faces: AdjointFaces) -> tuple[AdjointSide, ...]:
+        """The gradients of queries and keys."""
+        if not self.parts.has_rows:
+            return ()
+        check_products(self.graph)
+        return tuple(
+            side(
+                self.graph,
+                self.parts,
+                face,
+                which,
+                tuple(zip(self._tiles(met, "query"), self.v_chunks, strict=True)),
+            )
+            for face, which, met in ((faces.queries, "q", "dread"), (faces.keys, "k", "v"))
+        )
+
     # ---- the three kernels
+
+    def reads(self, faces: AdjointFaces) -> tuple[AdjointRead, ...]:
+        values = self.values(faces.values)
+        return (
+            (values,) if self.parts.has_rows else (self.queries(faces.queries), self.keys(faces.keys), values)
+        )
 
     def queries(self, face: KernelFace) -> AdjointRead:
         query, summed = self._tiles("dread", "query"), self._tiles("k", "summed")
@@ -204,6 +258,8 @@ class _Reads:
 
     def values(self, face: KernelFace) -> AdjointRead:
         query = self._tiles("k", "query")
+        if self.parts.has_rows:
+            query = tuple(faded_keys(self.parts, tile) for tile in query)
         shared = self.parts.pairs_kernel is not None
         read = self._reversed(
             face=face,
@@ -220,6 +276,7 @@ class _Reads:
         base = f"pairs_base = pairs + (slot.to(tl.int64) * (num_heads // {group}) + h // {group}) * {self.parts.chunk**2}"
         return replace(
             read,
+            io=f"{self.parts.k.operand}.dtype.element_ty" if self.parts.has_rows else read.io,
             stored_pairs=stored,
             bases=(*read.bases, *([base] if shared else [])),
             finish=finish,
@@ -293,7 +350,7 @@ class _Reads:
         written: bool,
     ) -> AdjointRead:
         """Of the state's gradient after the chunk and of later tokens, by tokens that were written (or their keys)."""
-        decays = self.parts.total is not None
+        decays = self.parts.total is not None and not self.parts.has_rows
         own = self.parts.of_tokens if written else "total_base"
         rows = (
             f"own_m = tl.load({own} + m)",
@@ -574,12 +631,12 @@ class _Reads:
             yield f"dread_{c.index} = {text_of(dread.expr, {'s': f'dscaled_{c.index}'})}"
 
 
-def _token_lines(graph: Graph) -> Iterator[str]:
+def _token_lines(graph: Graph, parts: Parts) -> Iterator[str]:
     """From the gradient of decays to those of what made them."""
     decays = next(n.removesuffix("_across") for n, f in graph.all(Fold) if f.prefix == "i")
     if decays != "ddecay":
         yield f"{decays}_value = ddecay"
-        yield _store(graph, decays, f"{decays}_value")
+        yield _store(graph, decays, f"{decays}_value", parts)
         return
     yield "dstep_value_tile = tl.load(dstep_value + place, mask=valid, other=0.0)"
     known = {"ddecay": "ddecay", "dstep_value": "dstep_value_tile"}
@@ -598,7 +655,7 @@ def _token_lines(graph: Graph) -> Iterator[str]:
             known[name] = f"{name}_value"
             yield f"{name}_value = {text_of(node.expr, names)}"
             if _gradient_of(graph, name):
-                yield _store(graph, name, f"{name}_value")
+                yield _store(graph, name, f"{name}_value", parts)
         elif isinstance(node, Fold) and node.element in known and node.axes == ("H",):
             guard = graph.nodes[name.removeprefix("d")]
             total = f"tl.sum(tl.where(valid, {known[node.element]}, 0.0), 0)"
@@ -614,8 +671,13 @@ def _gradient_of(graph: Graph, name: str) -> bool:
     return isinstance(graph.nodes.get(name.removeprefix("d")), Input)
 
 
-def _store(graph: Graph, name: str, value: str) -> str:
+def _store(graph: Graph, name: str, value: str, parts: Parts) -> str:
     at = (
         f"{name} + batch.to(tl.int64) * stride_{name}_0 + (first + t[:, None]).to(tl.int64) * stride_{name}_1"
     )
-    return f"tl.store({at} + h[None, :] * stride_{name}_2, ({value}).to({name}.dtype.element_ty), mask=valid)"
+    at += (
+        f" + h * stride_{name}_2 + d[None, :] * stride_{name}_3"
+        if parts.has_rows
+        else f" + h[None, :] * stride_{name}_2"
+    )
+    return f"tl.store({at}, ({value}).to({name}.dtype.element_ty), mask=valid)"

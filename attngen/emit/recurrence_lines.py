@@ -21,3 +21,11 @@ def feature(node: Map | None, tile: str, tensor: str, limit: str) -> tuple[str, 
     value = text_of(node.expr, {"s": "feature"})
     value = f"tl.where({limit}, {value}, 0.0)" if limit else value
     return (f"feature = {tile}.to(tl.float32)", f"{tile} = ({value}).to({tensor}.dtype.element_ty)")
+
+
+def columns(letter: str, spans: tuple[tuple[int, int], ...]) -> tuple[str, ...]:
+    """Statements that make the vectors of column indices, one per (start, width)."""
+    return tuple(
+        f"{letter}_{n} = {f'{start} + ' if start else ''}tl.arange(0, {width})"
+        for n, (start, width) in enumerate(spans)
+    )

@@ -182,7 +182,8 @@ class Contract(Node):
     """Sum of products of two tensors over one shared axis, and any other that the result lacks, accumulated in fp32.
 
     With ``decay``, which varies along that axis too, each product is multiplied by exp(decay of left - decay of right) before
-    it is added, or by 1 where that is larger: right is a token no later than left, others are not read. Of two scans over
+    it is added, or by 1 where that is larger: right is a token no later than left, others are not read. In ``reverse`` right is
+    no earlier than left, and the decay that between the two from left to right. Of two scans over
     chunks, the left in reverse, the products are of the states at the end of each chunk and those at its start, decayed
     through the chunk.
     """
@@ -192,6 +193,7 @@ class Contract(Node):
     left: str
     right: str
     decay: str = ""
+    reverse: bool = False
     over: str
     axes: Axes
     precision: Literal["ieee", "tf32x3", "tf32"] = "ieee"

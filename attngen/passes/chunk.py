@@ -177,17 +177,32 @@ class _Cut:
     def through(self, name: str, node: Fold) -> None:
         """The gradient of decays: of what comes through a chunk to its end, of what its earlier tokens give to that, and of
         what its tokens from this one on read of earlier ones. No large numbers cancel, as they would from the end backward."""
-        keys = self.graph.nodes["of_keys"]
-        assert isinstance(keys, Contract)
-        self.nodes["of_keys"] = replace(keys, right=f"{keys.right}_within")
-        self.nodes["of_states"] = replace(keys, right=f"{keys.right}_across")
-        self.nodes["edges"] = Contract(left="dfold", right="fold", over="K", axes=OF_CHUNKS)
+        edge = self.graph.nodes["edge"]
+        assert isinstance(edge, Contract)
+        self.nodes["of_keys"], self.nodes["of_states"] = self.of_parts("of_keys")
+        columns = node.axes[len(OF_CHUNKS) :]
+        self.nodes["edges"] = Contract(
+            left="dfold", right="fold", over=edge.over, axes=(*OF_CHUNKS, *columns)
+        )
         buffer = self.level("sequential", "buffer")
         self.nodes[f"{name}_within"] = replace(node, init="", **buffer)
         self.nodes[f"{name}_across"] = replace(
             node, element="of_states", reverse=False, prefix="i", init="edges", **buffer
         )
         self.nodes[name] = Merge(monoid="sum", left=f"{name}_within", right=f"{name}_across", axes=node.axes)
+
+    def of_parts(self, name: str) -> tuple[Node, Node]:
+        """Products of keys with what they read, apart: of later tokens of the chunk, and of the state at its end."""
+        node = self.graph.nodes[name]
+        if isinstance(node, Contract):
+            return replace(node, right=f"{node.right}_within"), replace(node, right=f"{node.right}_across")
+        assert isinstance(node, Map)
+        (read,) = node.others
+        within, across = (
+            replace(node, others=(part,), expr=ex.substitute(node.expr, {read: Symbol(part, "float")}))
+            for part in (f"{read}_within", f"{read}_across")
+        )
+        return within, across
 
     def states(self, name: str, fold: Fold) -> None:
         """A fold as one per chunk, and the scan over these."""

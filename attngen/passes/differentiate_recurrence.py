@@ -5,7 +5,8 @@ and a the decay (in logarithms), the adjoint of reading y = q S of S_t = exp(a_t
 
     G_t = q_t dy_t + exp(a_(t+1)) G_(t+1),  dq = S dy,  dk = G v,  dv = k G,  da_t = da_(t+1) + q_t dq_t - k_t dk_t
 
-The last is <G_t, exp(a_t) S_(t-1)> without states per token; after the last token it is <dstates, S>.
+The last is <G_t, exp(a_t) S_(t-1)> without states per token; after the last token it is <dstates, S>. Where each row of a
+state has a decay of its own, so has each column of q dq, k dk and <dstates, S> (arXiv:2312.06635, section 4.4).
 """
 
 from __future__ import annotations
@@ -153,10 +154,9 @@ def _read(reverse: _Reverse, name: str, node: Read) -> None:
     """Reading is linear in queries and in states: see the top of this file."""
     fold = reverse.graph.nodes[node.state]
     assert isinstance(fold, Fold)
-    if fold.erase or (fold.decay and "K" in reverse.axes(fold.decay)):
-        what = "a delta rule" if fold.erase else "a decay per column"
+    if fold.erase:
         raise PlanError(
-            f"{reverse.graph.provenance.name}: grad: gradients of {what} are not in this version yet; leave grad out"
+            f"{reverse.graph.provenance.name}: grad: gradients of a delta rule are not in this version yet; leave grad out"
         )
     reverse.give(node.query, Read(query=f"d{name}", state=node.state, axes=(*TOKENS, "K")), name)
     states = f"d{node.state}"
@@ -173,15 +173,18 @@ def _fold(reverse: _Reverse, name: str, node: Fold) -> None:
     reverse.give(node.init, Finish(monoid="decay", operand=f"d{name}", result="states", axes=init), name)
     if not node.decay or not reverse.wanted(node.decay):
         return
+    axes = reverse.axes(node.decay)
     (query,) = [r.query for _, r in reverse.graph.all(Read) if r.state == name]
     each = {"queries": query, "keys": node.element}
     for side, operand in each.items():
         made = f"d{operand}"
         made = f"{made}_each" if f"{made}_each" in reverse.nodes else made
-        reverse.nodes[f"of_{side}"] = Contract(left=operand, right=made, over="K", axes=TOKENS)
+        reverse.nodes[f"of_{side}"] = _products(operand, made, axes)
     difference = ex.apply("sub", S, Symbol("of_keys", "float"))
-    reverse.nodes["of_both"] = Map(operand="of_queries", others=("of_keys",), expr=difference, axes=TOKENS)
-    reverse.nodes["edge"] = Contract(left="dstates", right="states", over="K", axes=("B", "H"))
+    reverse.nodes["of_both"] = Map(operand="of_queries", others=("of_keys",), expr=difference, axes=axes)
+    rows = tuple(a for a in axes if a != "L")
+    over = node.axes[-1] if "K" in rows else "K"
+    reverse.nodes["edge"] = Contract(left="dstates", right="states", over=over, axes=rows)
     sums = Fold(
         monoid="sum",
         element="of_both",
@@ -190,9 +193,16 @@ def _fold(reverse: _Reverse, name: str, node: Fold) -> None:
         prefix="i+1",
         reverse=True,
         init="edge",
-        axes=TOKENS,
+        axes=axes,
     )
     reverse.give(node.decay, sums, name)
+
+
+def _products(left: str, right: str, axes: tuple[str, ...]) -> Node:
+    """Of each token, column by column where decays have columns, else their sum."""
+    if "K" in axes:
+        return Map(operand=left, others=(right,), expr=ex.apply("mul", S, Symbol(right, "float")), axes=axes)
+    return Contract(left=left, right=right, over="K", axes=axes)
 
 
 RULES: dict[type[Node], Callable[[_Reverse, str, Any], None]] = {

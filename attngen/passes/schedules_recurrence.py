@@ -55,8 +55,9 @@ def of_token_adjoints() -> Configs:
 
 def of_chunk_states(rows: int, columns: int, chunk: int) -> Configs:
     """States of chunks: ``block_m`` of their rows."""
-    block = _power(rows, 128 if columns <= 64 else 64)
-    small, wide = _of(_power(rows, 64), min(32, chunk), 4, 1), _of(block, min(64, chunk), 4, 2)
+    block = _power(rows, 128 if columns <= 64 else 64 if columns <= 256 else 32)
+    small = _of(_power(rows, 64 if columns <= 256 else 16), min(32, chunk), 4, 1)
+    wide = _of(block, min(64, chunk), 4 if columns <= 128 else 8, 2)
     found = {"default": small, "cpu": small} | {f"{target}/16": wide for target in (*NVIDIA, *AMD)}
     if _is_huge(rows, columns):
         few, some = _of(32, min(32, chunk), 8, 2), _of(64, min(32, chunk), 8, 2)
@@ -64,6 +65,9 @@ def of_chunk_states(rows: int, columns: int, chunk: int) -> Configs:
         found |= {f"{target}/16": some for target in ("sm_90", "sm_100", *AMD)}
     elif block == 128:
         found["sm_89/16"] = replace(wide, num_warps=8)
+    elif columns > 128:
+        few = _of(_power(rows, 32 if columns <= 256 else 16), min(64, chunk), 4, 1)
+        found |= {f"{target}/16": few for target in AMD}
     return tuple((target, (config,)) for target, config in found.items())
 
 
@@ -144,9 +148,40 @@ def of_totals_of_rows() -> Configs:
     return (("default", (_of(32, 16, 4, 1),)),)
 
 
-def of_pairs_of_rows() -> Configs:
+def of_pairs_of_rows(rows: int) -> Configs:
     """Products of queries and keys with a decay per column: ``block_m`` tokens relate to the first of them."""
-    return (("default", (_of(16, 16, 2, 1),)),)
+    return (("default", (_of(16, 16, 2, 1) if rows <= 128 else _of(16, 32, 8, 1),)),)
+
+
+def of_value_pairs(chunk: int) -> Configs:
+    """Products of gradients of what is read and values: tiles of ``block_m`` and ``block_n`` tokens of a chunk."""
+    small, half = _within(_of(32, 32, 8, 1), chunk), _within(_of(64, 64, 4, 2), chunk)
+    return (("default", (small,)), *_in_half(half))
+
+
+def of_columns(rows: int, chunk: int, *, sm_80: int) -> Configs:
+    """Gradients of queries or of keys: ``block_m`` tokens of a chunk, and ``block_n`` of their columns, on ``sm_80`` at most
+    that many."""
+    small, few, many = (
+        replace(_within(_of(block, 16, 4, 1), chunk), block_n=_power(rows, columns))
+        for block, columns in ((32, 32), (64, sm_80), (64, 64))
+    )
+    return (("default", (small,)), ("cpu", (many,)), *_in_half(many, HALF[1:]), *_in_half(few, HALF[:1]))
+
+
+def of_values_of_rows(columns: int, chunk: int) -> Configs:
+    """Gradients of values, by tiles of at most 64 columns: ``block_m`` tokens of a chunk."""
+    found = dict(of_narrow_read(columns, chunk))
+    (half,) = found["sm_90/16"]
+    few = replace(half, block_n=min(32, half.block_n), num_warps=8)
+    found |= {"default": (_within(_of(32, 16, 4, 1), chunk),), "sm_80/16": (few,)}
+    found |= {f"{target}/16": (replace(half, num_warps=4),) for target in AMD}
+    return tuple(found.items())
+
+
+def of_token_adjoints_of_rows() -> Configs:
+    """Gradients of decays per column: ``block_m`` columns of a chunk and head."""
+    return (("default", (_of(16, 16, 4, 1),)),)
 
 
 def of_solve() -> Configs:

@@ -385,18 +385,24 @@ def _base(run: _Run, node: Fold | Read | Contract | Solve) -> Callable[[Tensor],
 
 
 def _within(run: _Run, node: Fold) -> Tensor:
-    """What tokens read of their own chunk: scores of earlier tokens, times the decay between, times values."""
+    """What tokens read of their own chunk: scores of earlier tokens, times the decay between (which may vary by the columns of
+    values), times values."""
     scores = run.over(node.element, ("B", "H", "L", "J"))
     values = run.over(node.value, ("B", "H", "L", node.axes[-1]))
     rows, keys = torch.arange(run.sizes["L"])[:, None], torch.arange(run.sizes["L"])
     env = {"t": rows, "j": keys}
     allowed = as_tensor(ex.evaluate(node.domain.mask, env, OPS)) & (rows // node.chunk == keys // node.chunk)
+    scores = torch.where(allowed, scores, 0.0)
+    weighed = scores[..., None]
     if node.decay:
-        apart = _between(run, node) - _late(run, node).transpose(-1, -2)
+        total, late = _between(run, node), _late(run, node)
+        apart = total[..., :, None, :] - late[..., None, :, :]
         if node.reverse:
-            apart = _between(run, node).transpose(-1, -2) - _late(run, node)
-        scores = scores * _base(run, node)(torch.where(allowed, apart, -torch.inf))
-    found = torch.where(allowed, scores, 0.0) @ values
+            apart = total[..., None, :, :] - late[..., :, None, :]
+        between = _base(run, node)(torch.where(allowed[..., None], apart, -torch.inf))
+        weighed = weighed * between
+    per_column = weighed.shape[-1] > 1
+    found = (weighed * values[..., None, :, :]).sum(-2) if per_column else weighed[..., 0] @ values
     return found.permute([("B", "H", "L", node.axes[-1]).index(a) for a in node.axes])
 
 
@@ -432,11 +438,12 @@ def _through(run: _Run, name: str, states: States) -> Tensor:
 
 
 def _decayed(run: _Run, node: Contract) -> Tensor:
-    """q k^T of tokens along J that are no later, with the decay between the two in each product."""
+    """q k^T of tokens along J that are no later (in reverse: no earlier), with the decay between the two in each product."""
     left = run.over(node.left, ("B", "H", "L", "K"))
     right = run.over(node.right, ("B", "H", "L", "K"))
     total = _between(run, node)
-    apart = _base(run, node)((total[..., :, None, :] - total[..., None, :, :]).clamp(max=0.0))
+    apart = total[..., :, None, :] - total[..., None, :, :]
+    apart = _base(run, node)((-apart if node.reverse else apart).clamp(max=0.0))
     return (left[..., :, None, :] * right[..., None, :, :] * apart).sum(-1)
 
 
@@ -464,10 +471,15 @@ def _read(run: _Run, node: Read, _: Any) -> Tensor:
     if own != "K":
         each = each.transpose(-1, -2)
     query = run.over(node.query, ("B", "H", "L", own))
+    since = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     if fold.axis == "C":
         each = each.repeat_interleave(fold.chunk, 2)[:, :, : run.sizes["L"]]
-        query = query * _base(run, node)(_since(run, node, fold))
+        since = _base(run, node)(_since(run, node, fold))
+    if own == "K":  # the state's rows, which may decay each by itself
+        query = query * since
     found = (query[..., None, :] @ each)[..., 0, :]
+    if own != "K":
+        found = found * since
     return found.permute([("B", "H", "L", node.axes[-1]).index(a) for a in node.axes])
 
 
