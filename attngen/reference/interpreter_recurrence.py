@@ -258,13 +258,15 @@ def _elements(run: _Run, node: Fold) -> Decay:
     own = own.expand(*keys.shape[:3], *own.shape[3:])
     if node.erase:
         beta = run.over(node.erase, ("B", "H", "L"))[..., None, None]
-        outer = keys[..., :, None] * keys[..., None, :]
+        along = run.over(node.along or node.element, ("B", "H", "L", "K"))
+        outer = along[..., :, None] * along[..., None, :]
         eye = torch.eye(keys.shape[-1], dtype=torch.float64)
         diagonal = own if own.shape[-2] == 1 else torch.diag_embed(own[..., 0])
-        own, values = (
-            _times(eye - beta * outer, eye * diagonal if own.shape[-2] == 1 else diagonal),
-            beta[..., 0] * values,
-        )
+        own = _times(eye - beta * outer, eye * diagonal if own.shape[-2] == 1 else diagonal)
+        if node.along:
+            own = own.transpose(-1, -2)
+        else:
+            values = beta[..., 0] * values
     return Decay(own, keys[..., :, None] * values[..., None, :])
 
 
@@ -328,7 +330,10 @@ def _by_chunk(run: _Run, node: Fold) -> list[Decay]:
 
 def _reversed(elements: Decay) -> Decay:
     """The elements from the last to the first, each with the T of the token after it (1 for the last)."""
-    shifted = torch.cat([elements.T[:, :, 1:], torch.ones_like(elements.T[:, :, :1])], 2)
+    one = torch.ones_like(elements.T[:, :, :1])
+    if one.shape[-1] > 1:
+        one = torch.eye(one.shape[-1], dtype=one.dtype).expand_as(one)
+    shifted = torch.cat([elements.T[:, :, 1:], one], 2)
     return Decay(shifted.flip(2), elements.S.flip(2))
 
 
@@ -461,6 +466,10 @@ def _read(run: _Run, node: Read, _: Any) -> Tensor:
     fold = run.graph.nodes[node.state]
     assert isinstance(fold, Fold)
     own, each = run.axes(node.query)[-1], states.at
+    if node.before:
+        each = torch.cat([_start(run, fold), each], 2)[:, :, :-1]
+        if fold.decay:
+            each = _between(run, fold).exp()[..., None] * each
     if own != "K":
         each = each.transpose(-1, -2)
     query = run.over(node.query, ("B", "H", "L", own))
