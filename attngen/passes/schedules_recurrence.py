@@ -133,6 +133,26 @@ def of_delta_scan(rows: int) -> Configs:
     return (("default", (_of(16, 16, 8, 1),)), cpu, *_in_half(_of(block, 16, 4, 2)))
 
 
+def of_delta_adjoint_scan(rows: int) -> Configs:
+    """Gradients of a delta rule's states, from chunk to chunk: ``block_m`` of their columns."""
+    return of_delta_scan(rows)
+
+
+def of_delta_adjoints(rows: int, chunk: int) -> Configs:
+    """Gradients of what tokens write, as their own chunk reads it: ``block_m`` tokens of a chunk."""
+    return of_narrow_read(rows, chunk)
+
+
+def of_delta_queries(rows: int, chunk: int) -> Configs:
+    """Gradients of queries, and what tokens find: ``block_m`` tokens of a chunk."""
+    return of_narrow_read(rows, chunk)
+
+
+def of_delta_keys(rows: int, chunk: int) -> Configs:
+    """Gradients of keys: ``block_m`` tokens of a chunk."""
+    return of_narrow_read(rows, chunk)
+
+
 def of_narrow_read(columns: int, chunk: int) -> Configs:
     """What is read, by tiles of at most 64 columns: ``block_m`` tokens of a chunk, fewer where each has many."""
     fits = 64 if columns <= 128 else 32 if columns <= 256 else 16

@@ -316,13 +316,18 @@ def _by_chunk(run: _Run, node: Fold) -> list[Decay]:
         part = slice(first, first + node.chunk)
         total = since[:, :, part] if node.decay else torch.zeros(*keys.shape[:2], 1, 1, dtype=torch.float64)
         last = total[:, :, -1:]
-        own = _base(run, node)(last - (late[:, :, part] if node.decay else total)) * keys[:, :, part]
+        faded = _base(run, node)(last - (late[:, :, part] if node.decay else total))
+        own = faded * keys[:, :, part]
         S = own.transpose(-1, -2) @ values[:, :, part]
         whole = _between(run, node)[:, :, part][:, :, -1:] if node.decay else last
         kept = _base(run, node)(whole)[..., None]
         if node.erase:
             erase = run.over(node.erase, ("B", "H", "L", "K"))[:, :, part]
             eye = torch.eye(keys.shape[-1], dtype=torch.float64)
+            if node.along:
+                own = faded * run.over(node.along, ("B", "H", "L", "K"))[:, :, part]
+                taken = run.over(node.taken, ("B", "H", "L", node.axes[-1]))[:, :, part]
+                S = S - own.transpose(-1, -2) @ taken
             kept = kept * eye - (own.transpose(-1, -2) @ erase)[:, :, None]
         found.append(Decay(kept, S[:, :, None]))
     return found
@@ -430,6 +435,12 @@ def _through(run: _Run, name: str, states: States) -> Tensor:
     """What each chunk begins with, decayed to its end."""
     fold = run.graph.nodes[name]
     assert isinstance(fold, Fold)
+    local = run.graph.nodes[fold.element]
+    assert isinstance(local, Fold)
+    if local.erase:
+        total = _between(run, fold)
+        ends = [total[:, :, n : n + local.chunk][:, :, -1:] for n in range(0, total.shape[2], local.chunk)]
+        return states.at * torch.cat([total[:, :, :0], *map(_base(run, fold), ends)], 2)[..., None]
     parts: list[Decay] = run.values[fold.element]
     return torch.cat(
         [states.at[:, :, :0], *(_times(p.T, states.at[:, :, n : n + 1]) for n, p in enumerate(parts))], 2
@@ -446,10 +457,12 @@ def _decayed(run: _Run, node: Contract) -> Tensor:
 
 
 def _solve(run: _Run, node: Solve, _: Any) -> Tensor:
-    """Chunk by chunk, each by forward substitution."""
+    """Chunk by chunk, each by substitution."""
     matrix = run.over(node.matrix, ("B", "H", "L", "J"))
-    scale, weight = (run.over(name, ("B", "H", "L"))[..., None] for name in (node.scale, node.weight))
-    rhs = weight * run.over(node.rhs, ("B", "H", "L", node.axes[-1]))
+    scale = run.over(node.scale, ("B", "H", "L"))[..., None]
+    rhs = run.over(node.rhs, ("B", "H", "L", node.axes[-1]))
+    if node.weight:
+        rhs = run.over(node.weight, ("B", "H", "L"))[..., None] * rhs
     total = _between(run, node).expand(*rhs.shape[:3], 1)
     found = [rhs[:, :, :0]]
     for first in range(0, run.sizes["L"], node.chunk):
@@ -457,7 +470,11 @@ def _solve(run: _Run, node: Solve, _: Any) -> Tensor:
         since = total[:, :, part]
         apart = _base(run, node)((since - since.transpose(-1, -2)).clamp(max=0.0))
         lower = (scale[:, :, part] * matrix[:, :, part, part] * apart).tril(-1)
-        found.append(torch.linalg.solve_triangular(lower, rhs[:, :, part], upper=False, unitriangular=True))
+        system = lower.transpose(-1, -2) if node.transposed else lower
+        solved = torch.linalg.solve_triangular(
+            system, rhs[:, :, part], upper=node.transposed, unitriangular=True
+        )
+        found.append(solved)
     return torch.cat(found, 2).permute([("B", "H", "L", node.axes[-1]).index(a) for a in node.axes])
 
 
