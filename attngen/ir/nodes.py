@@ -264,10 +264,10 @@ class Fold(Node):
 
     For decay, of the pairs (T, S), where a token's T multiplies the state by exp(``decay``) (per head, or per row of the
     state; '' is 1) and, with ``erase``, takes erase * element (element^T state) out of it; its S is the outer product of
-    element and value, times erase. Merging (T1, S1) and (T2, S2) gives (T2 T1, T2 S1 + S2); the state before the first token is ``init``.
-    In ``reverse`` the fold goes from the last token to the first: the state of a token is its own S and T of the next token
-    times that one's state, and after the last token it is ``init``. With ``along`` it is the adjoint of a fold that erases:
-    what leaves the state lies along that key, erase * along (along^T state), and values are not multiplied by erase.
+    element and value, times erase. Merging (T1, S1) and (T2, S2) gives (T2 T1, T2 S1 + S2); the state before the first token
+    is ``init``. In ``reverse`` the fold goes from the last token to the first: the state of a token is its own S and T of the
+    next token times that one's state, and after the last token it is ``init``. With ``along`` it is the adjoint of a fold
+    that erases: what leaves the state lies along that key, erase * along (along^T state), and no value is multiplied by erase.
 
     Scheduling fills the lower half: ``base`` of the exponential and the positive ``factor`` that multiplies the element inside
     it, the mask's plan, and where the fold is cut: into tiles inside a program; at level ``split`` also across programs,
@@ -276,10 +276,10 @@ class Fold(Node):
     the axis C of these, in the order ``scan``, gives the state before each of them. ``decay`` then counts from the start of a
     chunk up to each token, and so does ``late`` ('': it is ``decay``) up to each token that is written, less the logarithm
     of what multiplies its value. ``erase`` is then a row per token, and a chunk's T is exp(decay) less the outer products of
-    element and erase, each decayed to the chunk's end; in reverse of ``along`` and erase, and of ``along`` and ``taken`` it
-    takes the outer products out of its S, each decayed to the chunk's start. The order is ``sequential`` where no T is ever made: a state goes
-    through the chunks, and each token's element^T (erase^T state) is taken out of it. At level
-    ``token`` the state goes from each token to the next in order.
+    element and erase, each decayed to the chunk's end; in reverse less those of ``along`` and erase, decayed to its start, and
+    its S is less those of ``along`` and ``taken``. The order is ``sequential`` where no T is ever made: a state goes through
+    the chunks, and each token's element^T (erase^T state) is taken out of it. At level ``token`` the state goes from each
+    token to the next in order.
     """
 
     kind: ClassVar[str] = "fold"

@@ -45,7 +45,7 @@ def by_delta_rule(graph: Graph, beta: str) -> Graph:
     changed |= _launches(graph, changed, local.chunk)
     gone = {"chunk_states_kernel", "store_chunk_states"}
     if "dfold" in graph.nodes:
-        changed |= adjoint_by_delta_rule(graph, graph.nodes | changed, _system(local, beta))
+        changed |= adjoint_by_delta_rule(graph, {**graph.nodes, **changed}, _system(local, beta))
         gone |= {*GONE} & {*graph.nodes}
     return graph.with_nodes(changed).without(gone)
 

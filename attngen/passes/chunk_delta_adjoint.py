@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from attngen.ir import expr as ex
-from attngen.ir.expr import Expr, Symbol
+from attngen.ir.expr import Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Contract, Fold, Launch, Load, Map, Node, Read, Solve, Store, symbol
 from attngen.passes.chunk_rows import node_of
@@ -115,9 +115,9 @@ def _reads(graph: Graph, fold: Fold, keys: str) -> dict[str, Node]:
     found["dk_written_taken"] = replace(
         within, element="dk_written_taken_pairs", value=keys, domain=replace(within.domain, mask=later)
     )
-    left: Expr = ex.apply("sub", S, _of("dk_written_taken"))
+    remains = ex.apply("sub", S, _of("dk_written_taken"))
     found["dk_written_within"] = Map(
-        operand="dk_written_read", others=("dk_written_taken",), expr=left, axes=within.axes
+        operand="dk_written_read", others=("dk_written_taken",), expr=remains, axes=within.axes
     )
     of_values = node_of(graph, "of_values", Contract)
     found["of_values"] = replace(of_values, left=f"{value}_tile", right="dwritten_tile")

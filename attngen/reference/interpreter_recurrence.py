@@ -318,7 +318,7 @@ def _by_chunk(run: _Run, node: Fold) -> list[Decay]:
         last = total[:, :, -1:]
         faded = _base(run, node)(last - (late[:, :, part] if node.decay else total))
         own = faded * keys[:, :, part]
-        S = own.transpose(-1, -2) @ values[:, :, part]
+        added = own.transpose(-1, -2) @ values[:, :, part]
         whole = _between(run, node)[:, :, part][:, :, -1:] if node.decay else last
         kept = _base(run, node)(whole)[..., None]
         if node.erase:
@@ -327,9 +327,9 @@ def _by_chunk(run: _Run, node: Fold) -> list[Decay]:
             if node.along:
                 own = faded * run.over(node.along, ("B", "H", "L", "K"))[:, :, part]
                 taken = run.over(node.taken, ("B", "H", "L", node.axes[-1]))[:, :, part]
-                S = S - own.transpose(-1, -2) @ taken
+                added = added - own.transpose(-1, -2) @ taken
             kept = kept * eye - (own.transpose(-1, -2) @ erase)[:, :, None]
-        found.append(Decay(kept, S[:, :, None]))
+        found.append(Decay(kept, added[:, :, None]))
     return found
 
 
