@@ -13,8 +13,7 @@ from attngen.passes.chunk_rows import node_of
 from attngen.passes.schedules_recurrence import (
     of_delta_adjoint_scan,
     of_delta_adjoints,
-    of_delta_keys,
-    of_delta_queries,
+    of_narrow_read,
     of_solve,
 )
 
@@ -127,7 +126,8 @@ def _reads(graph: Graph, fold: Fold, keys: str) -> dict[str, Node]:
 def _launches(graph: Graph, made: dict[str, Node], chunk: int) -> dict[str, Node]:
     """The kernels that make, solve and carry gradients of what tokens write; those of keys and of beta."""
     value = graph_value(graph)
-    rows = node_of(graph, "k_tile", Load).columns
+    rows, columns = (node_of(graph, f"{name}_tile", Load).columns for name in ("k", value))
+    reads = of_delta_adjoints(max(rows, columns), chunk)
     stored = {
         **{
             "dwritten_within": "io",
@@ -153,7 +153,7 @@ def _launches(graph: Graph, made: dict[str, Node], chunk: int) -> dict[str, Node
         return Launch(stores=stores, tile_axis="L", program_axes=("C", "H"), rows="chunks", **how)
 
     scan, queries, own = (node_of(graph, f"{n}_kernel", Launch) for n in ("adjoint_scan", "queries", "keys"))
-    found["writes_adjoint_kernel"] = launch("dwritten_within", configs=of_delta_adjoints(rows, chunk))
+    found["writes_adjoint_kernel"] = launch("dwritten_within", configs=of_narrow_read(columns, chunk))
     found["solve_adjoint_kernel"] = launch("dwrites", "derases", configs=of_solve())
     found["adjoint_scan_kernel"] = replace(
         scan,
@@ -161,10 +161,10 @@ def _launches(graph: Graph, made: dict[str, Node], chunk: int) -> dict[str, Node
         tile_axis="V",
         configs=of_delta_adjoint_scan(rows),
     )
-    found["queries_kernel"] = replace(queries, configs=of_delta_queries(rows, chunk))
+    found["queries_kernel"] = replace(queries, configs=reads)
     of_erased = ("of_erased",) if "of_both" in graph.nodes else ()
-    found["found_kernel"] = launch("found", "dbeta", *of_erased, configs=of_delta_queries(rows, chunk))
+    found["found_kernel"] = launch("found", "dbeta", *of_erased, configs=reads)
     if not of_erased:
         del found["store_of_erased"]
-    found["keys_kernel"] = replace(own, configs=of_delta_keys(rows, chunk))
+    found["keys_kernel"] = replace(own, configs=reads)
     return found
