@@ -173,7 +173,7 @@ def test_without_grad_a_gradient_is_refused():
         run(build(spec, interpret=True), inputs).sum().backward()
 
 
-@pytest.mark.parametrize("more", [{"transition": "delta"}, {"decay": "vector"}])
+@pytest.mark.parametrize("more", [{"decay": "vector"}])
 def test_gradients_that_are_not_there_are_refused(more):
     spec = spec_of({"heads": 2, "head_dim": 16, "recurrence": {"kind": "linear", "chunk": 16, **more}})
     with pytest.raises(PlanError, match="gradients of"):

@@ -11,6 +11,8 @@ from attngen.emit.recurrence_adjoint import Reads
 from attngen.emit.recurrence_delta import solved_adjoint
 from attngen.emit.recurrence_lines import text_of
 from attngen.emit.rules import node_of
+from attngen.errors import InternalError
+from attngen.ir import expr as ex
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Fold, Map
 
@@ -33,6 +35,7 @@ class DeltaReads(Reads):
 
     def delta(self, faces: AdjointFaces) -> DeltaAdjoint:
         """What goes into gradients of states: of each token the gradient of what it wrote, and of its value."""
+        self._expect("dwritten", "add", "brought")
         value, weighed = (node_of(self.graph, name, Map) for name in (f"d{self.value}", "weighed"))
         names = {"s": "values", "beta": "beta_n[:, None]"}
         return DeltaAdjoint(
@@ -42,6 +45,14 @@ class DeltaReads(Reads):
             written=text_of(value.expr, names),
             taken=text_of(weighed.expr, names),
         )
+
+    def _expect(self, name: str, op: str, other: str) -> None:
+        """Products add themselves to what is there: of these nodes no other formula has a kernel."""
+        wanted = ex.apply(op, ex.Symbol("s", "float"), ex.Symbol(other, "float"))
+        if node_of(self.graph, name, Map).expr != wanted:
+            raise InternalError(
+                f"{self.graph.provenance.name}: the templates need: {name} is {ex.text(wanted)}"
+            )
 
     def early(self, faces: AdjointFaces) -> tuple[AdjointRead, ...]:
         """What later tokens of the chunk read of what each writes: the right sides of what is solved."""
@@ -112,13 +123,13 @@ class DeltaReads(Reads):
 
     def keys(self, face: KernelFace) -> AdjointRead:
         """Of what a token wrote: read by later tokens, less what later tokens took out of it."""
-        read = super().keys(face)
-        query, taken = self._tiles("v", "query"), node_of(self.graph, "dk_written_within", Map)
+        read, query = super().keys(face), self._tiles("v", "query")
+        self._expect("dk_written_within", "sub", "dk_written_taken")
         term = self._term(
             self._meeting(query, self._tiles(f"d{self.value}", "partner")),
             self._tiles("k", "summed"),
             self._later(written=False, strict=True),
-            signed=text_of(taken.expr, {"s": "0.0", "dk_written_taken": "pairs_tile"}),
+            signed="-pairs_tile",
         )
         bases = (*read.bases, *self._bases(f"d{self.value}"), BETA)
         return replace(read, terms=(*read.terms, term), bases=bases)
