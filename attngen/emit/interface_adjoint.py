@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from attngen.emit.faces import KernelFace
+from attngen.emit.interface_delta import delta_buffers, delta_faces, keys_rows, scan_face
 from attngen.emit.interface_rows import LENGTHS, PACKED, SIZES, Rows, all_strides, face, precise, row_strides
 from attngen.emit.records_recurrence import AdjointFaces
 from attngen.emit.recurrence_parts import Parts
@@ -30,6 +31,7 @@ def adjoint_faces(
     buffers += [
         "chunk_states",
         *(["pairs"] if parts.pairs_kernel else []),
+        *([made.v] if parts.solve else []),
         *(["raw"] if made.needs_raw else []),
     ]
     kept = ["slots", "chosen", "row_index", *buffers]
@@ -43,6 +45,7 @@ def adjoint_faces(
         keys=made.keys(),
         values=made.values(),
         tokens=made.tokens(),
+        delta=delta_faces(parts, of_decays=made.of_decays) if parts.solve else (),
         needs_raw=made.needs_raw,
         arguments=("dout: torch.Tensor", "dstates: torch.Tensor | None"),
         call=f"{op_call}, dout, dstates",
@@ -111,6 +114,8 @@ class _Adjoint:
         return face("_chunk_adjoints", rows, [PACKED, INDEX, *BLOCKS])
 
     def scan(self) -> KernelFace:
+        if self.parts.solve:
+            return scan_face(self.parts, of_decays=self.of_decays)
         rows: Rows = []
         if self.parts.total:
             rows += [("total", "*fp32", "total")]
@@ -145,7 +150,10 @@ class _Adjoint:
         rows += [*self.common(), (states, "*fp32", states), (f"d{tensor}", "*io", f"d{tensor}_parts")]
         stored = [dots, *(["of_states"] if dots == "of_keys" else [])]
         rows += [(n, "*fp32", n) for n in stored] if self.of_decays else []
-        rows += LENGTHS + row_strides(*(n for n in read if n in (self.q, self.k, self.v)))
+        of_keys, of_strides = keys_rows(self.parts) if self.parts.solve and tensor == self.k else ([], [])
+        rows += (
+            of_keys + LENGTHS + row_strides(*(n for n in read if n in (self.q, self.k, self.v))) + of_strides
+        )
         rows += [
             (f"stride_d{tensor}{c}", "i32", f"d{tensor}_parts.stride({p})") for p, c in enumerate("pbth")
         ]
@@ -172,11 +180,9 @@ class _Adjoint:
         rows: Rows = []
         if mamba:
             rows += [(n, "*fp32", n) for n in ("dt", "dt_bias", "A")]
-        if self.parts.has_rows:
-            states = ("total", "chunk_states", "chunk_adjoints")
-            rows += [(n, "*fp32", n) for n in ("of_queries", "of_keys", "of_states", *states)]
-        else:
-            rows += [(n, "*fp32", n) for n in ("of_queries", "of_keys", "of_states", "edges")]
+        erased = ["of_erased"] if self.parts.solve else []
+        states = ("total", "chunk_states", "chunk_adjoints") if self.parts.has_rows else ("edges",)
+        rows += [(n, "*fp32", n) for n in ("of_queries", "of_keys", *erased, "of_states", *states)]
         rows += [(n, "*fp32", n) for n in (("dstep_value", "ddt", "dA", "ddt_bias") if mamba else ("dg",))]
         rows += LENGTHS
         made = ("dt", "dt_bias", "A") if mamba else ()
@@ -199,7 +205,10 @@ class _Adjoint:
         yield f"dread = torch.empty([*{v}.shape[:3], {self.parts.read_columns}], dtype={v}.dtype, device=device)"
         for name in (q, k):
             yield f"d{name}_parts = new([{parts}, *{name}.shape], dtype={io}, device=device)"
-        yield f"d{v} = new({v}.shape, dtype={v}.dtype, device=device)"
+        if self.parts.solve:
+            yield from delta_buffers(self.parts, of_decays=self.of_decays)
+        else:
+            yield f"d{v} = new({v}.shape, dtype={v}.dtype, device=device)"
         size = self.parts.k.columns * self.parts.wide
         yield f"chunk_adjoints = torch.empty([slots, num_heads, {size}], {fp32})"
         yield f"dinit = torch.empty(states.shape, {fp32})"
@@ -211,7 +220,8 @@ class _Adjoint:
         if self.parts.has_rows:
             yield f"adjoint_pairs = torch.empty([slots, num_heads, CHUNK, CHUNK], dtype={q}.dtype, device=device)"
         elif self.of_decays:
-            yield f'tiles = triton.cdiv({size}, chosen["_adjoint_scan"]["BLOCK_M"])'
+            columns = self.parts.wide if self.parts.solve else size
+            yield f'tiles = triton.cdiv({columns}, chosen["_adjoint_scan"]["BLOCK_M"])'
             yield f"edges = torch.zeros([slots, num_heads, tiles], {fp32})"
         if self.of_decays and self.parts.is_mamba:
             yield "dstep_value = torch.empty_like(total)"

@@ -110,6 +110,9 @@ def _backward(made: AdjointFaces) -> dict[str, KernelFace]:
     return ({"adjoint_pairs_kernel": made.pairs} if made.pairs else {}) | {
         "out_adjoint_kernel": made.out,
         "chunk_adjoints_kernel": made.states,
+        **dict(
+            zip(("writes_adjoint_kernel", "solve_adjoint_kernel", "found_kernel"), made.delta, strict=False)
+        ),
         "adjoint_scan_kernel": made.scan,
         "queries_kernel": made.queries,
         "keys_kernel": made.keys,
@@ -408,6 +411,10 @@ def _loops(parts: Parts) -> dict[str, list[dict[str, Any]]]:
         "keys": [meets_values, {"node": "keys", **tile, **keys}],
         "values": [*meets_keys, {"node": "values", **tile, **wide}],
     }
+    if parts.solve is not None:
+        products["writes"] = products.pop("values")
+        products["found"] = products["queries"]
+        products["keys"] = products["keys"] * 2
     backward = {
         f"_backward_{name}": [
             {"role": f"{name} {where}", "node": name, "products": made, "loads": []}
@@ -421,7 +428,8 @@ def _loops(parts: Parts) -> dict[str, list[dict[str, Any]]]:
         "_adjoint_pairs": [],
         "_out_adjoint": [{"role": "out", "node": "dread", "products": [], "loads": []}],
         "_chunk_adjoints": [{**state, "role": "chunk adjoint", "node": "chunk_adjoints", "loads": []}],
-        "_adjoint_scan": [{"role": "scan", "node": "dfold", "products": [], "loads": []}],
+        "_adjoint_scan": [_adjoint_scan_loop(parts, keys)],
+        "_backward_solve": [{"role": "inverse", "node": "dwrites", "products": [], "loads": []}],
         "_backward_tokens": [{"role": "edge", "node": "edges", "products": [], "loads": []}] * parts.has_rows,
         **backward,
     }
@@ -470,6 +478,17 @@ def _scan_loop(parts: Parts, keys: dict[str, int]) -> dict[str, Any]:
         whole = {name: parts.chunk * columns for name, columns in keys.items()}
         found["products"] = [{"node": node, "tile": ["BLOCK_M"], **whole} for node in ("taken", "fold")]
         found["loads"] = [{"tensor": tensor, "tile": [], **whole} for tensor in ("k", "erases")]
+    return found
+
+
+def _adjoint_scan_loop(parts: Parts, keys: dict[str, int]) -> dict[str, Any]:
+    """The same backward: what tokens take of the gradient, what reads add to it, and what leaves it."""
+    found: dict[str, Any] = {"role": "scan", "node": "dfold", "products": [], "loads": []}
+    if parts.solve is not None:
+        whole = {name: parts.chunk * columns for name, columns in keys.items()}
+        found["products"] = [
+            {"node": node, "tile": ["BLOCK_M"], **whole} for node in ("brought", "dfold", "dwritten")
+        ]
     return found
 
 

@@ -64,6 +64,22 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Solved:
+    """A kernel that solves for the tokens of a chunk, once for values and once for keys."""
+
+    face: KernelFace
+    doc: tuple[str, ...]
+    bases: tuple[str, ...]
+    values: str  # the right sides: the tensor
+    share: tuple[str, ...]  # what keys are weighed with, where it is not beta
+    of_values: str  # the results
+    of_keys: str
+    rows: tuple[
+        Block, ...
+    ]  # in the order of the solution, pairs with the columns of blocks that are there by then
+
+
+@dataclass(frozen=True, slots=True)
 class TensorArgument:
     """A tensor of the public function: how its shape is checked and shown."""
 
@@ -154,6 +170,17 @@ class AdjointSide:
 
 
 @dataclass(frozen=True, slots=True)
+class Term:
+    """Products of queries and some tiles of the other tokens of a chunk, which weigh others that are summed up."""
+
+    partner: tuple[Tile, ...]
+    stored_pairs: str
+    signed: str  # what becomes of a tile of products before it is added, '' is nothing
+    summed: tuple[Tile, ...]
+    diagonal: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class AdjointRead:
     """A kernel of the backward that reads states and the other tokens of a chunk."""
 
@@ -166,8 +193,7 @@ class AdjointRead:
     bases: tuple[str, ...]
     of_rows: tuple[str, ...]
     query: tuple[Tile, ...]
-    partner: tuple[Tile, ...]
-    stored_pairs: str
+    terms: tuple[Term, ...]
     summed: tuple[Tile, ...]
     products: tuple[ReadProduct, ...]
     to_tile: str  # the decay between where the state is and the tile
@@ -180,9 +206,19 @@ class AdjointRead:
     weight: tuple[str, ...]
     from_tile: str  # and that between the tile's end and each of its tokens
     times_step: tuple[str, ...]
-    diagonal: tuple[str, ...]
     finish: tuple[str, ...]
     stores: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaAdjoint:
+    """What the backward of a delta rule prints besides: gradients of what tokens write, and how they go into states."""
+
+    solved: Solved
+    bases: tuple[str, ...]
+    value: str  # the gradient of values: the tensor
+    written: str  # from gradients of what tokens write to those of values
+    taken: str  # and to what leaves the gradient of the state, along the tokens' keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +238,8 @@ class Adjoint:
     dinit_place: str
     pairs: ChunkProducts | None  # of gradients of what is read and values, where they are stored
     sides: tuple[AdjointSide, ...]
+    delta: DeltaAdjoint | None
+    early: tuple[AdjointRead, ...]  # kernels before the scan
     reads: tuple[AdjointRead, ...]
     launched: tuple[Launched, ...]
     tokens: KernelFace
@@ -224,6 +262,7 @@ class AdjointFaces:
     keys: KernelFace
     values: KernelFace
     tokens: KernelFace
+    delta: tuple[KernelFace, ...]  # of a delta rule: of writes, of what is solved, and of what tokens find
     needs_raw: str  # when it needs what was read, '' is never
     arguments: tuple[str, ...]
     call: str
@@ -356,7 +395,7 @@ class RecurrenceContext:
     totals: KernelFace
     states: KernelFace
     scan: KernelFace
-    solve: KernelFace
+    solve: Solved | None
     pairs: KernelFace
     shared_pairs: ChunkProducts | None
     readers_of_pairs: tuple[

@@ -11,7 +11,8 @@ from attngen.emit.format import json_text
 from attngen.emit.interface_recurrence import Faces, faces
 from attngen.emit.records_recurrence import ChunkProducts, ColumnChunk, ReadProduct, RecurrenceContext, Tile
 from attngen.emit.recurrence_adjoint import adjoint
-from attngen.emit.recurrence_delta import blocks
+from attngen.emit.recurrence_delta import blocks, solved
+from attngen.emit.recurrence_delta_adjoint import kind_of
 from attngen.emit.recurrence_lines import columns, feature, text_of
 from attngen.emit.recurrence_parts import Parts, find_parts
 from attngen.emit.recurrence_refusals import refuse_others
@@ -135,7 +136,7 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         decay="decay" if parts.total else "",
         state_key_lines=state_keys(parts, feature(parts.key_map, "keys", parts.k.operand, "")),
         across=across(parts, k_chunks),
-        blocks=blocks(parts, text_of),
+        blocks=blocks(parts),
         decay_of_chunk=last(parts, f"d < {parts.k.columns}"),
         decay_of_state=last(parts, "inside"),
         weight_to_end=decays * f"tl.math.exp2(last - tl.load({of_tokens} + n))",
@@ -149,7 +150,7 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         init_place=_place(graph, parts.init, "stride_init_"),
         states_place="place" if parts.states_axes[-1] != "K" else f"e * {parts.k.columns} + d",
         totals=found.totals,
-        solve=found.solve,
+        solve=solved(parts, found.solve) if parts.solve else None,
         states=found.states,
         scan=found.scan,
         pairs=found.pairs,
@@ -172,7 +173,9 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         prepared=found.prepared,
         return_flag=found.return_flag,
         states_doc=found.states_doc,
-        adjoint=adjoint(graph, parts, found.adjoint, (k_chunks, v_chunks), _token_lines(graph, parts))
+        adjoint=adjoint(
+            graph, parts, found.adjoint, (k_chunks, v_chunks), _token_lines(graph, parts), kind_of(graph)
+        )
         if found.adjoint
         else None,
         adjoint_face=found.adjoint,

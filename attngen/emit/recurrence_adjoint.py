@@ -13,7 +13,9 @@ from attngen.emit.records_recurrence import (
     AdjointSide,
     ChunkProducts,
     ColumnChunk,
+    DeltaAdjoint,
     ReadProduct,
+    Term,
     Tile,
 )
 from attngen.emit.recurrence_adjoint_rows import (
@@ -39,10 +41,11 @@ def adjoint(
     faces: AdjointFaces,
     columns: tuple[tuple[ColumnChunk, ...], tuple[ColumnChunk, ...]],
     token_lines: tuple[str, ...],
+    kind: type[Reads],
 ) -> Adjoint:
     """Return the backward of a scheduled graph; ``columns`` are those of keys and of values."""
-    made = _Reads(graph, parts, *columns)
-    heads = parts.heads_together
+    made = kind(graph, parts, *columns)
+    reads = tuple(map(made.with_bases, made.reads(faces)))
     return Adjoint(
         out=faces.out,
         out_sums=tuple(made.out_sums()),
@@ -57,12 +60,17 @@ def adjoint(
         dinit_place="place" if parts.states_axes[-1] != "K" else f"e * {parts.k.columns} + d",
         pairs=made.value_products(faces.pairs),
         sides=made.sides(faces),
-        reads=tuple(map(made.with_bases, made.reads(faces))),
-        launched=launched(parts, faces, {"queries": heads, "keys": heads}),
+        delta=made.delta(faces),
+        early=tuple(map(made.with_bases, made.early(faces))),
+        reads=reads,
+        launched=launched(parts, faces, reads),
         tokens=faces.tokens,
         of_decays=made.of_decays and not parts.has_rows,
         of_columns=parts.has_rows,
-        of_both=text_of(_map(graph, "of_both").expr, {"s": "of_queries_tile", "of_keys": "of_keys_tile"})
+        of_both=text_of(
+            _map(graph, "of_both").expr,
+            {"s": "of_queries_tile", **{o: f"{o}_tile" for o in ("of_keys", "of_erased")}},
+        )
         if made.of_decays
         else "",
         token_lines=(*_but_decays(token_lines, parts), *_token_lines(graph, parts)) if made.of_decays else (),
@@ -90,8 +98,8 @@ def _place(graph: Graph, parts: Parts, stride: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reads:
-    """The kernels that read, of one graph."""
+class Reads:
+    """The kernels that read, of one graph; those of a delta rule are a kind of their own."""
 
     graph: Graph
     parts: Parts
@@ -102,6 +110,21 @@ class _Reads:
     def of_decays(self) -> bool:
         """Whether a gradient of decays is asked for."""
         return "of_both" in self.graph.nodes
+
+    def delta(self, faces: AdjointFaces) -> DeltaAdjoint | None:
+        """What a delta rule has besides."""
+        return None
+
+    def early(self, faces: AdjointFaces) -> tuple[AdjointRead, ...]:
+        """The kernels before the scan over chunks."""
+        return ()
+
+    def reads(self, faces: AdjointFaces) -> tuple[AdjointRead, ...]:
+        """The kernels after it."""
+        values = self.values(faces.values)
+        if self.parts.has_rows:
+            return (values,)
+        return (self.queries(faces.queries), self.keys(faces.keys), values)
 
     # ---- tiles
 
@@ -119,7 +142,7 @@ class _Reads:
                 "k": f"stride_{parts.k.operand}t",
                 "v": f"stride_{parts.v.operand}t",
                 "dread": f"num_heads * {parts.read_columns}",
-            }[which]
+            }.get(which, f"stride_{which}t")
             lines: tuple[str, ...] = ()
             if which == "q":
                 limit = chunk.loaded.removeprefix(" & ") if role != "summed" else ""
@@ -222,12 +245,6 @@ class _Reads:
 
     # ---- the three kernels
 
-    def reads(self, faces: AdjointFaces) -> tuple[AdjointRead, ...]:
-        values = self.values(faces.values)
-        return (
-            (values,) if self.parts.has_rows else (self.queries(faces.queries), self.keys(faces.keys), values)
-        )
-
     def queries(self, face: KernelFace) -> AdjointRead:
         query, summed = self._tiles("dread", "query"), self._tiles("k", "summed")
         heads = self.parts.heads_together
@@ -238,6 +255,7 @@ class _Reads:
             partner=self._meeting(query, self._tiles("v", "partner")),
             summed=summed,
             bases=self._bases("q", "k", "v", "dread"),
+            strict=self.of_decays,
         )
         own = self.parts.q.operand
         return replace(read, **self._sides(own, "q", "of_queries", heads))
@@ -271,13 +289,15 @@ class _Reads:
             written=False,
         )
         finish, stores = tuple(self._finish_values()), tuple(self._store_values())
-        stored = f"pairs_base + n[None, :] * {self.parts.chunk} + m[:, None]" if shared else ""
+        (term,) = read.terms
+        if shared:
+            term = replace(term, stored_pairs=f"pairs_base + n[None, :] * {self.parts.chunk} + m[:, None]")
         group = self.parts.group
         base = f"pairs_base = pairs + (slot.to(tl.int64) * (num_heads // {group}) + h // {group}) * {self.parts.chunk**2}"
         return replace(
             read,
             io=f"{self.parts.k.operand}.dtype.element_ty" if self.parts.has_rows else read.io,
-            stored_pairs=stored,
+            terms=(term,),
             bases=(*read.bases, *([base] if shared else [])),
             finish=finish,
             stores=stores,
@@ -292,6 +312,7 @@ class _Reads:
         partner: tuple[Tile, ...],
         summed: tuple[Tile, ...],
         bases: tuple[str, ...],
+        strict: bool,
     ) -> AdjointRead:
         """Of the state before the chunk and of earlier tokens, which were written."""
         decays = self.parts.total is not None
@@ -305,7 +326,7 @@ class _Reads:
             "total_m = tl.load(total_base + m)",
             "edge = tl.load(total_base + start_m - 1, mask=start_m > 0, other=0.0)",
         )
-        earlier = f"n[None, :] {'<' if self.of_decays else '<='} m[:, None]"
+        earlier = f"n[None, :] {'<' if strict else '<='} m[:, None]"
         diagonal = (
             (
                 f'apart = tl.where({earlier}, total_m[:, None] - tl.load({late} + n)[None, :], float("-inf"))',
@@ -322,7 +343,7 @@ class _Reads:
             face=face,
             doc=doc,
             query=query,
-            partner=walked[0],
+            terms=(self._term(walked[0], walked[1], diagonal),),
             summed=walked[1],
             bases=bases,
             of_rows=(f"state_base = chunk_states + {_SLOT} * {self._size}", *(rows if decays else ())),
@@ -335,7 +356,6 @@ class _Reads:
             weight=weight,
             from_tile="tl.math.exp2(total_m - edge)" if decays else "",
             times_step=(),
-            diagonal=diagonal,
         )
 
     def _reversed(
@@ -357,24 +377,13 @@ class _Reads:
             "edge = tl.load(total_base + start_m + BLOCK_M - 1)",
             f"last = tl.load(total_base + {self.parts.chunk - 1})",
         )
-        strict = written and self.of_decays
-        later = f"(n[None, :] {'>' if strict else '>='} m[:, None]) & (n < length)[None, :]"
-        step = self._step("pairs_tile", "m", "[:, None]") if written else ()
-        diagonal = (
-            (
-                f'apart = tl.where({later}, tl.load(total_base + n)[None, :] - own_m[:, None], float("-inf"))',
-                "pairs_tile = pairs_tile * tl.math.exp2(apart)",
-                *step,
-            )
-            if decays
-            else (f"pairs_tile = tl.where({later}, pairs_tile, 0.0)",)
-        )
+        diagonal = self._later(written=written, strict=written and self.of_decays)
         weight = "tl.math.exp2(tl.load(total_base + n) - edge)" if decays else "1.0"
         return self._read(
             face=face,
             doc=doc,
             query=query,
-            partner=partner,
+            terms=(self._term(partner, summed, diagonal),),
             summed=summed,
             bases=bases,
             of_rows=(f"state_base = chunk_adjoints + {_SLOT} * {self._size}", *(rows if decays else ())),
@@ -387,8 +396,21 @@ class _Reads:
             weight=(f"weight = tl.where(n < length, {weight}, 0.0)",),
             from_tile="tl.math.exp2(edge - own_m)" if decays else "",
             times_step=self._step("from_tile", "m", "") if written else (),
-            diagonal=diagonal,
         )
+
+    def _term(
+        self, partner: tuple[Tile, ...], summed: tuple[Tile, ...], diagonal: tuple[str, ...], signed: str = ""
+    ) -> Term:
+        return Term(partner=partner, stored_pairs="", signed=signed, summed=summed, diagonal=diagonal)
+
+    def _later(self, *, written: bool, strict: bool) -> tuple[str, ...]:
+        """Products with later tokens of the tile, those of the token itself too if not `strict`."""
+        later = f"(n[None, :] {'>' if strict else '>='} m[:, None]) & (n < length)[None, :]"
+        if self.parts.total is None:
+            return (f"pairs_tile = tl.where({later}, pairs_tile, 0.0)",)
+        step = self._step("pairs_tile", "m", "[:, None]") if written else ()
+        apart = f'tl.where({later}, tl.load(total_base + n)[None, :] - own_m[:, None], float("-inf"))'
+        return (f"apart = {apart}", "pairs_tile = pairs_tile * tl.math.exp2(apart)", *step)
 
     def _read(self, **given: object) -> AdjointRead:
         fixed = {
@@ -396,7 +418,6 @@ class _Reads:
             "sums_heads": False,
             "io": f"{self.parts.first}.dtype.element_ty",
             "precision": self.parts.contract.precision,
-            "stored_pairs": "",
             "of_state": (),
             "within": (),
             "finish": (),
@@ -458,6 +479,8 @@ class _Reads:
             lines += self._own_token(which)
         elif node:
             lines += loads
+        if which == "k":
+            lines += self._erased()
         slope = self.graph.nodes.get(f"d{load.operand}")
         if node and isinstance(slope, Map):
             lines += [
@@ -484,6 +507,10 @@ class _Reads:
             "finish": tuple(lines),
             "stores": tuple(stores),
         }
+
+    def _erased(self) -> Iterator[str]:
+        """What else the gradient of keys holds."""
+        return iter(())
 
     def _dots(self, node: Map | None, name: str) -> str:
         """Rows of queries or keys times rows of what was added up for them."""

@@ -9,6 +9,7 @@ from typing import Final
 from attngen.emit.faces import KernelFace
 from attngen.emit.records_recurrence import (
     AdjointFaces,
+    AdjointRead,
     AdjointSide,
     ChunkProducts,
     ColumnChunk,
@@ -250,19 +251,19 @@ def _finish(graph: Graph, parts: Parts, which: str) -> Iterator[str]:
     yield f"tl.store({at}, acc.to(d{tensor}.dtype.element_ty), mask=inside)"
 
 
-def launched(parts: Parts, faces: AdjointFaces, heads: dict[str, int]) -> tuple[Launched, ...]:
-    """The kernels that read for the backward, in order; ``heads`` share a program."""
+def launched(parts: Parts, faces: AdjointFaces, reads: tuple[AdjointRead, ...]) -> tuple[Launched, ...]:
+    """The kernels that read for the backward, in order."""
     rows = 'CHUNK // config["BLOCK_M"]'
-    found: list[Launched] = []
-    if faces.pairs is not None:
-        both = " * ".join(f'triton.cdiv(CHUNK, config["BLOCK_{x}"])' for x in "MN")
-        found.append(Launched(face=faces.pairs, programs=f"slots * num_heads * {both}"))
-    for name, face in (("queries", faces.queries), ("keys", faces.keys), ("values", faces.values)):
-        programs = f"slots * (num_heads // {heads.get(name, 1)}) * ({rows})"
-        if parts.has_rows and name != "values":
-            programs = f'slots * num_heads * ({rows}) * triton.cdiv({parts.k.columns}, config["BLOCK_N"])'
-        found.append(Launched(face=face, programs=programs))
-    if parts.has_rows:
-        columns = f'triton.cdiv({parts.k.columns}, config["BLOCK_M"])'
-        found.append(Launched(face=faces.tokens, programs=f"slots * num_heads * {columns}"))
-    return tuple(found)
+    found = [Launched(face=r.face, programs=f"slots * (num_heads // {r.heads}) * ({rows})") for r in reads]
+    if faces.pairs is None:
+        return tuple(found)
+    both = " * ".join(f'triton.cdiv(CHUNK, config["BLOCK_{x}"])' for x in "MN")
+    columns = {x: f'triton.cdiv({parts.k.columns}, config["BLOCK_{x}"])' for x in "MN"}
+    side = f"slots * num_heads * ({rows}) * {columns['N']}"
+    return (
+        Launched(face=faces.pairs, programs=f"slots * num_heads * {both}"),
+        Launched(face=faces.queries, programs=side),
+        Launched(face=faces.keys, programs=side),
+        *found,
+        Launched(face=faces.tokens, programs=f"slots * num_heads * {columns['M']}"),
+    )

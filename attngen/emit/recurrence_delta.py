@@ -2,25 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 
-from attngen.emit.records_recurrence import Block, BlockPair
+from attngen.emit.faces import KernelFace
+from attngen.emit.records_recurrence import Block, BlockPair, Solved
+from attngen.emit.recurrence_lines import text_of
 from attngen.emit.recurrence_parts import Parts
-from attngen.ir.expr import Expr
+from attngen.emit.rules import node_of
+from attngen.ir.graph import Graph
+from attngen.ir.nodes import Load, Map, Solve
 
-Text = Callable[[Expr, dict[str, str]], str]
+_BETA = "beta_base = beta + batch.to(tl.int64) * stride_beta_0 + first.to(tl.int64) * stride_beta_1 + h * stride_beta_2"
 
 
-def blocks(parts: Parts, text: Text) -> tuple[Block, ...]:
+def solved(parts: Parts, face: KernelFace) -> Solved:
+    """What tokens write and erase."""
+    return Solved(
+        face=face,
+        doc=(
+            '"""One program solves (I + A) x = beta r for the tokens of a chunk and head, to know what they write'
+            " and what they erase.",
+            "",
+            "A[m, n] = beta_m k_m^T k_n times the decay between, for n < m. `writes` has r = v; `erases` has r = k times"
+            " the decay since",
+            "the chunk began (arXiv:2406.06484, section 3). T, the inverse of I + A, is made in fp32 of blocks of 16:"
+            " those on the",
+            "diagonal row by row, then T_mn = -T_mm (sum of A_mj T_jn over n <= j < m).",
+            '"""',
+        ),
+        bases=(parts.base("k"), _value_base(parts.given.operand), _BETA),
+        values=parts.given.operand,
+        share=(),
+        of_values="writes",
+        of_keys="erases",
+        rows=blocks(parts),
+    )
+
+
+def solved_adjoint(graph: Graph, parts: Parts, face: KernelFace) -> Solved:
+    """Their adjoints: the same A, transposed, so that a block of the result needs those after it."""
+    made = {name: node_of(graph, name, Solve) for name in ("dwrites", "derases")}
+    given = node_of(graph, made["dwrites"].rhs, Load).operand
+    weight = made["derases"].weight
+    share: list[str] = []
+    if weight:
+        share.append(f"last = tl.load(total_base + {parts.chunk - 1})")
+        for row in range(parts.chunk // made["derases"].block):
+            value = text_of(node_of(graph, weight, Map).expr, {"s": f"(last - total_{row})"})
+            share.append(f"share_{row} = {value}")
+    return Solved(
+        face=face,
+        doc=(
+            '"""One program solves (I + A)^T x = r for the tokens of a chunk and head, with A as in `_solve`.',
+            "",
+            "`dwrites`, the gradients of what they write where none comes to the state after the chunk, has r = what the",
+            "chunk reads; `derases`, what they take of such a gradient, has r = k times the decay up to the chunk's end.",
+            '"""',
+        ),
+        bases=(parts.base("k"), _value_base(given), _BETA),
+        values=given,
+        share=tuple(share),
+        of_values="dwrites",
+        of_keys="derases",
+        rows=tuple(_transposed(blocks(parts), weighs=bool(weight))),
+    )
+
+
+def _value_base(tensor: str) -> str:
+    return (
+        f"v_base = {tensor} + batch.to(tl.int64) * stride_{tensor}b + first.to(tl.int64) * stride_{tensor}t"
+        f" + h * stride_{tensor}h"
+    )
+
+
+def _transposed(rows: tuple[Block, ...], *, weighs: bool) -> list[Block]:
+    """The last block first; of its column of T each block, as it meets the rows that this one weighs."""
+    found: list[Block] = []
+    for block in reversed(rows):
+        below = [pair for row in rows for pair in row.pairs if pair.column == block.index]
+        pairs = (
+            replace(
+                pair,
+                column=pair.row,
+                weigh_values=f"tl.trans(t_{pair.name})",
+                weigh_keys=f"(tl.trans(t_{pair.name}) * share_{pair.row}[None, :])"
+                if weighs
+                else f"tl.trans(t_{pair.name})",
+            )
+            for pair in reversed(below)
+        )
+        found.append(replace(block, pairs=tuple(pairs)))
+    return found
+
+
+def blocks(parts: Parts) -> tuple[Block, ...]:
     """The blocks of a chunk, each with its row of blocks of A and of T = (I + A)^-1."""
     if parts.solve is None:
         return ()
     size = parts.solve.block
-    return tuple(_block(parts, text, row, size) for row in range(parts.chunk // size))
+    return tuple(_block(parts, row, size) for row in range(parts.chunk // size))
 
 
-def _block(parts: Parts, text: Text, row: int, size: int) -> Block:
-    pairs = tuple(_pair(parts, text, row, column) for column in range(row + 1))
+def _block(parts: Parts, row: int, size: int) -> Block:
+    pairs = tuple(_pair(parts, row, column) for column in range(row + 1))
     return Block(
         index=row,
         tokens=f"{row * size} + r" if row else "r",
@@ -30,11 +114,11 @@ def _block(parts: Parts, text: Text, row: int, size: int) -> Block:
     )
 
 
-def _pair(parts: Parts, text: Text, row: int, column: int) -> BlockPair:
+def _pair(parts: Parts, row: int, column: int) -> BlockPair:
     name = f"{row}{column}"
     faded = f"beta_{column}"
     if parts.faded is not None:
-        faded = text(parts.faded.expr, {"s": faded, "total": f"total_{column}"})
+        faded = text_of(parts.faded.expr, {"s": faded, "total": f"total_{column}"})
     return BlockPair(
         name=name,
         row=row,

@@ -79,8 +79,8 @@ class Parts:
         if name == "dread":
             wide = self.read_columns
             return f"dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * {wide}) + h * {wide}"
-        load = {"q": self.q, "k": self.k, "v": self.v}[name]
-        tensor, group = load.operand, self.group_of(load)
+        load = {"q": self.q, "k": self.k, "v": self.v}.get(name)
+        tensor, group = (load.operand, self.group_of(load)) if load else (name, 1)
         head = "h" if group == 1 else f"h // {group}"
         return (
             f"{name}_base = {tensor} + batch.to(tl.int64) * stride_{tensor}b"

@@ -266,9 +266,10 @@ class Fold(Node):
 
     For decay, of the pairs (T, S), where a token's T multiplies the state by exp(``decay``) (per head, or per row of the
     state; '' is 1) and, with ``erase``, takes erase * element (element^T state) out of it; its S is the outer product of
-    element and value. Merging (T1, S1) and (T2, S2) gives (T2 T1, T2 S1 + S2); the state before the first token is ``init``.
-    In ``reverse`` the fold goes from the last token to the first: the state of a token is its own S and T of the next token
-    times that one's state, and after the last token it is ``init``.
+    element and value, times erase. Merging (T1, S1) and (T2, S2) gives (T2 T1, T2 S1 + S2); the state before the first token
+    is ``init``. In ``reverse`` the fold goes from the last token to the first: the state of a token is its own S and T of the
+    next token times that one's state, and after the last token it is ``init``. With ``along`` it is the adjoint of a fold
+    that erases: what leaves the state lies along that key, erase * along (along^T state), and no value is multiplied by erase.
 
     Scheduling fills the lower half: ``base`` of the exponential and the positive ``factor`` that multiplies the element inside
     it, the mask's plan, and where the fold is cut: into tiles inside a program; at level ``split`` also across programs,
@@ -277,14 +278,15 @@ class Fold(Node):
     the axis C of these, in the order ``scan``, gives the state before each of them. ``decay`` then counts from the start of a
     chunk up to each token, and so does ``late`` ('': it is ``decay``) up to each token that is written, less the logarithm
     of what multiplies its value. ``erase`` is then a row per token, and a chunk's T is exp(decay) less the outer products of
-    element and erase, each decayed to the chunk's end. The order is ``sequential`` where no T is ever made: a state goes
-    through the chunks, and each token's element^T (erase^T state) is taken out of it. At level
-    ``token`` the state goes from each token to the next in order.
+    element and erase, each decayed to the chunk's end; in reverse less those of ``along`` and erase, decayed to its start, and
+    its S is less those of ``along`` and ``taken``. The order is ``sequential`` where no T is ever made: a state goes through
+    the chunks, and each token's element^T (erase^T state) is taken out of it. At level ``token`` the state goes from each
+    token to the next in order.
     """
 
     kind: ClassVar[str] = "fold"
     OPERANDS: ClassVar[tuple[str, ...]] = (
-        "element", "value", "dropout", "captured", "decay", "late", "erase", "init",
+        "element", "value", "dropout", "captured", "decay", "late", "erase", "along", "taken", "init",
     )  # fmt: skip
     monoid: Monoid
     element: str
@@ -300,6 +302,8 @@ class Fold(Node):
     decay: str = ""
     late: str = ""
     erase: str = ""
+    along: str = ""
+    taken: str = ""
     init: str = ""
     reverse: bool = False
     precision: Literal["ieee", "tf32x3", "tf32"] = "ieee"
@@ -315,6 +319,11 @@ class Fold(Node):
         """A mask is a truth value; a cut fold has a plan, an order and a carrier; softmax alone has weights to drop."""
         _require(self.monoid == "softmax" or not self.dropout, "fold: only softmax has weights to drop")
         _require(self.monoid == "decay" or not self.erase, "fold: decay alone has a state to erase from")
+        _require(
+            bool(self.along) == (bool(self.erase) and self.reverse),
+            "fold: exactly what erases in reverse does so along another's key",
+        )
+        _require(not self.taken or bool(self.along and self.chunk), "fold: chunks alone have something taken")
         _require(
             self.monoid == "decay"
             or bool(self.prefix)
@@ -370,7 +379,8 @@ class Merge(Node):
 class Read(Node):
     """What queries see of the states of a decay fold: query^T state, of the state right after each token.
 
-    A query over the state's columns reads its rows: state query.
+    A query over the state's columns reads its rows: state query. With ``before``, of the state that each token finds: that
+    of the token before it (of the first, where the fold begins), decayed by this one.
 
     Of states of chunks (a fold in the order ``scan``), times the exponential of what ``decay`` and ``late`` (as in `Fold`) say
     of the decay between the token and where that state is.
@@ -382,12 +392,14 @@ class Read(Node):
     state: str
     decay: str = ""
     late: str = ""
+    before: bool = False
     axes: Axes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solve(Node):
-    """x of (I + A) x = weight * rhs, for each run of ``chunk`` tokens, counted from where a sequence begins.
+    """x of (I + A) x = weight * rhs, for each run of ``chunk`` tokens, counted from where a sequence begins; ``transposed``,
+    of (I + A)^T. Without a ``weight`` it is 1.
 
     A is strictly lower triangular: A[t, j] = scale_t exp(decay_t - decay_j) matrix[t, j] for j < t, the decay ('' is 0) counted
     from the start of the chunk. With the products of keys as ``matrix`` and beta as ``scale`` this is the WY form of a chunk of
@@ -400,8 +412,9 @@ class Solve(Node):
     matrix: str
     rhs: str
     scale: str
-    weight: str
+    weight: str = ""
     decay: str = ""
+    transposed: bool = False
     chunk: int
     block: int
     axes: Axes

@@ -213,6 +213,7 @@ class _Cut:
             value=self.tile(fold.value),
             decay=self.total,
             late="" if fold.reverse else self.late,
+            along=self.tile(fold.along) if fold.along else "",
             init="",
             axes=axes,
             **self.level("parallel", "buffer"),
@@ -244,7 +245,8 @@ class _Cut:
             over="K" if by_rows else self.axes(partner)[-1],
             axes=("B", "G" if grouped else "H", "L", "J"),
         )
-        others = ex.apply("ge" if fold.reverse else "le", symbol("j"), symbol("t"))
+        which = "ge" if fold.reverse else "lt" if node.before else "le"
+        others = ex.apply(which, symbol("j"), symbol("t"))
         self.nodes[f"{prefix}within"] = Fold(
             monoid="sum",
             element=f"{prefix}pairs",

@@ -10,6 +10,7 @@ from attngen.ir import expr as ex
 from attngen.ir.expr import Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Contract, Fold, Launch, Load, Map, Node, Read, Solve, Store
+from attngen.passes.chunk_delta_adjoint import GONE, adjoint_by_delta_rule
 from attngen.passes.chunk_rows import narrow_tiles, node_of
 from attngen.passes.schedules_recurrence import of_delta_scan, of_narrow_read, of_solve
 
@@ -42,7 +43,16 @@ def by_delta_rule(graph: Graph, beta: str) -> Graph:
     changed["fold"] = replace(fold, **in_order)
     changed["within"] = replace(within, value="written_tile")
     changed |= _launches(graph, changed, local.chunk)
-    return graph.with_nodes(changed).without({"chunk_states_kernel", "store_chunk_states"})
+    gone = {"chunk_states_kernel", "store_chunk_states"}
+    if "dfold" in graph.nodes:
+        changed |= adjoint_by_delta_rule(graph, {**graph.nodes, **changed}, _system(local, beta))
+        gone |= {*GONE} & {*graph.nodes}
+    return graph.with_nodes(changed).without(gone)
+
+
+def _system(local: Fold, beta: str) -> dict[str, Any]:
+    """What `Solve` nodes of a chunk have in common: A of I + A."""
+    return {"matrix": "alike", "scale": beta, "decay": local.decay, "chunk": local.chunk, "block": BLOCK}
 
 
 def _written(local: Fold, beta: str, axes: tuple[str, ...]) -> dict[str, Node]:
@@ -54,9 +64,7 @@ def _written(local: Fold, beta: str, axes: tuple[str, ...]) -> dict[str, Node]:
         faded = "faded"
         since = ex.apply("exp2", Symbol(total, "float"))
         found[faded] = Map(operand=beta, others=(total,), expr=ex.apply("mul", S, since), axes=TOKENS)
-    system: dict[str, Any] = {
-        "matrix": "alike", "scale": beta, "decay": total, "chunk": local.chunk, "block": BLOCK
-    }  # fmt: skip
+    system = _system(local, beta)
     found["writes"] = Solve(rhs=local.value, weight=beta, axes=axes, **system)
     found["erases"] = Solve(rhs=local.element, weight=faded, axes=(*TOKENS, "K"), **system)
     found["taken"] = Read(query="erases", state="fold", axes=axes)

@@ -6,7 +6,8 @@ and a the decay (in logarithms), the adjoint of reading y = q S of S_t = exp(a_t
     G_t = q_t dy_t + exp(a_(t+1)) G_(t+1),  dq = S dy,  dk = G v,  dv = k G,  da_t = da_(t+1) + q_t dq_t - k_t dk_t
 
 The last is <G_t, exp(a_t) S_(t-1)> without states per token; after the last token it is <dstates, S>. Where each row of a
-state has a decay of its own, so has each column of q dq, k dk and <dstates, S> (arXiv:2312.06635, section 4.4).
+state has a decay of its own, so has each column of q dq, k dk and <dstates, S> (arXiv:2312.06635, section 4.4). What a delta
+rule changes in that is in a file of its own.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from attngen.errors import PlanError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const, Expr, Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Contract, Domain, Finish, Fold, Input, Map, Merge, Node, Pad, Read, Slice
+from attngen.passes.differentiate_delta import erased_adjoints, erased_nodes
 
 S = Symbol("s", "float")
 TOKENS = ("B", "L", "H")
@@ -154,34 +155,42 @@ def _read(reverse: _Reverse, name: str, node: Read) -> None:
     """Reading is linear in queries and in states: see the top of this file."""
     fold = reverse.graph.nodes[node.state]
     assert isinstance(fold, Fold)
-    if fold.erase:
-        raise PlanError(
-            f"{reverse.graph.provenance.name}: grad: gradients of a delta rule are not in this version yet; leave grad out"
-        )
     reverse.give(node.query, Read(query=f"d{name}", state=node.state, axes=(*TOKENS, "K")), name)
     states = f"d{node.state}"
-    reverse.nodes[states] = replace(fold, element=node.query, value=f"d{name}", init="dstates", reverse=True)
+    along = fold.element if fold.erase else ""
+    reverse.nodes[states] = replace(
+        fold, element=node.query, value=f"d{name}", along=along, init="dstates", reverse=True
+    )
     reverse.parts[node.state] = [states]
 
 
 def _fold(reverse: _Reverse, name: str, node: Fold) -> None:
     """What the reversed fold leaves for keys, values, decays and the state before the first token."""
     value_axes = reverse.axes(node.value)
-    reverse.give(node.element, Read(query=node.value, state=f"d{name}", axes=(*TOKENS, "K")), name)
-    reverse.give(node.value, Read(query=node.element, state=f"d{name}", axes=value_axes), name)
+    if node.erase:
+        reverse.nodes |= erased_nodes(name, node)
+        for operand, adjoint in erased_adjoints(node).items():
+            reverse.give(operand, adjoint, name)
+    else:
+        reverse.give(node.element, Read(query=node.value, state=f"d{name}", axes=(*TOKENS, "K")), name)
+        reverse.give(node.value, Read(query=node.element, state=f"d{name}", axes=value_axes), name)
     init = reverse.axes(node.init)
     reverse.give(node.init, Finish(monoid="decay", operand=f"d{name}", result="states", axes=init), name)
     if not node.decay or not reverse.wanted(node.decay):
         return
     axes = reverse.axes(node.decay)
     (query,) = [r.query for _, r in reverse.graph.all(Read) if r.state == name]
-    each = {"queries": query, "keys": node.element}
-    for side, operand in each.items():
-        made = f"d{operand}"
+    each = {"queries": (query, f"d{query}"), "keys": (node.element, f"d{node.element}")}
+    if node.erase:
+        each["keys"] = (node.element, "dk_written")
+    for side, (operand, made) in each.items():
         made = f"{made}_each" if f"{made}_each" in reverse.nodes else made
         reverse.nodes[f"of_{side}"] = _products(operand, made, axes)
-    difference = ex.apply("sub", S, Symbol("of_keys", "float"))
-    reverse.nodes["of_both"] = Map(operand="of_queries", others=("of_keys",), expr=difference, axes=axes)
+    others = ("of_keys", "of_erased") if node.erase else ("of_keys",)
+    difference = S
+    for other in others:
+        difference = ex.apply("sub", difference, Symbol(other, "float"))
+    reverse.nodes["of_both"] = Map(operand="of_queries", others=others, expr=difference, axes=axes)
     rows = tuple(a for a in axes if a != "L")
     over = node.axes[-1] if "K" in rows else "K"
     reverse.nodes["edge"] = Contract(left="dstates", right="states", over=over, axes=rows)

@@ -197,6 +197,23 @@ def of_delta_scan(rows: int) -> Configs:
     return (("default", (_of(16, 16, 8, 1),)), cpu, *_in_half(_of(block, 16, 4, 2)))
 
 
+def of_delta_adjoint_scan(rows: int) -> Configs:
+    """Gradients of a delta rule's states, from chunk to chunk: ``block_m`` of their columns."""
+    found = dict(of_delta_scan(rows))
+    return tuple((found | dict(_in_half(_of(32 if rows <= 128 else 16, 16, 4, 1), ("sm_80/16",)))).items())
+
+
+def of_delta_adjoints(size: int, chunk: int) -> Configs:
+    """Gradients of queries and keys, and what tokens find, of states with at most ``size`` rows and columns: ``block_m``
+    tokens of a chunk."""
+    found = dict(of_narrow_read(size, chunk))
+    fits = 64 if size <= 128 else 32 if size <= 256 else 16
+    nvidia = _within(_of(fits, fits, 8, 1), chunk)
+    few = _within(_of(min(fits, 32), min(fits, 32), 8, 1), chunk)
+    found |= dict((*_in_half(nvidia, ("sm_90/16", "sm_100/16")), *_in_half(few, ("sm_80/16",))))
+    return tuple(found.items())
+
+
 def of_narrow_read(columns: int, chunk: int) -> Configs:
     """What is read, by tiles of at most 64 columns: ``block_m`` tokens of a chunk, fewer where each has many."""
     fits = 64 if columns <= 128 else 32 if columns <= 256 else 16

@@ -258,13 +258,15 @@ def _elements(run: _Run, node: Fold) -> Decay:
     own = own.expand(*keys.shape[:3], *own.shape[3:])
     if node.erase:
         beta = run.over(node.erase, ("B", "H", "L"))[..., None, None]
-        outer = keys[..., :, None] * keys[..., None, :]
+        along = run.over(node.along or node.element, ("B", "H", "L", "K"))
+        outer = along[..., :, None] * along[..., None, :]
         eye = torch.eye(keys.shape[-1], dtype=torch.float64)
         diagonal = own if own.shape[-2] == 1 else torch.diag_embed(own[..., 0])
-        own, values = (
-            _times(eye - beta * outer, eye * diagonal if own.shape[-2] == 1 else diagonal),
-            beta[..., 0] * values,
-        )
+        own = _times(eye - beta * outer, eye * diagonal if own.shape[-2] == 1 else diagonal)
+        if node.along:
+            own = own.transpose(-1, -2)
+        else:
+            values = beta[..., 0] * values
     return Decay(own, keys[..., :, None] * values[..., None, :])
 
 
@@ -314,21 +316,29 @@ def _by_chunk(run: _Run, node: Fold) -> list[Decay]:
         part = slice(first, first + node.chunk)
         total = since[:, :, part] if node.decay else torch.zeros(*keys.shape[:2], 1, 1, dtype=torch.float64)
         last = total[:, :, -1:]
-        own = _base(run, node)(last - (late[:, :, part] if node.decay else total)) * keys[:, :, part]
-        S = own.transpose(-1, -2) @ values[:, :, part]
+        faded = _base(run, node)(last - (late[:, :, part] if node.decay else total))
+        own = faded * keys[:, :, part]
+        added = own.transpose(-1, -2) @ values[:, :, part]
         whole = _between(run, node)[:, :, part][:, :, -1:] if node.decay else last
         kept = _base(run, node)(whole)[..., None]
         if node.erase:
             erase = run.over(node.erase, ("B", "H", "L", "K"))[:, :, part]
             eye = torch.eye(keys.shape[-1], dtype=torch.float64)
+            if node.along:
+                own = faded * run.over(node.along, ("B", "H", "L", "K"))[:, :, part]
+                taken = run.over(node.taken, ("B", "H", "L", node.axes[-1]))[:, :, part]
+                added = added - own.transpose(-1, -2) @ taken
             kept = kept * eye - (own.transpose(-1, -2) @ erase)[:, :, None]
-        found.append(Decay(kept, S[:, :, None]))
+        found.append(Decay(kept, added[:, :, None]))
     return found
 
 
 def _reversed(elements: Decay) -> Decay:
     """The elements from the last to the first, each with the T of the token after it (1 for the last)."""
-    shifted = torch.cat([elements.T[:, :, 1:], torch.ones_like(elements.T[:, :, :1])], 2)
+    one = torch.ones_like(elements.T[:, :, :1])
+    if one.shape[-1] > 1:
+        one = torch.eye(one.shape[-1], dtype=one.dtype).expand_as(one)
+    shifted = torch.cat([elements.T[:, :, 1:], one], 2)
     return Decay(shifted.flip(2), elements.S.flip(2))
 
 
@@ -431,6 +441,12 @@ def _through(run: _Run, name: str, states: States) -> Tensor:
     """What each chunk begins with, decayed to its end."""
     fold = run.graph.nodes[name]
     assert isinstance(fold, Fold)
+    local = run.graph.nodes[fold.element]
+    assert isinstance(local, Fold)
+    if local.erase:
+        total = _between(run, fold)
+        ends = [total[:, :, n : n + local.chunk][:, :, -1:] for n in range(0, total.shape[2], local.chunk)]
+        return states.at * torch.cat([total[:, :, :0], *map(_base(run, fold), ends)], 2)[..., None]
     parts: list[Decay] = run.values[fold.element]
     return torch.cat(
         [states.at[:, :, :0], *(_times(p.T, states.at[:, :, n : n + 1]) for n, p in enumerate(parts))], 2
@@ -448,10 +464,12 @@ def _decayed(run: _Run, node: Contract) -> Tensor:
 
 
 def _solve(run: _Run, node: Solve, _: Any) -> Tensor:
-    """Chunk by chunk, each by forward substitution."""
+    """Chunk by chunk, each by substitution."""
     matrix = run.over(node.matrix, ("B", "H", "L", "J"))
-    scale, weight = (run.over(name, ("B", "H", "L"))[..., None] for name in (node.scale, node.weight))
-    rhs = weight * run.over(node.rhs, ("B", "H", "L", node.axes[-1]))
+    scale = run.over(node.scale, ("B", "H", "L"))[..., None]
+    rhs = run.over(node.rhs, ("B", "H", "L", node.axes[-1]))
+    if node.weight:
+        rhs = run.over(node.weight, ("B", "H", "L"))[..., None] * rhs
     total = _between(run, node).expand(*rhs.shape[:3], 1)
     found = [rhs[:, :, :0]]
     for first in range(0, run.sizes["L"], node.chunk):
@@ -459,7 +477,11 @@ def _solve(run: _Run, node: Solve, _: Any) -> Tensor:
         since = total[:, :, part]
         apart = _base(run, node)((since - since.transpose(-1, -2)).clamp(max=0.0))
         lower = (scale[:, :, part] * matrix[:, :, part, part] * apart).tril(-1)
-        found.append(torch.linalg.solve_triangular(lower, rhs[:, :, part], upper=False, unitriangular=True))
+        system = lower.transpose(-1, -2) if node.transposed else lower
+        solved = torch.linalg.solve_triangular(
+            system, rhs[:, :, part], upper=node.transposed, unitriangular=True
+        )
+        found.append(solved)
     return torch.cat(found, 2).permute([("B", "H", "L", node.axes[-1]).index(a) for a in node.axes])
 
 
@@ -468,6 +490,10 @@ def _read(run: _Run, node: Read, _: Any) -> Tensor:
     fold = run.graph.nodes[node.state]
     assert isinstance(fold, Fold)
     own, each = run.axes(node.query)[-1], states.at
+    if node.before:
+        each = torch.cat([_start(run, fold), each], 2)[:, :, :-1]
+        if fold.decay:
+            each = _between(run, fold).exp()[..., None] * each
     if own != "K":
         each = each.transpose(-1, -2)
     query = run.over(node.query, ("B", "H", "L", own))

@@ -36,7 +36,10 @@ from attngen.emit.records_recurrence import (
     AdjointFaces,
     AdjointRead,
     Decode,
+    DeltaAdjoint,
     RecurrenceContext,
+    Solved,
+    Term,
     Tile,
 )
 from attngen.emit.render import environment, templates
@@ -105,10 +108,13 @@ def test_every_field_of_a_recurrence_is_used_and_exists():
         r"c\.adjoint": Adjoint,
         r"c\.adjoint_face": AdjointFaces,
         "decode": Decode,
+        r"c\.adjoint\.delta": DeltaAdjoint,
+        "s": Solved,
         "r": AdjointRead,
+        "term": Term,
         "tile": Tile,
     }
-    unprinted = {"adjoint_face": {"out", "states", "scan", "queries", "keys", "values", "tokens"}}
+    unprinted = {"adjoint_face": {"out", "states", "scan", "queries", "keys", "values", "tokens", "delta"}}
     for owner, record in owners.items():
         used = set(re.findall(rf"\b{owner}\.(\w+)", text))
         fields = {f.name for f in dataclasses.fields(record)}
