@@ -406,7 +406,7 @@ class Reads:
     def _later(self, *, written: bool, strict: bool) -> tuple[str, ...]:
         """Products with later tokens of the tile, those of the token itself too if not `strict`."""
         later = f"(n[None, :] {'>' if strict else '>='} m[:, None]) & (n < length)[None, :]"
-        if self.parts.total is None:
+        if self.parts.total is None or self.parts.has_rows:
             return (f"pairs_tile = tl.where({later}, pairs_tile, 0.0)",)
         step = self._step("pairs_tile", "m", "[:, None]") if written else ()
         apart = f'tl.where({later}, tl.load(total_base + n)[None, :] - own_m[:, None], float("-inf"))'
@@ -433,13 +433,14 @@ class Reads:
 
     def _bases_of_decays(self) -> Iterator[str]:
         parts = self.parts
-        for name, tensor, there in (
-            ("total", "total", parts.total),
-            ("late", "late", parts.late),
-            ("step", "step_of", parts.step),
+        columns = parts.k.columns if parts.has_rows else 1
+        for name, tensor, there, size in (
+            ("total", "total", parts.total, parts.chunk * columns),
+            ("late", "late", parts.late, parts.chunk),
+            ("step", "step_of", parts.step, parts.chunk),
         ):
             if there is not None:
-                yield f"{name}_base = {tensor} + {_SLOT} * {parts.chunk}"
+                yield f"{name}_base = {tensor} + {_SLOT} * {size}"
 
     @property
     def _size(self) -> int:
