@@ -408,4 +408,6 @@ def _place(graph: Graph, name: str, stride: str) -> str:
     node = graph.nodes[name]
     assert isinstance(node, Input)
     letters = {"K": "d"}
-    return " + ".join(f"{letters.get(a, 'e')}.to(tl.int64) * {stride}{n}" for n, a in enumerate(node.axes) if n > 1)
+    return " + ".join(
+        f"{letters.get(a, 'e')}.to(tl.int64) * {stride}{n}" for n, a in enumerate(node.axes) if n > 1
+    )
