@@ -15,6 +15,7 @@ from attngen.check.recurrence import Call, calls, check_call, make_inputs
 from attngen.errors import PlanError
 from attngen.generate import generate
 from attngen.inspect.report import KernelReport, inspect_modules
+from attngen.reference.oracle import reference
 from attngen.runtime.build import build
 from attngen.spec import Spec, load_spec
 
@@ -161,10 +162,37 @@ def test_without_grad_a_gradient_is_refused():
         run(build(spec, interpret=True), inputs).sum().backward()
 
 
-def test_a_feature_map_with_a_run_time_parameter_is_refused():
-    fields = {"heads": 2, "head_dim": 16, "params": {"slope": "float"}}
-    spec = spec_of(fields | {"recurrence": {"kind": "linear", "chunk": 16, "feature": "max(x, 0) * slope"}})
-    with pytest.raises(PlanError, match="slope is given at run time"):
+PARAMS = {"params": {"slope": "float", "shift": "int"}}
+FEATURE = {"chunk": 16, "feature": "exp(slope * min(x, 3)) + shift"}
+
+
+@pytest.mark.parametrize(
+    ("more", "grad"),
+    [
+        ({}, True),
+        ({"decay": "scalar", "normalise": True}, True),
+        ({"decay": "-slope * (h + 1)"}, True),
+        ({"decay": "vector"}, True),
+        ({"decay": "scalar", "transition": "delta"}, True),
+    ],
+)
+def test_feature_maps_read_run_time_parameters(more, grad):
+    fields = {"heads": 2, "head_dim": 16, **PARAMS}
+    spec = spec_of(fields | {"recurrence": {"kind": "linear", **FEATURE, **more}}, grad=grad)
+    module = build(spec, interpret=True)
+    call = Call(name="params", lengths=(21, 21), heads=2)
+    check_call(spec, module, call, "float32")
+    inputs = make_inputs(spec, call, torch.float32)
+    other = inputs | {"slope": 0.5, "shift": 0}
+    expected = reference(spec, **other)
+    assert max_error(run(module, inputs), expected) > 0.1 * size(expected)
+    assert max_error(run(module, other), expected) < 1e-5 * size(expected)
+
+
+def test_a_parameter_named_as_a_variable_of_kernels_is_refused():
+    fields = {"heads": 2, "head_dim": 16, "params": {"keys": "float"}}
+    spec = spec_of(fields | {"recurrence": {"kind": "linear", "chunk": 16, "feature": "max(x, 0) * keys"}})
+    with pytest.raises(PlanError, match="'keys'"):
         generate(spec)
 
 

@@ -6,7 +6,17 @@ from collections.abc import Iterator
 
 from attngen.emit.faces import KernelFace
 from attngen.emit.interface_delta import delta_buffers, delta_faces, keys_rows, scan_face
-from attngen.emit.interface_rows import LENGTHS, PACKED, SIZES, Rows, all_strides, face, precise, row_strides
+from attngen.emit.interface_rows import (
+    LENGTHS,
+    PACKED,
+    SIZES,
+    Rows,
+    all_strides,
+    face,
+    features,
+    precise,
+    row_strides,
+)
 from attngen.emit.records_recurrence import AdjointFaces
 from attngen.emit.recurrence_parts import Parts
 from attngen.ir.graph import Graph
@@ -108,6 +118,7 @@ class _Adjoint:
             ("chunk_adjoints", "*fp32", "chunk_adjoints"),
             *LENGTHS,
             *row_strides(self.q),
+            *features(self.parts),
             *HEADS,
             *SIZES,
         ]
@@ -157,7 +168,7 @@ class _Adjoint:
         rows += [
             (f"stride_d{tensor}{c}", "i32", f"d{tensor}_parts.stride({p})") for p, c in enumerate("pbth")
         ]
-        rows += HEADS + SIZES
+        rows += features(self.parts) + HEADS + SIZES
         return face(name, rows, [*precise(self.parts), PACKED, INDEX, *BLOCKS])
 
     def values(self) -> KernelFace:
@@ -171,6 +182,7 @@ class _Adjoint:
         rows += [("dstep_value", "*fp32", "dstep_value")] if mamba and self.of_decays else []
         rows += LENGTHS + row_strides(*own, *(["x"] if mamba else []), f"d{self.v}")
         rows += all_strides("D", self.inputs["D"]) if mamba else []
+        rows += features(self.parts)
         rows += HEADS + SIZES
         flags = [("HAS_D", "D is not None")] if mamba else []
         return face("_backward_values", rows, [*flags, *precise(self.parts), PACKED, INDEX, *BLOCKS])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from attngen.emit.faces import KernelFace
-from attngen.emit.interface_rows import LENGTHS, PACKED, SIZES, Rows, face, row_strides
+from attngen.emit.interface_rows import LENGTHS, PACKED, SIZES, Rows, face, features, row_strides
 from attngen.emit.recurrence_parts import Parts
 
 INDEX = ("ROW_INDEX", "row_index")
@@ -26,7 +26,7 @@ def _total(parts: Parts) -> Rows:
 def _writes(parts: Parts) -> KernelFace:
     q, k, made = parts.q.operand, parts.k.operand, "dwritten_within"
     rows: Rows = [(q, "*io", q), (k, "*io", k), ("dread", "*io", "dread"), *_total(parts)]
-    rows += [(made, "*io", made), *LENGTHS, *row_strides(q, k, made), *HEADS, *SIZES]
+    rows += [(made, "*io", made), *LENGTHS, *row_strides(q, k, made), *features(parts), *HEADS, *SIZES]
     return face("_backward_writes", rows, [PACKED, INDEX, *BLOCKS])
 
 
@@ -34,7 +34,7 @@ def _solve(parts: Parts) -> KernelFace:
     k, given = parts.k.operand, "dwritten_within"
     rows: Rows = [(k, "*io", k), (given, "*io", given), ("beta", "*fp32", "beta"), *_total(parts)]
     rows += [("dwrites", "*fp32", "dwrites"), ("derases", "*io", "derases")]
-    rows += [*LENGTHS, *row_strides(k, given), *BETA, *HEADS, *SIZES]
+    rows += [*LENGTHS, *row_strides(k, given), *BETA, *features(parts), *HEADS, *SIZES]
     return face("_backward_solve", rows, [PACKED, INDEX])
 
 
@@ -46,7 +46,7 @@ def _found(parts: Parts, *, of_decays: bool) -> KernelFace:
     rows += [("of_erased", "*fp32", "of_erased")] * of_decays
     rows += [*LENGTHS, *row_strides(k, value, v, f"d{v}"), *BETA]
     rows += [(f"stride_dbeta_{p}", "i32", f"dbeta.stride({p})") for p in range(3)]
-    return face("_backward_found", [*rows, *HEADS, *SIZES], [PACKED, INDEX, *BLOCKS])
+    return face("_backward_found", [*rows, *features(parts), *HEADS, *SIZES], [PACKED, INDEX, *BLOCKS])
 
 
 def keys_rows(parts: Parts) -> tuple[Rows, Rows]:
@@ -67,7 +67,7 @@ def scan_face(parts: Parts, *, of_decays: bool) -> KernelFace:
     rows += [(v, "*io", v), (made, "*io", made), *LENGTHS, *row_strides(q, k, made), *BETA]
     rows += [(f"stride_dstates_{p}", "i32", f"_stride(dstates, {p})") for p in range(4)]
     flags = [("HAS_DSTATES", "dstates is not None"), PACKED, INDEX, BLOCKS[0]]
-    return face("_adjoint_scan", [*rows, *HEADS, *SIZES[1:]], flags)
+    return face("_adjoint_scan", [*rows, *features(parts), *HEADS, *SIZES[1:]], flags)
 
 
 def delta_buffers(parts: Parts, *, of_decays: bool) -> Iterator[str]:

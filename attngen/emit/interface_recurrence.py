@@ -8,7 +8,17 @@ from typing import Any, Final
 from attngen.emit.decode_parts import DecodeParts, find_decode
 from attngen.emit.faces import KernelFace
 from attngen.emit.interface_adjoint import adjoint_faces
-from attngen.emit.interface_rows import LENGTHS, PACKED, SIZES, Rows, all_strides, face, precise, row_strides
+from attngen.emit.interface_rows import (
+    LENGTHS,
+    PACKED,
+    SIZES,
+    Rows,
+    all_strides,
+    face,
+    features,
+    precise,
+    row_strides,
+)
 from attngen.emit.records_recurrence import AdjointFaces, TensorArgument
 from attngen.emit.recurrence_parts import Parts, inputs_of
 from attngen.errors import InternalError
@@ -153,7 +163,7 @@ def _is_of_tokens(name: str, node: Input, parts: Parts) -> bool:
 def _states(parts: Parts) -> KernelFace:
     k, v = parts.k.operand, parts.v.operand
     rows: Rows = [(k, "*io", k), (v, "*io", v), *_common(parts), ("chunk_states", "*fp32", "chunk_states")]
-    rows += LENGTHS + row_strides(k, v) + _HEADS + SIZES
+    rows += LENGTHS + row_strides(k, v) + features(parts) + _HEADS + SIZES
     return face(
         "_chunk_states",
         rows,
@@ -165,7 +175,7 @@ def _solve(parts: Parts) -> KernelFace:
     rows: Rows = [("k", "*io", "k"), ("v", "*io", "v"), ("beta", "*fp32", "beta"), *_common(parts)]
     rows += [("writes", "*fp32", "writes"), ("erases", "*io", "erases"), *LENGTHS, *row_strides("k", "v")]
     rows += [(f"stride_beta_{p}", "i32", f"_stride(beta, {p})") for p in range(3)]
-    return face("_solve", [*rows, *_HEADS, *SIZES], [PACKED, ("ROW_INDEX", "row_index")])
+    return face("_solve", [*rows, *features(parts), *_HEADS, *SIZES], [PACKED, ("ROW_INDEX", "row_index")])
 
 
 def _delta_scan(parts: Parts) -> KernelFace:
@@ -174,7 +184,7 @@ def _delta_scan(parts: Parts) -> KernelFace:
     rows += [(parts.init, "*fp32", parts.init), ("states", "*fp32", "states"), *LENGTHS, *row_strides("k")]
     rows += [(f"stride_init_{p}", "i32", f"_stride({parts.init}, {p})") for p in range(4)]
     flags = [("HAS_INIT", f"{parts.init} is not None"), PACKED, ("ROW_INDEX", "row_index")]
-    return face("_scan", [*rows, *_HEADS, *SIZES[1:]], [*flags, ("BLOCK_M", "")])
+    return face("_scan", [*rows, *features(parts), *_HEADS, *SIZES[1:]], [*flags, ("BLOCK_M", "")])
 
 
 def _scan(parts: Parts, inputs: dict[str, Input]) -> KernelFace:
@@ -193,6 +203,7 @@ def _scan(parts: Parts, inputs: dict[str, Input]) -> KernelFace:
 def _pairs(parts: Parts) -> KernelFace:
     q, k = parts.q.operand, parts.k.operand
     rows: Rows = [(q, "*io", q), (k, "*io", k), ("pairs", "*io", "pairs"), *LENGTHS, *row_strides(q, k)]
+    rows += features(parts)
     if parts.has_rows:
         rows = [*_common(parts), *rows, *_HEADS, *SIZES]
     else:
@@ -218,7 +229,7 @@ def _read(graph: Graph, parts: Parts, inputs: dict[str, Input]) -> KernelFace:
         ]
         rows += given if inputs[n].optional else row_strides(n)
     rows += [row for n in extra for row in all_strides(n, inputs[n])]
-    rows += [(n, "fp32", n) for n in scalars] + _HEADS + SIZES
+    rows += [(n, "fp32", n) for n in scalars] + features(parts) + _HEADS + SIZES
     flags = [(f"HAS_{n.upper()}", f"{n} is not None") for n in (*extra, *tensors) if inputs[n].optional]
     flags += [("RAW", "False")] if parts.needs_raw else []
     return face(

@@ -40,6 +40,11 @@ def all_strides(name: str, node: Input) -> Rows:
     return [(f"stride_{name}_{p}", "i32", f"_stride({name}, {p})") for p in range(len(node.axes))]
 
 
+def features(parts: Parts) -> Rows:
+    """Run-time numbers that feature maps read."""
+    return [(name, kind, name) for name, kind in parts.feature_params]
+
+
 def precise(parts: Parts) -> list[tuple[str, str]]:
     """The flag of kernels that do otherwise with fp32 tensors."""
     return [("PRECISE", f"{parts.first}.dtype == torch.float32")] if parts.late else []

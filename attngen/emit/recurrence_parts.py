@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from attngen.emit.rules import node_of
 from attngen.errors import InternalError
+from attngen.ir import expr as ex
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Contract, Finish, Fold, Input, Launch, Load, Map, Merge, Node, Pad, Read, Solve
 
@@ -30,6 +32,9 @@ class Parts:
     given: Load  # what the caller gives
     query_map: Map | None
     key_map: Map | None
+    feature_params: tuple[
+        tuple[str, str], ...
+    ]  # run-time numbers that the two read, and their types in kernels
     wide: int  # columns of a state
     k_spans: tuple[tuple[int, int], ...]
     v_spans: tuple[tuple[int, int], ...]
@@ -124,6 +129,7 @@ def find_parts(graph: Graph) -> Parts:
         given=_tile(graph, solve.rhs)[0] if solve else v,
         query_map=query_map,
         key_map=key_map,
+        feature_params=tuple(_params(graph, query_map, key_map)),
         wide=wide,
         k_spans=k.chunks,
         v_spans=spans,
@@ -150,6 +156,14 @@ def _tile(graph: Graph, name: str) -> tuple[Load, Map | None]:
         if isinstance(below, Load):
             return below, node if isinstance(node, Map) else None
     raise InternalError(f"{graph.provenance.name}: the templates need: {name} is a map of a load")
+
+
+def _params(graph: Graph, *maps: Map | None) -> Iterator[tuple[str, str]]:
+    """The run-time numbers that maps read."""
+    read = {name for node in maps if node for name in ex.symbols(node.expr)}
+    for name, node in graph.all(Input):
+        if node.role == "scalar" and name in read:
+            yield name, "fp32" if node.dtype == "float32" else "i32"
 
 
 def _epilogue(graph: Graph) -> tuple[tuple[str, Map | Finish], ...]:

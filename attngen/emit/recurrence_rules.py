@@ -75,6 +75,11 @@ class Shape:
         """How a fold of chunks is cut."""
         return {"level": "chunk", "order": order, "carrier": carrier, "chunk": self.chunk}
 
+    @property
+    def raw_keys(self) -> str:
+        """Keys as products of whole rows read them."""
+        return self.raw(self.keys)
+
     def raw(self, name: str) -> str:
         """What a tile is brought in of; other nodes are themselves."""
         node = self.graph.nodes.get(name)
@@ -243,11 +248,20 @@ def final_axes(s: Shape) -> tuple[str, ...]:
 
 
 def reads(
-    s: Shape, name: str, query: str, partner: str, summed: str, state: str, *, columns: str = ""
+    s: Shape,
+    name: str,
+    query: str,
+    partner: str,
+    summed: str,
+    state: str,
+    *,
+    columns: str = "",
+    only_within: bool = False,
+    order: str = "",
 ) -> Found:
     """What is read of a chunk's state and of its other tokens: queries meet partners, and add up what is summed.
 
-    ``columns`` is the axis that queries share with partners.
+    ``columns`` is the axis that queries share with partners; ``order`` compares another token with the reader.
     """
     forward = name == "read"
     prefix = "" if forward else f"{name}_"
@@ -255,6 +269,7 @@ def reads(
     written = s.read_values in (query, partner, summed)
     axes = (*TOKENS, "K" if along != "K" else s.wide)
     by_rows = s.rows and along == "K"
+    later: dict[str, Any] = {"reverse": True} if by_rows and reverse else {}
     heads = s.heads if along == "K" else "H"
     yield (
         f"{prefix}pairs",
@@ -266,9 +281,10 @@ def reads(
             over=along,
             axes=("B", heads, "L", "J"),
             precision=s.precision,
+            **later,
         ),
     )
-    others = ex.apply("ge" if reverse else "le", symbol("j"), symbol("t"))
+    others = ex.apply(order or ("ge" if reverse else "le"), symbol("j"), symbol("t"))
     yield (
         f"{prefix}within",
         rule(
@@ -286,6 +302,8 @@ def reads(
             **s.cut("sequential", "register"),
         ),
     )
+    if only_within:
+        return
     late = s.late if written and reverse else ""
     yield f"{prefix}across", rule(Read, query=query, state=state, decay=s.total, late=late, axes=axes)
     yield name, rule(Merge, monoid="sum", left=f"{prefix}across", right=f"{prefix}within", axes=axes)
@@ -330,16 +348,16 @@ def _kernels(s: Shape) -> Iterator[tuple[str, Stored, str, tuple[str, ...]]]:
     yield "kernel", [("out", "io")], "L", heads
 
 
-def kernel(graph: Graph, name: str, stored: Stored, tile_axis: str, programs: tuple[str, ...]) -> Found:
+def kernel(
+    graph: Graph, name: str, stored: Stored, tile_axis: str, programs: tuple[str, ...], across: str = ""
+) -> Found:
     """A launch over chunks, and its stores."""
     for node, dtype in stored:
         axes = getattr(graph.nodes.get(node), "axes", ())
         yield f"store_{node}", rule(Store, operand=node, name=node, dtype=dtype, axes=axes)
     stores = tuple(f"store_{node}" for node, _ in stored)
-    yield (
-        name,
-        rule(Launch, "configs", stores=stores, rows="chunks", tile_axis=tile_axis, program_axes=programs),
-    )
+    owned = {"tile_axis": tile_axis, "across": across, "program_axes": programs}
+    yield name, rule(Launch, "configs", stores=stores, rows="chunks", **owned)
 
 
 def inputs_of_gradients(s: Shape) -> Found:

@@ -11,7 +11,6 @@ from attngen.emit.recurrence_rules import (
     Found,
     S,
     Shape,
-    Stored,
     final_axes,
     fp32,
     inputs_of_gradients,
@@ -21,9 +20,10 @@ from attngen.emit.recurrence_rules import (
     scan,
     states_of_chunks,
 )
+from attngen.emit.recurrence_rules_delta import delta_kernels, delta_rules
 from attngen.emit.rules import Rule, rule
 from attngen.ir.expr import Const, Symbol
-from attngen.ir.nodes import Contract, Domain, Finish, Fold, Map, Merge, Pad, Slice
+from attngen.ir.nodes import Contract, Domain, Finish, Fold, Launch, Map, Merge, Pad, Slice, Store
 
 ALL: Final = Domain(size=Symbol("all"))
 
@@ -35,17 +35,21 @@ def adjoint_rules(s: Shape) -> Found:
     yield from inputs_of_gradients(s)
     yield from _read_adjoint(s)
     dread = "dread"
-    parallel = s.cut("parallel", "buffer")
-    yield "chunk_adjoints", states_of_chunks(s, s.queries, dread, reverse=True, **parallel)
+    local = s.cut("sequential", "register") if s.delta else s.cut("parallel", "buffer")
+    erased = {"erase": "derases", "along": "weighed", "taken": "dwrites"} if s.delta else {}
+    yield "chunk_adjoints", states_of_chunks(s, s.queries, dread, reverse=True, **erased, **local)
     yield "dfold", scan(s, "chunk_adjoints", "dstates", reverse=True)
     yield f"d{s.init}", rule(Finish, monoid="decay", operand="dfold", result="states", axes=final_axes(s))
     queries, keys = _each(s, s.queries), _each(s, s.keys)
     wide = s.wide
     yield from reads(s, queries, dread, s.read_values, s.keys, "fold", columns=wide)
-    yield from reads(s, keys, s.read_values, dread, s.queries, "dfold", columns=wide)
     yield from _rows(s, s.queries)
     yield from _rows(s, s.keys)
-    yield from _values(s)
+    if s.delta:
+        yield from delta_rules(s, keys)
+    else:
+        yield from reads(s, keys, s.read_values, dread, s.queries, "dfold", columns=wide)
+        yield from _values(s)
     if "of_both" in s.graph.nodes:
         yield from _decays(s, queries, keys)
         if s.mamba:
@@ -121,21 +125,23 @@ def _values(s: Shape) -> Found:
 
 def _decays(s: Shape, queries: str, keys: str) -> Found:
     q, k = s.raw(s.queries), s.raw(s.keys)
+    axes = (*TOKENS, "K") if s.rows else TOKENS
+    keys = "dk_written" if s.delta else keys
     read = {"of_queries": (q, queries), "of_keys": (k, f"{keys}_within"), "of_states": (k, f"{keys}_across")}
     for name, (left, right) in read.items():
-        yield name, rule(Contract, left=left, right=right, over="K", axes=TOKENS)
-    yield "edges", rule(Contract, left="dfold", right="fold", over="K", axes=OF_CHUNKS)
-    yield from s.maps("of_both", ["of_keys"], operand="of_queries")
-    total = f"d{s.decay}"
-    along: dict[str, Any] = {
-        "axis": "L",
-        "domain": TOKEN_DOMAIN,
-        "axes": TOKENS,
-        **s.cut("sequential", "buffer"),
-    }
+        if s.rows:
+            yield from s.maps(name, [right], operand=left, axes=axes)
+        else:
+            yield name, rule(Contract, left=left, right=right, over="K", axes=axes)
+    over, of_edges = (s.wide, (*OF_CHUNKS, "K")) if s.rows else ("K", OF_CHUNKS)
+    yield "edges", rule(Contract, left="dfold", right="fold", over=over, axes=of_edges)
+    others = ["of_keys", *(["of_erased"] if s.delta else [])]
+    yield from s.maps("of_both", others, operand="of_queries", axes=axes)
+    total, cut = f"d{s.decay}", s.cut("sequential", "buffer")
+    along: dict[str, Any] = {"axis": "L", "domain": TOKEN_DOMAIN, "axes": axes, **cut}
     yield f"{total}_within", rule(Fold, monoid="sum", element="of_both", prefix="i+1", reverse=True, **along)
     yield f"{total}_across", rule(Fold, monoid="sum", element="of_states", prefix="i", init="edges", **along)
-    yield total, rule(Merge, monoid="sum", left=f"{total}_within", right=f"{total}_across", axes=TOKENS)
+    yield total, rule(Merge, monoid="sum", left=f"{total}_within", right=f"{total}_across", axes=axes)
 
 
 def _steps(s: Shape) -> Found:
@@ -161,15 +167,28 @@ def _kernels(s: Shape) -> Found:
     decays, heads, mamba = "of_both" in s.graph.nodes, ("C", "H"), s.mamba
     of_out = [("dread", "io"), *([("dz", "io"), *fp32("dD")] if mamba else [])]
     of_tokens = fp32("ddt", "dA", "ddt_bias") if mamba else fp32(f"d{s.decay}")
-    table: list[tuple[str, Stored, str, tuple[str, ...]]] = [
-        ("out_adjoint_kernel", of_out, "L", heads),
-        ("chunk_adjoints_kernel", fp32("chunk_adjoints"), "K", heads),
-        ("adjoint_scan_kernel", fp32("dfold", f"d{s.init}", "edges" * decays), "K", ("B", "H")),
-        ("queries_kernel", [(q, "io"), *fp32("of_queries" * decays)], "L", heads),
-        ("keys_kernel", [(k, "io"), *fp32("of_keys" * decays, "of_states" * decays)], "L", heads),
-        ("values_kernel", [(v, "io"), *fp32("dstep_value" * (mamba and decays))], "L", heads),
-    ]
-    if decays:
-        table.append(("tokens_kernel", of_tokens, "H", ("C",)))
-    for name, stored, tile_axis, programs in table:
-        yield from kernel(s.graph, name, stored, tile_axis, programs)
+    edges = "edges" * (decays and not s.rows)
+    of_keys = [(k, "io"), *fp32("of_keys" * decays, "of_states" * decays)]
+    across = "K" * s.rows
+    yield from kernel(s.graph, "out_adjoint_kernel", of_out, "L", heads)
+    of_queries = [(q, "io"), *fp32("of_queries" * decays)]
+    yield from kernel(s.graph, "queries_kernel", of_queries, "L", heads, across)
+    yield from kernel(s.graph, "keys_kernel", of_keys, "L", heads, across)
+    scanned = fp32("dfold", f"d{s.init}", edges)
+    if s.delta:
+        scanned += [("dwritten", "io"), ("dv", "io")]
+        yield from delta_kernels(s)
+    else:
+        yield from kernel(s.graph, "chunk_adjoints_kernel", fp32("chunk_adjoints"), "K", heads)
+        of_values = [(v, "io"), *fp32("dstep_value" * (mamba and decays))]
+        yield from kernel(s.graph, "values_kernel", of_values, "L", heads)
+    yield from kernel(s.graph, "adjoint_scan_kernel", scanned, "V" if s.delta else "K", ("B", "H"))
+    if decays and s.rows:
+        yield from kernel(s.graph, "tokens_kernel", of_tokens, "K", heads)
+    elif decays:
+        yield from kernel(s.graph, "tokens_kernel", of_tokens, "H", ("C",))
+    if s.rows:
+        name, axes = f"{_each(s, s.queries)}_pairs", ("B", "H", "L", "J")
+        yield "store_adjoint_pairs", rule(Store, operand=name, name="adjoint_pairs", dtype="io", axes=axes)
+        launch: dict[str, Any] = {"tile_axis": "L", "program_axes": heads, "rows": "chunks"}
+        yield "adjoint_pairs_kernel", rule(Launch, "configs", stores=("store_adjoint_pairs",), **launch)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from attngen.errors import PlanError
 from attngen.ir import expr as ex
 from attngen.ir.expr import Const, Expr, Symbol
 from attngen.ir.graph import name_taken
@@ -154,12 +153,6 @@ def _linear(spec: Spec, recurrence: Recurrence, nodes: dict[str, Node]) -> None:
     queries, keys = "q", "k"
     if recurrence.feature is not None:
         feature = _as_float(ex.substitute(lower(recurrence.feature, spec), {"x": S}))
-        given = sorted(ex.symbols(feature) - {"s"})
-        if given:
-            raise PlanError(
-                f"{spec.name}: recurrence.feature: {given[0]} is given at run time, which feature maps do not read;"
-                f" write its value under params"
-            )
         queries, keys = "queries", "keys"
         nodes[queries] = Map(operand="q", expr=feature, axes=(*TOKENS, "K"))
         nodes[keys] = Map(operand="k", expr=feature, axes=(*TOKENS, "K"))
