@@ -184,7 +184,7 @@ class Contract(Node):
     With ``decay``, which varies along that axis too, each product is multiplied by exp(decay of left - decay of right) before
     it is added, or by 1 where that is larger: right is a token no later than left, others are not read. Of two scans over
     chunks, the left in reverse, the products are of the states at the end of each chunk and those at its start, decayed
-    through the chunk.
+    through the chunk (of which nothing is erased).
     """
 
     kind: ClassVar[str] = "contract"
