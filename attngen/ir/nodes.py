@@ -185,7 +185,7 @@ class Contract(Node):
     it is added, or by 1 where that is larger: right is a token no later than left, others are not read. In ``reverse`` right is
     no earlier than left, and the decay that between the two from left to right. Of two scans over
     chunks, the left in reverse, the products are of the states at the end of each chunk and those at its start, decayed
-    through the chunk.
+    through the chunk (of which nothing is erased).
     """
 
     kind: ClassVar[str] = "contract"
