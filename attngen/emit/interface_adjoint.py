@@ -74,8 +74,9 @@ class _Adjoint:
 
     def common(self) -> Rows:
         parts = self.parts
-        names = [("total", parts.total), ("late", parts.late), ("step_of", parts.step)]
-        return [(name, "*fp32", name) for name, node in names if node is not None]
+        names = [("late", parts.late), ("step_of", parts.step)]
+        found: Rows = [("total", parts.total_type, "total")] if parts.total else []
+        return [*found, *((name, "*fp32", name) for name, node in names if node is not None)]
 
     def optional_rows(self, name: str) -> Rows:
         return [
@@ -100,7 +101,7 @@ class _Adjoint:
 
     def states(self) -> KernelFace:
         rows: Rows = [(self.q, "*io", self.q), ("dread", "*io", "dread")]
-        rows += [("total", "*fp32", "total")] if self.parts.total else []
+        rows += [("total", self.parts.total_type, "total")] if self.parts.total else []
         rows += [
             ("chunk_adjoints", "*fp32", "chunk_adjoints"),
             *LENGTHS,
@@ -113,7 +114,7 @@ class _Adjoint:
     def scan(self) -> KernelFace:
         rows: Rows = []
         if self.parts.total:
-            rows += [("total", "*fp32", "total")]
+            rows += [("total", self.parts.total_type, "total")]
         if self.of_decays and not self.parts.has_rows:
             rows += [(n, "*fp32", n) for n in ("chunk_states", "edges")]
         rows += [
@@ -173,8 +174,9 @@ class _Adjoint:
         if mamba:
             rows += [(n, "*fp32", n) for n in ("dt", "dt_bias", "A")]
         if self.parts.has_rows:
-            states = ("total", "chunk_states", "chunk_adjoints")
+            states = ("chunk_states", "chunk_adjoints")
             rows += [(n, "*fp32", n) for n in ("of_queries", "of_keys", "of_states", *states)]
+            rows.append(("total", self.parts.total_type, "total"))
         else:
             rows += [(n, "*fp32", n) for n in ("of_queries", "of_keys", "of_states", "edges")]
         rows += [(n, "*fp32", n) for n in (("dstep_value", "ddt", "dA", "ddt_bias") if mamba else ("dg",))]
@@ -207,7 +209,8 @@ class _Adjoint:
             yield "dz = None if z is None else new(z.shape, dtype=z.dtype, device=device)"
             yield f"dD = None if D is None else torch.zeros([slots, num_heads, {self.parts.v.columns}], {fp32})"
         if self.of_decays:
-            yield "of_queries, of_keys, of_states = (torch.empty_like(total) for _ in range(3))"
+            made = f"torch.empty(total.shape, {fp32})" if self.parts.has_rows else "torch.empty_like(total)"
+            yield f"of_queries, of_keys, of_states = ({made} for _ in range(3))"
         if self.parts.has_rows:
             yield f"adjoint_pairs = torch.empty([slots, num_heads, CHUNK, CHUNK], dtype={q}.dtype, device=device)"
         elif self.of_decays:

@@ -101,6 +101,7 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         has_total=parts.total is not None,
         has_decay=decays,
         has_rows=parts.has_rows,
+        left="_left" if parts.has_rows else "tl.math.exp2",
         erases=parts.solve is not None,
         has_step=steps,
         has_late=parts.late is not None,
