@@ -33,6 +33,7 @@ from attngen.ir import expr as ex
 from attngen.passes.pipeline import schedule
 from attngen.reference.interpreter_recurrence import interpret_recurrence
 from attngen.runtime.load import load_module
+from attngen.target.requests import requests
 
 NORMALISED: dict[str, Any] = {"feature": "elu(x) + 1", "normalise": True}
 
@@ -116,6 +117,15 @@ def test_an_edited_node_changes_graph_and_kernels(tmp_path):
         return graph.with_nodes({"total": replace(total, factor=ex.Const(0.2))})
 
     check_edited(spec, draw(spec, 37), edit, tmp_path)
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("float32", "*fp64"), ("bfloat16", "*fp32")])
+def test_sums_of_decays_are_compiled_as_they_are_launched(dtype, kind, tmp_path):
+    path = tmp_path / "recurrent.py"
+    path.write_text(generate(gla(16, grad=True)))
+    kinds = {r.kernel: r.signature["total"] for r in requests(path, "sm_90", dtype) if "total" in r.signature}
+    assert {"_totals", "_pairs", "_backward_queries", "_backward_tokens"} <= set(kinds)
+    assert set(kinds.values()) == {kind}
 
 
 def test_the_shape_of_g_is_checked():

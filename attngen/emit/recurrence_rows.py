@@ -40,7 +40,7 @@ def state_keys(parts: Parts, lines: tuple[str, ...]) -> tuple[str, ...]:
     if not parts.has_rows:
         return lines
     columns = parts.k.columns
-    mask = f", mask=(d < {columns})[None, :], other=0.0" if columns & (columns - 1) else ""
+    mask = f", mask=(d < {columns})[None, :], other=0.0" if columns & (columns - 1) or columns < 16 else ""
     sums = f"tl.load(total_base + n[:, None] * {columns} + d[None, :]{mask})"
     weighed = f"keys * _left(last[None, :] - {sums})"
     return (*lines, f"keys = ({weighed}).to({parts.k.operand}.dtype.element_ty)")
