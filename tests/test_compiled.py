@@ -73,6 +73,25 @@ def test_decays_per_column_and_delta_rules_have_no_spills(kind, dim, target, tmp
     ] == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("dims", [{"qk": 128, "v": 128}, {"qk": 256, "v": 512}], ids=["128", "gla-1.3B"])
+def test_gradients_of_decays_per_column_have_no_spills(dims, target, tmp_path):
+    path = tmp_path / "recurrent.py"
+    spec = {
+        "attngen": 1,
+        "name": "recurrent",
+        "heads": 4,
+        "head_dim": dims,
+        "dtype": "bfloat16",
+        "grad": True,
+    }
+    path.write_text(generate(load_spec({**spec, "recurrence": {"decay": "vector", "chunk": 64}})))
+    reports = compile_many(requests(path, target, "bfloat16"))
+    assert {"_adjoint_pairs", "_backward_queries", "_backward_keys"} <= {r.kernel for r in reports}
+    assert [(r.kernel, r.error, r.spill_bytes) for r in reports if r.spill_bytes or not r.ok] == []
+
+
 @pytest.mark.parametrize(("precision", "tf32"), [("ieee", False), ("tf32", True), ("tf32x3", True)])
 def test_fp32_products_have_the_precision_of_the_spec(precision, tf32, tmp_path):
     module = causal(64, tmp_path, dtype="float32", precision=precision)

@@ -87,8 +87,9 @@ class _Adjoint:
 
     def common(self) -> Rows:
         parts = self.parts
-        names = [("total", parts.total), ("late", parts.late), ("step_of", parts.step)]
-        return [(name, "*fp32", name) for name, node in names if node is not None]
+        names = [("late", parts.late), ("step_of", parts.step)]
+        found: Rows = [("total", parts.total_type, "total")] if parts.total else []
+        return [*found, *((name, "*fp32", name) for name, node in names if node is not None)]
 
     def optional_rows(self, name: str) -> Rows:
         return [
@@ -113,7 +114,7 @@ class _Adjoint:
 
     def states(self) -> KernelFace:
         rows: Rows = [(self.q, "*io", self.q), ("dread", "*io", "dread")]
-        rows += [("total", "*fp32", "total")] if self.parts.total else []
+        rows += [("total", self.parts.total_type, "total")] if self.parts.total else []
         rows += [
             ("chunk_adjoints", "*fp32", "chunk_adjoints"),
             *LENGTHS,
@@ -129,7 +130,7 @@ class _Adjoint:
             return scan_face(self.parts, of_decays=self.of_decays)
         rows: Rows = []
         if self.parts.total:
-            rows += [("total", "*fp32", "total")]
+            rows += [("total", self.parts.total_type, "total")]
         if self.of_decays and not self.parts.has_rows:
             rows += [(n, "*fp32", n) for n in ("chunk_states", "edges")]
         rows += [
@@ -193,8 +194,9 @@ class _Adjoint:
         if mamba:
             rows += [(n, "*fp32", n) for n in ("dt", "dt_bias", "A")]
         erased = ["of_erased"] if self.parts.solve else []
-        states = ("total", "chunk_states", "chunk_adjoints") if self.parts.has_rows else ("edges",)
+        states = ("chunk_states", "chunk_adjoints") if self.parts.has_rows else ("edges",)
         rows += [(n, "*fp32", n) for n in ("of_queries", "of_keys", *erased, "of_states", *states)]
+        rows += [("total", self.parts.total_type, "total")] if self.parts.has_rows else []
         rows += [(n, "*fp32", n) for n in (("dstep_value", "ddt", "dA", "ddt_bias") if mamba else ("dg",))]
         rows += LENGTHS
         made = ("dt", "dt_bias", "A") if mamba else ()
@@ -228,7 +230,8 @@ class _Adjoint:
             yield "dz = None if z is None else new(z.shape, dtype=z.dtype, device=device)"
             yield f"dD = None if D is None else torch.zeros([slots, num_heads, {self.parts.v.columns}], {fp32})"
         if self.of_decays:
-            yield "of_queries, of_keys, of_states = (torch.empty_like(total) for _ in range(3))"
+            made = f"torch.empty(total.shape, {fp32})" if self.parts.has_rows else "torch.empty_like(total)"
+            yield f"of_queries, of_keys, of_states = ({made} for _ in range(3))"
         if self.parts.has_rows:
             yield f"adjoint_pairs = torch.empty([slots, num_heads, CHUNK, CHUNK], dtype={q}.dtype, device=device)"
         elif self.of_decays:

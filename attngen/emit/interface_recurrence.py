@@ -132,8 +132,9 @@ def _backward(made: AdjointFaces) -> dict[str, KernelFace]:
 
 
 def _common(parts: Parts) -> Rows:
-    names = [("total", parts.total), ("late", parts.late), ("step_of", parts.step)]
-    return [(name, "*fp32", name) for name, node in names if node is not None]
+    names = [("late", parts.late), ("step_of", parts.step)]
+    found: Rows = [("total", parts.total_type, "total")] if parts.total else []
+    return [*found, *((name, "*fp32", name) for name, node in names if node is not None)]
 
 
 _HEADS: Rows = [("num_heads", "i32", "num_heads")]
@@ -188,7 +189,7 @@ def _delta_scan(parts: Parts) -> KernelFace:
 
 
 def _scan(parts: Parts, inputs: dict[str, Input]) -> KernelFace:
-    rows: Rows = [("total", "*fp32", "total")] if parts.total else []
+    rows: Rows = [("total", parts.total_type, "total")] if parts.total else []
     rows += [
         ("chunk_states", "*fp32", "chunk_states"),
         (parts.init, "*fp32", parts.init),

@@ -356,6 +356,8 @@ class RecurrenceContext:
     pairs_programs: str
     totals_programs: str
     total_size: int
+    total_dtype: str
+    left: str  # the function that says what a sum of decays leaves
     log2e: str
     precision: str
     key_columns: int

@@ -104,6 +104,7 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         has_total=parts.total is not None,
         has_decay=decays,
         has_rows=parts.has_rows,
+        left="_left" if parts.has_rows else "tl.math.exp2",
         erases=parts.solve is not None,
         has_step=steps,
         has_late=parts.late is not None,
@@ -142,7 +143,7 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         weight_to_end=decays * f"tl.math.exp2(last - tl.load({of_tokens} + n))",
         weight_to_tile=decays * f"tl.math.exp2(before - tl.load({of_tokens} + n))",
         state_rows=f", mask=(d < {parts.k.columns})[None, :], other=0.0"
-        if parts.k.columns & (parts.k.columns - 1)
+        if parts.k.columns & (parts.k.columns - 1) or parts.k.columns < 16
         else "",
         diagonal=_diagonal(parts),
         finish=tuple(_finish(graph, parts, v_chunks)),

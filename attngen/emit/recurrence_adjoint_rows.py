@@ -87,7 +87,7 @@ def faded_queries(parts: Parts) -> tuple[str, ...]:
     """Queries of tokens n and columns d as the state before the chunk is seen by them: with the decay since then."""
     if not parts.has_rows:
         return ()
-    weighed = f"queries * tl.math.exp2({_decays(parts, 'n[:, None]')})"
+    weighed = f"queries * _left({_decays(parts, 'n[:, None]')})"
     return (f"queries = ({weighed}).to({parts.q.operand}.dtype.element_ty)",)
 
 
@@ -98,7 +98,7 @@ def faded_keys(parts: Parts, tile: Tile) -> Tile:
         f"tl.load(total_base + {at} * {columns} + {tile.columns}[None, :]{tile.masked})"
         for at in ("m[:, None]", str(parts.chunk - 1))
     )
-    weighed = f"{tile.name} * tl.math.exp2({last} - {own})"
+    weighed = f"{tile.name} * _left({last} - {own})"
     return replace(
         tile, lines=(*tile.lines, f"{tile.name} = ({weighed}).to({parts.k.operand}.dtype.element_ty)")
     )

@@ -9,7 +9,21 @@ from attngen.emit.rules import node_of
 from attngen.errors import InternalError
 from attngen.ir import expr as ex
 from attngen.ir.graph import Graph
-from attngen.ir.nodes import Contract, Finish, Fold, Input, Launch, Load, Map, Merge, Node, Pad, Read, Solve
+from attngen.ir.nodes import (
+    Contract,
+    Finish,
+    Fold,
+    Input,
+    Launch,
+    Load,
+    Map,
+    Merge,
+    Node,
+    Pad,
+    Read,
+    Solve,
+    Store,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +35,7 @@ class Parts:
     chunk: int
     group: int
     total: Fold | None
+    total_dtype: str  # of its buffer
     step: Map | None
     late: Map | None
     solve: Solve | None
@@ -53,6 +68,11 @@ class Parts:
     def has_rows(self) -> bool:
         """Whether each row of a state has a decay of its own."""
         return self.total is not None and "K" in self.total.axes
+
+    @property
+    def total_type(self) -> str:
+        """The Triton type of the buffer of decays; ``sums`` is fp64 beside tensors of fp32, else fp32."""
+        return "*sums" if self.total_dtype == "sums" else "*fp32"
 
     def group_of(self, load: Load) -> int:
         """How many heads share the rows of a load."""
@@ -118,6 +138,7 @@ def find_parts(graph: Graph) -> Parts:
         chunk=local.chunk,
         group=graph.axis("G").group,
         total=node_of(graph, local.decay, Fold) if local.decay else None,
+        total_dtype=node_of(graph, f"store_{local.decay}", Store).dtype if local.decay else "",
         step=node_of(graph, "step", Map) if "step" in graph.nodes else None,
         late=node_of(graph, local.late, Map) if local.late else None,
         solve=solve,

@@ -20,6 +20,9 @@ def sizes(parts: Parts) -> dict[str, Any]:
         "totals_programs": f"num_heads * {columns}"
         if parts.has_rows
         else 'triton.cdiv(num_heads, config["BLOCK_M"])',
+        "total_dtype": f"torch.float64 if {parts.first}.dtype == torch.float32 else torch.float32"
+        if parts.total_dtype == "sums"
+        else "torch.float32",
         "total_size": parts.chunk * (parts.k.columns if parts.has_rows else 1),
         "scan_columns": parts.wide * (1 if parts.solve else parts.k.columns),
     }
@@ -37,9 +40,9 @@ def state_keys(parts: Parts, lines: tuple[str, ...]) -> tuple[str, ...]:
     if not parts.has_rows:
         return lines
     columns = parts.k.columns
-    mask = f", mask=(d < {columns})[None, :], other=0.0" if columns & (columns - 1) else ""
+    mask = f", mask=(d < {columns})[None, :], other=0.0" if columns & (columns - 1) or columns < 16 else ""
     sums = f"tl.load(total_base + n[:, None] * {columns} + d[None, :]{mask})"
-    weighed = f"keys * tl.math.exp2(last[None, :] - {sums})"
+    weighed = f"keys * _left(last[None, :] - {sums})"
     return (*lines, f"keys = ({weighed}).to({parts.k.operand}.dtype.element_ty)")
 
 
@@ -50,6 +53,6 @@ def across(parts: Parts, chunks: tuple[ColumnChunk, ...]) -> tuple[str, ...]:
     lines: list[str] = []
     for chunk in chunks:
         at = f"total_base + m[:, None] * {parts.k.columns} + {chunk.columns}[None, :]{chunk.masked}"
-        weighed = f"queries_{chunk.index} * tl.math.exp2(tl.load({at}))"
+        weighed = f"queries_{chunk.index} * _left(tl.load({at}))"
         lines.append(f"queries_{chunk.index} = ({weighed}).to({parts.q.operand}.dtype.element_ty)")
     return tuple(lines)

@@ -508,7 +508,10 @@ class Pad(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store(Node):
-    """Write a tile to an output tensor, in its ``dtype``: a torch name, ``io``, or the one that the tensor has (``own``)."""
+    """Write a tile to an output tensor, in its ``dtype``: a torch name, ``io``, or the one that the tensor has (``own``).
+
+    Sums of which differences are taken are ``sums``: float64 beside tensors of float32, else float32.
+    """
 
     kind: ClassVar[str] = "store"
     LEVEL: ClassVar[Literal["semantic", "scheduled", "both"]] = "scheduled"

@@ -41,7 +41,7 @@ def by_rows(graph: Graph) -> Graph:
     totals, kernel = node_of(graph, "totals_kernel", Launch), node_of(graph, "kernel", Launch)
     changed: dict[str, Node] = {**narrow_tiles(graph)}
     changed["total"] = replace(total, axes=("B", "H", "L", "K"))
-    changed["store_total"] = Store(operand="total", name="total", dtype="float32", axes=("B", "H", "L", "K"))
+    changed["store_total"] = Store(operand="total", name="total", dtype="sums", axes=("B", "H", "L", "K"))
     changed["pairs"] = replace(pairs, decay="total")
     changed["within"] = replace(within, decay="")
     changed["store_pairs"] = Store(operand="pairs", name="pairs", dtype="io", axes=pairs.axes)

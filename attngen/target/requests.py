@@ -78,7 +78,9 @@ def _request(
     module: Path, name: str, target: str, dtype: str, kernel: dict[str, Any], config: dict[str, Any]
 ) -> CompileRequest:
     arguments: dict[str, str] = kernel["arguments"]
-    types = {a: kind.replace("io", TRITON_DTYPES[dtype]) for a, kind in arguments.items()}
+    kinds = {"io": TRITON_DTYPES[dtype], "sums": "fp64" if dtype == "float32" else "fp32"}
+    types = {a: kinds.get(kind.lstrip("*"), kind.lstrip("*")) for a, kind in arguments.items()}
+    types = {a: "*" * arguments[a].startswith("*") + kind for a, kind in types.items()}
     unit = [a for a in types if _is_last_captured_stride(a, types)]
     constants = {c: _constant(c, dtype, config) for c in kernel["constants"]}
     aligned = [a for a, kind in types.items() if kind.startswith("*") or re.match(ROW_STRIDE, a)]

@@ -35,8 +35,11 @@ from attngen.emit.records_recurrence import (
     Adjoint,
     AdjointFaces,
     AdjointRead,
+    AdjointSide,
+    ChunkProducts,
     Decode,
     DeltaAdjoint,
+    Launched,
     RecurrenceContext,
     Solved,
     Term,
@@ -111,10 +114,15 @@ def test_every_field_of_a_recurrence_is_used_and_exists():
         r"c\.adjoint\.delta": DeltaAdjoint,
         "s": Solved,
         "r": AdjointRead,
+        "side": AdjointSide,
+        "p": ChunkProducts,
+        "launched": Launched,
         "term": Term,
         "tile": Tile,
     }
-    unprinted = {"adjoint_face": {"out", "states", "scan", "queries", "keys", "values", "tokens", "delta"}}
+    unprinted = {
+        "adjoint_face": {"pairs", "out", "states", "scan", "queries", "keys", "values", "tokens", "delta"}
+    }
     for owner, record in owners.items():
         used = set(re.findall(rf"\b{owner}\.(\w+)", text))
         fields = {f.name for f in dataclasses.fields(record)}
