@@ -2448,6 +2448,10 @@ def ssd(
     )
     dt_least, dt_most = float(dt_limit[0]), float(dt_limit[1])
     if isinstance(D, torch.Tensor) and D.dim() == 1:
+        _expect(
+            D.shape[0] == num_heads,
+            f"D: expected shape {(num_heads, 64)} or {(num_heads,)}, got {tuple(D.shape)}",
+        )
         D = D[:, None].expand(-1, 64)
     if cu_seqlens is not None:
         _check_lengths(cu_seqlens, x)
@@ -2841,6 +2845,10 @@ def ssd_step(
     )
     dt_least, dt_most = float(dt_limit[0]), float(dt_limit[1])
     if isinstance(D, torch.Tensor) and D.dim() == 1:
+        _expect(
+            D.shape[0] == num_heads,
+            f"D: expected shape {(num_heads, 64)} or {(num_heads,)}, got {tuple(D.shape)}",
+        )
         D = D[:, None].expand(-1, 64)
     _check_tensor(
         "x",
