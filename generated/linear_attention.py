@@ -4,7 +4,7 @@
 
 A recurrence, S = T S + k v^T, out = q S: chunks of 64 tokens, a scan over the chunks, and what each chunk reads of both.
 
-Digest 4bf51101b0e80fbfeb6fd044fc2c4aa9657f17891919dc0236987b00f695943d. Needs torch and triton, nothing else.
+Digest 942f6b706296bdd4d0097e89a4636c9286c6693b43a64e4740e2c2458fe33f37. Needs torch and triton, nothing else.
 """
 
 import json
@@ -25,7 +25,7 @@ SPEC = json.loads(r"""
   "recurrence": {"chunk": 64, "feature": "(x if x > 0 else exp(min(x, 0.0)) - 1) + 1", "kind": "linear", "normalise": true}
 }
 """)
-DIGEST = "4bf51101b0e80fbfeb6fd044fc2c4aa9657f17891919dc0236987b00f695943d"
+DIGEST = "942f6b706296bdd4d0097e89a4636c9286c6693b43a64e4740e2c2458fe33f37"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "recurrence",
@@ -329,7 +329,9 @@ MANIFEST = json.loads(r"""
         "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "sm_120/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}]
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "gfx942/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "gfx950/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}]
       },
       "flags": {}
     },
@@ -390,7 +392,9 @@ MANIFEST = json.loads(r"""
         "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "sm_120/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}]
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "gfx942/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "gfx950/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}]
       },
       "flags": {}
     },
@@ -446,7 +450,9 @@ MANIFEST = json.loads(r"""
         "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
         "sm_120/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
         "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}]
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
+        "gfx942/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "gfx950/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}]
       },
       "flags": {}
     }
@@ -1410,7 +1416,7 @@ def launch(
     return out, states
 
 
-@torch.library.custom_op("attngen::linear_attention_4bf51101b0e8", mutates_args=())
+@torch.library.custom_op("attngen::linear_attention_942f6b706296", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1614,7 +1620,7 @@ def launch_backward(
     ]
 
 
-@torch.library.custom_op("attngen::linear_attention_4bf51101b0e8_backward", mutates_args=())
+@torch.library.custom_op("attngen::linear_attention_942f6b706296_backward", mutates_args=())
 def _backward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1937,7 +1943,7 @@ def launch_step(
     return out
 
 
-@torch.library.custom_op("attngen::linear_attention_4bf51101b0e8_step", mutates_args=("state",))
+@torch.library.custom_op("attngen::linear_attention_942f6b706296_step", mutates_args=("state",))
 def _step(
     state: torch.Tensor,
     q: torch.Tensor,

@@ -4,7 +4,7 @@
 
 A recurrence, S = T S + k v^T, out = q S: chunks of 256 tokens, a scan over the chunks, and what each chunk reads of both.
 
-Digest 8959673527866c87f790fa2b3505811df79fd39455fe2efe6ae25b4a1e54d7bf. Needs torch and triton, nothing else.
+Digest d66737f670240ac32268b89e67fb9047911045c0cfefe663b4e70aa610b1d330. Needs torch and triton, nothing else.
 """
 
 import json
@@ -25,7 +25,7 @@ SPEC = json.loads(r"""
   "recurrence": {"chunk": 256, "dt_softplus": true, "kind": "ssd", "state": 128}
 }
 """)
-DIGEST = "8959673527866c87f790fa2b3505811df79fd39455fe2efe6ae25b4a1e54d7bf"
+DIGEST = "d66737f670240ac32268b89e67fb9047911045c0cfefe663b4e70aa610b1d330"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "ssd",
@@ -428,7 +428,9 @@ MANIFEST = json.loads(r"""
         "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "sm_120/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}]
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "gfx942/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "gfx950/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}]
       },
       "flags": {}
     },
@@ -494,7 +496,9 @@ MANIFEST = json.loads(r"""
         "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "sm_120/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}]
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "gfx942/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "gfx950/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}]
       },
       "flags": {}
     },
@@ -552,7 +556,9 @@ MANIFEST = json.loads(r"""
         "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
         "sm_120/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
         "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}]
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
+        "gfx942/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "gfx950/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}]
       },
       "flags": {"HAS_D": true}
     },
@@ -1946,7 +1952,7 @@ def launch(
     return out, states
 
 
-@torch.library.custom_op("attngen::mamba2_130m_895967352786", mutates_args=())
+@torch.library.custom_op("attngen::mamba2_130m_d66737f67024", mutates_args=())
 def _forward(
     x: torch.Tensor,
     dt: torch.Tensor,
@@ -2273,7 +2279,7 @@ def launch_backward(
     ]
 
 
-@torch.library.custom_op("attngen::mamba2_130m_895967352786_backward", mutates_args=())
+@torch.library.custom_op("attngen::mamba2_130m_d66737f67024_backward", mutates_args=())
 def _backward(
     x: torch.Tensor,
     dt: torch.Tensor,
@@ -2733,7 +2739,7 @@ def launch_step(
     return out
 
 
-@torch.library.custom_op("attngen::mamba2_130m_895967352786_step", mutates_args=("state",))
+@torch.library.custom_op("attngen::mamba2_130m_d66737f67024_step", mutates_args=("state",))
 def _step(
     state: torch.Tensor,
     x: torch.Tensor,

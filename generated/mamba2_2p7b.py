@@ -4,7 +4,7 @@
 
 A recurrence, S = T S + k v^T, out = q S: chunks of 256 tokens, a scan over the chunks, and what each chunk reads of both.
 
-Digest 8ecb878e58254dbf84e7e6740627dcb1e93808acf4c7e646196527712da0c32b. Needs torch and triton, nothing else.
+Digest 0ed81463d0fae8572baae3355e99198d3afe46f719b4494c326dcdbf59474947. Needs torch and triton, nothing else.
 """
 
 import json
@@ -25,7 +25,7 @@ SPEC = json.loads(r"""
   "recurrence": {"chunk": 256, "dt_softplus": true, "kind": "ssd", "state": 128}
 }
 """)
-DIGEST = "8ecb878e58254dbf84e7e6740627dcb1e93808acf4c7e646196527712da0c32b"
+DIGEST = "0ed81463d0fae8572baae3355e99198d3afe46f719b4494c326dcdbf59474947"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "ssd",
@@ -422,7 +422,9 @@ MANIFEST = json.loads(r"""
         "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "sm_120/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}]
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "gfx942/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "gfx950/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}]
       },
       "flags": {}
     },
@@ -488,7 +490,9 @@ MANIFEST = json.loads(r"""
         "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "sm_120/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}]
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "gfx942/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "gfx950/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}]
       },
       "flags": {}
     },
@@ -546,7 +550,9 @@ MANIFEST = json.loads(r"""
         "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
         "sm_120/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
         "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}]
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
+        "gfx942/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "gfx950/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}]
       },
       "flags": {"HAS_D": true}
     },
@@ -1940,7 +1946,7 @@ def launch(
     return out, states
 
 
-@torch.library.custom_op("attngen::mamba2_2p7b_8ecb878e5825", mutates_args=())
+@torch.library.custom_op("attngen::mamba2_2p7b_0ed81463d0fa", mutates_args=())
 def _forward(
     x: torch.Tensor,
     dt: torch.Tensor,
@@ -2267,7 +2273,7 @@ def launch_backward(
     ]
 
 
-@torch.library.custom_op("attngen::mamba2_2p7b_8ecb878e5825_backward", mutates_args=())
+@torch.library.custom_op("attngen::mamba2_2p7b_0ed81463d0fa_backward", mutates_args=())
 def _backward(
     x: torch.Tensor,
     dt: torch.Tensor,
@@ -2727,7 +2733,7 @@ def launch_step(
     return out
 
 
-@torch.library.custom_op("attngen::mamba2_2p7b_8ecb878e5825_step", mutates_args=("state",))
+@torch.library.custom_op("attngen::mamba2_2p7b_0ed81463d0fa_step", mutates_args=("state",))
 def _step(
     state: torch.Tensor,
     x: torch.Tensor,

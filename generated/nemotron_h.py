@@ -4,7 +4,7 @@
 
 A recurrence, S = T S + k v^T, out = q S: chunks of 128 tokens, a scan over the chunks, and what each chunk reads of both.
 
-Digest 9f50c0cb3195427ff9a5c73db71ae7123592e261a18e3539343365d1af536578. Needs torch and triton, nothing else.
+Digest b12aaa75fc16c35e889a1457df209fdad37895e385b6333b2b74016d2a2a6c2f. Needs torch and triton, nothing else.
 """
 
 import json
@@ -25,7 +25,7 @@ SPEC = json.loads(r"""
   "recurrence": {"chunk": 128, "dt_softplus": true, "groups": 8, "kind": "ssd", "state": 128}
 }
 """)
-DIGEST = "9f50c0cb3195427ff9a5c73db71ae7123592e261a18e3539343365d1af536578"
+DIGEST = "b12aaa75fc16c35e889a1457df209fdad37895e385b6333b2b74016d2a2a6c2f"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "ssd",
@@ -422,7 +422,9 @@ MANIFEST = json.loads(r"""
         "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "sm_120/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}]
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "gfx942/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "gfx950/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}]
       },
       "flags": {}
     },
@@ -488,7 +490,9 @@ MANIFEST = json.loads(r"""
         "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "sm_120/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}]
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "gfx942/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "gfx950/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}]
       },
       "flags": {}
     },
@@ -546,7 +550,9 @@ MANIFEST = json.loads(r"""
         "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
         "sm_120/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
         "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}]
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
+        "gfx942/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "gfx950/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}]
       },
       "flags": {"HAS_D": true}
     },
@@ -1940,7 +1946,7 @@ def launch(
     return out, states
 
 
-@torch.library.custom_op("attngen::nemotron_h_9f50c0cb3195", mutates_args=())
+@torch.library.custom_op("attngen::nemotron_h_b12aaa75fc16", mutates_args=())
 def _forward(
     x: torch.Tensor,
     dt: torch.Tensor,
@@ -2267,7 +2273,7 @@ def launch_backward(
     ]
 
 
-@torch.library.custom_op("attngen::nemotron_h_9f50c0cb3195_backward", mutates_args=())
+@torch.library.custom_op("attngen::nemotron_h_b12aaa75fc16_backward", mutates_args=())
 def _backward(
     x: torch.Tensor,
     dt: torch.Tensor,
@@ -2727,7 +2733,7 @@ def launch_step(
     return out
 
 
-@torch.library.custom_op("attngen::nemotron_h_9f50c0cb3195_step", mutates_args=("state",))
+@torch.library.custom_op("attngen::nemotron_h_b12aaa75fc16_step", mutates_args=("state",))
 def _step(
     state: torch.Tensor,
     x: torch.Tensor,
