@@ -28,9 +28,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "normalised": {"grad": True, "recurrence": NORMALISED},
     "formula": {"grad": True, "recurrence": {"decay": "log(1 - exp2(-5.0 - h))"}},
     "scalar": {"grad": True, "recurrence": {"decay": "scalar"}},
-    "vector": {"recurrence": {"decay": "vector"}},
-    "delta": {"recurrence": DELTA},
-    "gated delta": {"recurrence": {**DELTA, "decay": "scalar"}},
+    "vector": {"grad": True, "recurrence": {"decay": "vector"}},
+    "delta": {"grad": True, "recurrence": DELTA},
+    "gated delta": {"grad": True, "recurrence": {**DELTA, "decay": "scalar"}},
 }
 LENGTHS = (256, 512, 1024, 2048, 4096)
 CHUNK = 64

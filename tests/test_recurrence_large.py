@@ -17,8 +17,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "ssd": {"grad": True, "recurrence": SSD},
     "normalised": {"grad": True, "recurrence": {"feature": "elu(x) + 1", "normalise": True}},
     "scalar": {"grad": True, "recurrence": {"decay": "scalar"}},
-    "vector": {"recurrence": {"decay": "vector"}},
-    "gated delta": {"recurrence": {"transition": "delta", "decay": "scalar"}},
+    "vector": {"grad": True, "recurrence": {"decay": "vector"}},
+    "gated delta": {"grad": True, "recurrence": {"transition": "delta", "decay": "scalar"}},
 }
 CAPTURED = ("A", "D", "dt", "dt_bias", "g", "beta", "initial_states", "initial_state")
 AXES: dict[str, str] = {

@@ -332,6 +332,8 @@ def _prepared(graph: Graph, parts: Parts, inputs: dict[str, Input]) -> tuple[str
             ' f"dt_limit: expected two numbers, (least, greatest), got {dt_limit!r}")',
             "dt_least, dt_most = float(dt_limit[0]), float(dt_limit[1])",
             "if isinstance(D, torch.Tensor) and D.dim() == 1:",
+            f'    _expect(D.shape[0] == num_heads, f"D: expected shape {{(num_heads, {parts.v.columns})}} or'
+            ' {(num_heads,)}, got {tuple(D.shape)}")',
             f"    D = D[:, None].expand(-1, {parts.v.columns})",
         ]
     for name, node in inputs.items():

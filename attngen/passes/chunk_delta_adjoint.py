@@ -128,16 +128,9 @@ def _launches(graph: Graph, made: dict[str, Node], chunk: int) -> dict[str, Node
     value = graph_value(graph)
     rows, columns = (node_of(graph, f"{name}_tile", Load).columns for name in ("k", value))
     reads = of_delta_adjoints(max(rows, columns), chunk)
-    stored = {
-        **{
-            "dwritten_within": "io",
-            "dwrites": "float32",
-            "derases": "io",
-            "dwritten": "io",
-            f"d{value}": "io",
-        },
-        **{"found": "float32", "dbeta": "float32", "of_erased": "float32"},
-    }
+    erased = ("of_erased",) if "of_erased" in graph.nodes else ()
+    stored = dict.fromkeys(("dwritten_within", "derases", "dwritten", f"d{value}"), "io")
+    stored |= dict.fromkeys(("dwrites", "found", "dbeta", *erased), "float32")
     found: dict[str, Node] = {
         f"store_{name}": Store(
             operand=name,
@@ -162,9 +155,6 @@ def _launches(graph: Graph, made: dict[str, Node], chunk: int) -> dict[str, Node
         configs=of_delta_adjoint_scan(rows),
     )
     found["queries_kernel"] = replace(queries, configs=reads)
-    of_erased = ("of_erased",) if "of_both" in graph.nodes else ()
-    found["found_kernel"] = launch("found", "dbeta", *of_erased, configs=reads)
-    if not of_erased:
-        del found["store_of_erased"]
+    found["found_kernel"] = launch("found", "dbeta", *erased, configs=reads)
     found["keys_kernel"] = replace(own, configs=reads)
     return found

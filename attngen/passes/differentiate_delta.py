@@ -34,8 +34,13 @@ def erased_nodes(name: str, fold: Fold) -> dict[str, Node]:
         "found": Read(query="dwritten", state=name, before=True, axes=keys),
         "of_found": Contract(left=fold.element, right="found", over="K", axes=TOKENS),
         "of_values": Contract(left=fold.value, right="dwritten", over=fold.axes[-1], axes=TOKENS),
-        "of_erased": Map(operand="of_found", others=(beta,), expr=ex.apply("mul", S, _of(beta)), axes=TOKENS),
     }
+
+
+def of_erased(fold: Fold) -> Map:
+    """What gradients of decays lose by what tokens found."""
+    weighed = ex.apply("mul", S, _of(fold.erase))
+    return Map(operand="of_found", others=(fold.erase,), expr=weighed, axes=TOKENS)
 
 
 def erased_adjoints(fold: Fold) -> dict[str, Node]:

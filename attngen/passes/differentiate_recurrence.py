@@ -20,7 +20,7 @@ from attngen.ir import expr as ex
 from attngen.ir.expr import Const, Expr, Symbol
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Contract, Domain, Finish, Fold, Input, Map, Merge, Node, Pad, Read, Slice
-from attngen.passes.differentiate_delta import erased_adjoints, erased_nodes
+from attngen.passes.differentiate_delta import erased_adjoints, erased_nodes, of_erased
 
 S = Symbol("s", "float")
 TOKENS = ("B", "L", "H")
@@ -186,6 +186,8 @@ def _fold(reverse: _Reverse, name: str, node: Fold) -> None:
     for side, (operand, made) in each.items():
         made = f"{made}_each" if f"{made}_each" in reverse.nodes else made
         reverse.nodes[f"of_{side}"] = _products(operand, made, axes)
+    if node.erase:
+        reverse.nodes["of_erased"] = of_erased(node)
     others = ("of_keys", "of_erased") if node.erase else ("of_keys",)
     difference = S
     for other in others:

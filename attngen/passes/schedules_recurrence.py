@@ -28,9 +28,10 @@ def _of(block_m: int, block_n: int, num_warps: int, num_stages: int) -> Config:
 
 
 def _by_target(chunk: int, other: Config, half: Config, **special: Config) -> Configs:
-    """A schedule for fp32, the CPU and unknown machines, one for 16 bits, and those of some targets."""
+    """A schedule for fp32, the CPU and unknown machines, one for 16 bits, and those of some targets (`amd`: in fp32)."""
     found = {"default": other, "cpu": special.get("cpu", other)}
     found |= {f"{target}/16": special.get(target, half) for target in (*NVIDIA, *AMD)}
+    found |= {f"{target}/32": special["amd"] for target in AMD if "amd" in special}
     return tuple((target, (_within(config, chunk),)) for target, config in found.items())
 
 
@@ -116,8 +117,10 @@ def of_queries(rows: int, columns: int, chunk: int) -> Configs:
     if is_large(rows, columns):
         return _by_target(chunk, _of(32, 32, 4, 1), _of(64, 64, 8, 2))
     few = _of(32, 32, 8, 2)
-    fp32, cpu = _of(16, 16, 8, 1), _of(32, 32, 4, 1)
-    return _by_target(chunk, fp32, _of(64, 32, 8, 2), cpu=cpu, sm_80=few, sm_86=few, sm_89=few, sm_120=few)
+    fp32, few32 = _of(16, 16, 8, 1), _of(32, 32, 4, 1)
+    return _by_target(
+        chunk, fp32, _of(64, 32, 8, 2), cpu=few32, amd=few32, sm_80=few, sm_86=few, sm_89=few, sm_120=few
+    )
 
 
 def of_keys(rows: int, columns: int, chunk: int) -> Configs:
@@ -130,7 +133,8 @@ def of_values(rows: int, columns: int, chunk: int) -> Configs:
     if is_large(rows, columns):
         return of_queries(rows, columns, chunk)
     half = _of(64, 64, 4 if columns <= 64 else 8, 2)
-    return _by_target(chunk, _of(32, 32, 8, 1), half, cpu=_of(32, 32, 4, 1))
+    few = _of(32, 32, 4, 1)
+    return _by_target(chunk, _of(32, 32, 8, 1), half, cpu=few, amd=few)
 
 
 # ---- decays per column, delta rules: no register spills for 64 and 128 columns of keys and values (tests/test_compiled.py)

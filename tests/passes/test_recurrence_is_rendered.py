@@ -37,11 +37,17 @@ KINDS: dict[str, dict[str, Any]] = {
     "none": {"grad": True},
     "formula": {"grad": True, "recurrence": {"decay": "log(1 - exp2(-5.0 - h))"}},
     "scalar": {"grad": True, "recurrence": {"decay": "scalar"}},
-    "vector": {"head_dim": {"qk": 96, "v": 16}, "recurrence": {"decay": "vector"}},
-    "vector, normalised": {"recurrence": {"decay": "vector", "feature": "max(x, 0)", "normalise": True}},
-    "delta": {"recurrence": {"transition": "delta"}},
-    "gated delta": {"recurrence": {"transition": "delta", "decay": "scalar", "feature": "max(x, 0)"}},
-    "formula, delta": {"recurrence": {"transition": "delta", "decay": "-0.1 * h", "chunk": 32}},
+    "vector": {"grad": True, "head_dim": {"qk": 96, "v": 16}, "recurrence": {"decay": "vector"}},
+    "vector, normalised": {
+        "grad": True,
+        "recurrence": {"decay": "vector", "feature": "max(x, 0)", "normalise": True},
+    },
+    "delta": {"grad": True, "recurrence": {"transition": "delta"}},
+    "gated delta": {
+        "grad": True,
+        "recurrence": {"transition": "delta", "decay": "scalar", "feature": "max(x, 0)"},
+    },
+    "formula, delta": {"grad": True, "recurrence": {"transition": "delta", "decay": "-0.1 * h", "chunk": 32}},
 }
 FUNCTIONS = {
     "chunk_states_kernel": "_chunk_states",
@@ -50,6 +56,9 @@ FUNCTIONS = {
     "keys_kernel": "_backward_keys",
     "values_kernel": "_backward_values",
     "tokens_kernel": "_backward_tokens",
+    "found_kernel": "_backward_found",
+    "solve_adjoint_kernel": "_backward_solve",
+    "writes_adjoint_kernel": "_backward_writes",
 }
 """The functions of launches; that of another, x_kernel, is _x."""
 LEFT = {"skipped": "kernel", "scaled": "kernel", "dskipped": "out_adjoint_kernel"}
