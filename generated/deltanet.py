@@ -4,7 +4,7 @@
 
 A recurrence, S = T S + k v^T, out = q S: chunks of 64 tokens, a scan over the chunks, and what each chunk reads of both.
 
-Digest 975bc239a15bf0b22980b001dd6d003430ce1341b137c2172d4b9f648e3d9cca. Needs torch and triton, nothing else.
+Digest f9ec6fbb9e1dc43d3b20cb8d801fb28d57f4406db98df04b9ced4f0dec55b4be. Needs torch and triton, nothing else.
 """
 
 import json
@@ -17,6 +17,7 @@ SPEC = json.loads(r"""
 {
   "attngen": 1,
   "dtype": ["bfloat16"],
+  "grad": true,
   "head_dim": {"qk": 128, "v": 128},
   "heads": {"kv": 16, "q": 16},
   "layout": "bshd",
@@ -24,7 +25,7 @@ SPEC = json.loads(r"""
   "recurrence": {"chunk": 64, "kind": "linear", "transition": "delta"}
 }
 """)
-DIGEST = "975bc239a15bf0b22980b001dd6d003430ce1341b137c2172d4b9f648e3d9cca"
+DIGEST = "f9ec6fbb9e1dc43d3b20cb8d801fb28d57f4406db98df04b9ced4f0dec55b4be"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "recurrence",
@@ -211,6 +212,359 @@ MANIFEST = json.loads(r"""
         "cpu": [{"BLOCK_M": 128, "num_warps": 4, "num_stages": 1}]
       },
       "flags": {"HAS_INDICES": true}
+    },
+    "_out_adjoint": {
+      "arguments": {
+        "dout": "*io",
+        "dread": "*io",
+        "cu_seqlens": "*i32",
+        "stride_doutb": "i32",
+        "stride_doutt": "i32",
+        "stride_douth": "i32",
+        "scale": "fp32",
+        "num_heads": "i32",
+        "num_seqs": "i32",
+        "seqlen": "i32"
+      },
+      "constants": ["PACKED", "ROW_INDEX", "BLOCK_M"],
+      "loops": [{"role": "out", "node": "dread", "products": [], "loads": []}],
+      "configs": {"default": [{"BLOCK_M": 32, "num_warps": 4, "num_stages": 1}]},
+      "flags": {}
+    },
+    "_backward_writes": {
+      "arguments": {
+        "q": "*io",
+        "k": "*io",
+        "dread": "*io",
+        "dwritten_within": "*io",
+        "cu_seqlens": "*i32",
+        "stride_qb": "i32",
+        "stride_qt": "i32",
+        "stride_qh": "i32",
+        "stride_kb": "i32",
+        "stride_kt": "i32",
+        "stride_kh": "i32",
+        "stride_dwritten_withinb": "i32",
+        "stride_dwritten_withint": "i32",
+        "stride_dwritten_withinh": "i32",
+        "num_heads": "i32",
+        "num_seqs": "i32",
+        "seqlen": "i32"
+      },
+      "constants": ["PACKED", "ROW_INDEX", "BLOCK_M", "BLOCK_N"],
+      "loops": [
+        {
+          "role": "writes far",
+          "node": "writes",
+          "products": [
+            {"node": "pairs", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128},
+            {"node": "values", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128}
+          ],
+          "loads": []
+        },
+        {
+          "role": "writes diagonal",
+          "node": "writes",
+          "products": [
+            {"node": "pairs", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128},
+            {"node": "values", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128}
+          ],
+          "loads": []
+        }
+      ],
+      "configs": {
+        "default": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1}],
+        "cpu": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_80/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}]
+      },
+      "flags": {}
+    },
+    "_backward_solve": {
+      "arguments": {
+        "k": "*io",
+        "dwritten_within": "*io",
+        "beta": "*fp32",
+        "dwrites": "*fp32",
+        "derases": "*io",
+        "cu_seqlens": "*i32",
+        "stride_kb": "i32",
+        "stride_kt": "i32",
+        "stride_kh": "i32",
+        "stride_dwritten_withinb": "i32",
+        "stride_dwritten_withint": "i32",
+        "stride_dwritten_withinh": "i32",
+        "stride_beta_0": "i32",
+        "stride_beta_1": "i32",
+        "stride_beta_2": "i32",
+        "num_heads": "i32",
+        "num_seqs": "i32",
+        "seqlen": "i32"
+      },
+      "constants": ["PACKED", "ROW_INDEX"],
+      "loops": [{"role": "inverse", "node": "dwrites", "products": [], "loads": []}],
+      "configs": {
+        "default": [{"num_warps": 8, "num_stages": 1}],
+        "sm_80/16": [{"num_warps": 4, "num_stages": 1}],
+        "sm_90/16": [{"num_warps": 4, "num_stages": 1}],
+        "gfx942/16": [{"num_warps": 4, "num_stages": 1}],
+        "gfx950/16": [{"num_warps": 4, "num_stages": 1}]
+      },
+      "flags": {}
+    },
+    "_backward_found": {
+      "arguments": {
+        "k": "*io",
+        "v": "*io",
+        "written": "*io",
+        "dwritten": "*io",
+        "beta": "*fp32",
+        "chunk_states": "*fp32",
+        "found": "*fp32",
+        "dbeta": "*fp32",
+        "cu_seqlens": "*i32",
+        "stride_kb": "i32",
+        "stride_kt": "i32",
+        "stride_kh": "i32",
+        "stride_vb": "i32",
+        "stride_vt": "i32",
+        "stride_vh": "i32",
+        "stride_writtenb": "i32",
+        "stride_writtent": "i32",
+        "stride_writtenh": "i32",
+        "stride_dwrittenb": "i32",
+        "stride_dwrittent": "i32",
+        "stride_dwrittenh": "i32",
+        "stride_beta_0": "i32",
+        "stride_beta_1": "i32",
+        "stride_beta_2": "i32",
+        "stride_dbeta_0": "i32",
+        "stride_dbeta_1": "i32",
+        "stride_dbeta_2": "i32",
+        "num_heads": "i32",
+        "num_seqs": "i32",
+        "seqlen": "i32"
+      },
+      "constants": ["PACKED", "ROW_INDEX", "BLOCK_M", "BLOCK_N"],
+      "loops": [
+        {
+          "role": "found far",
+          "node": "found",
+          "products": [
+            {"node": "dread pairs", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128},
+            {"node": "queries", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128}
+          ],
+          "loads": []
+        },
+        {
+          "role": "found diagonal",
+          "node": "found",
+          "products": [
+            {"node": "dread pairs", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128},
+            {"node": "queries", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128}
+          ],
+          "loads": []
+        }
+      ],
+      "configs": {
+        "default": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1}],
+        "cpu": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_80/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}],
+        "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}],
+        "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}],
+        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}]
+      },
+      "flags": {}
+    },
+    "_adjoint_scan": {
+      "arguments": {
+        "q": "*io",
+        "k": "*io",
+        "dread": "*io",
+        "beta": "*fp32",
+        "dwrites": "*fp32",
+        "derases": "*io",
+        "chunk_adjoints": "*fp32",
+        "dstates": "*fp32",
+        "dinit": "*fp32",
+        "dwritten": "*io",
+        "dv": "*io",
+        "cu_seqlens": "*i32",
+        "stride_qb": "i32",
+        "stride_qt": "i32",
+        "stride_qh": "i32",
+        "stride_kb": "i32",
+        "stride_kt": "i32",
+        "stride_kh": "i32",
+        "stride_dvb": "i32",
+        "stride_dvt": "i32",
+        "stride_dvh": "i32",
+        "stride_beta_0": "i32",
+        "stride_beta_1": "i32",
+        "stride_beta_2": "i32",
+        "stride_dstates_0": "i32",
+        "stride_dstates_1": "i32",
+        "stride_dstates_2": "i32",
+        "stride_dstates_3": "i32",
+        "num_heads": "i32",
+        "seqlen": "i32"
+      },
+      "constants": ["HAS_DSTATES", "PACKED", "ROW_INDEX", "BLOCK_M"],
+      "loops": [
+        {
+          "role": "scan",
+          "node": "dfold",
+          "products": [
+            {"node": "brought", "tile": ["BLOCK_M"], "columns": 8192, "padded": 8192},
+            {"node": "dfold", "tile": ["BLOCK_M"], "columns": 8192, "padded": 8192},
+            {"node": "dwritten", "tile": ["BLOCK_M"], "columns": 8192, "padded": 8192}
+          ],
+          "loads": []
+        }
+      ],
+      "configs": {
+        "default": [{"BLOCK_M": 16, "num_warps": 8, "num_stages": 1}],
+        "cpu": [{"BLOCK_M": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_80/16": [{"BLOCK_M": 32, "num_warps": 4, "num_stages": 1}],
+        "sm_90/16": [{"BLOCK_M": 32, "num_warps": 4, "num_stages": 2}],
+        "sm_100/16": [{"BLOCK_M": 32, "num_warps": 4, "num_stages": 2}],
+        "gfx942/16": [{"BLOCK_M": 32, "num_warps": 4, "num_stages": 2}],
+        "gfx950/16": [{"BLOCK_M": 32, "num_warps": 4, "num_stages": 2}]
+      },
+      "flags": {"HAS_DSTATES": true}
+    },
+    "_backward_queries": {
+      "arguments": {
+        "q": "*io",
+        "k": "*io",
+        "written": "*io",
+        "dread": "*io",
+        "chunk_states": "*fp32",
+        "dq": "*io",
+        "cu_seqlens": "*i32",
+        "stride_qb": "i32",
+        "stride_qt": "i32",
+        "stride_qh": "i32",
+        "stride_kb": "i32",
+        "stride_kt": "i32",
+        "stride_kh": "i32",
+        "stride_writtenb": "i32",
+        "stride_writtent": "i32",
+        "stride_writtenh": "i32",
+        "stride_dqp": "i32",
+        "stride_dqb": "i32",
+        "stride_dqt": "i32",
+        "stride_dqh": "i32",
+        "num_heads": "i32",
+        "num_seqs": "i32",
+        "seqlen": "i32"
+      },
+      "constants": ["PACKED", "ROW_INDEX", "BLOCK_M", "BLOCK_N"],
+      "loops": [
+        {
+          "role": "queries far",
+          "node": "queries",
+          "products": [
+            {"node": "dread pairs", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128},
+            {"node": "queries", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128}
+          ],
+          "loads": []
+        },
+        {
+          "role": "queries diagonal",
+          "node": "queries",
+          "products": [
+            {"node": "dread pairs", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128},
+            {"node": "queries", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128}
+          ],
+          "loads": []
+        }
+      ],
+      "configs": {
+        "default": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1}],
+        "cpu": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_80/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}],
+        "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}],
+        "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}],
+        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}]
+      },
+      "flags": {}
+    },
+    "_backward_keys": {
+      "arguments": {
+        "q": "*io",
+        "k": "*io",
+        "written": "*io",
+        "dread": "*io",
+        "chunk_adjoints": "*fp32",
+        "dk": "*io",
+        "beta": "*fp32",
+        "found": "*fp32",
+        "dv": "*io",
+        "cu_seqlens": "*i32",
+        "stride_qb": "i32",
+        "stride_qt": "i32",
+        "stride_qh": "i32",
+        "stride_kb": "i32",
+        "stride_kt": "i32",
+        "stride_kh": "i32",
+        "stride_writtenb": "i32",
+        "stride_writtent": "i32",
+        "stride_writtenh": "i32",
+        "stride_dvb": "i32",
+        "stride_dvt": "i32",
+        "stride_dvh": "i32",
+        "stride_beta_0": "i32",
+        "stride_beta_1": "i32",
+        "stride_beta_2": "i32",
+        "stride_dkp": "i32",
+        "stride_dkb": "i32",
+        "stride_dkt": "i32",
+        "stride_dkh": "i32",
+        "num_heads": "i32",
+        "num_seqs": "i32",
+        "seqlen": "i32"
+      },
+      "constants": ["PACKED", "ROW_INDEX", "BLOCK_M", "BLOCK_N"],
+      "loops": [
+        {
+          "role": "keys far",
+          "node": "keys",
+          "products": [
+            {"node": "dread pairs", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128},
+            {"node": "keys", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128},
+            {"node": "dread pairs", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128},
+            {"node": "keys", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128}
+          ],
+          "loads": []
+        },
+        {
+          "role": "keys diagonal",
+          "node": "keys",
+          "products": [
+            {"node": "dread pairs", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128},
+            {"node": "keys", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128},
+            {"node": "dread pairs", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128},
+            {"node": "keys", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 128, "padded": 128}
+          ],
+          "loads": []
+        }
+      ],
+      "configs": {
+        "default": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1}],
+        "cpu": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_80/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}],
+        "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}],
+        "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}],
+        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}]
+      },
+      "flags": {}
     }
   }
 }
@@ -528,6 +882,272 @@ def _solve(
     tl.store(erases + at, x.to(k.dtype.element_ty), mask=(n_3 < length)[:, None])
 
 
+@triton.jit(do_not_specialize=["num_heads", "num_seqs", "seqlen"])
+def _backward_solve(
+    k,
+    dwritten_within,
+    beta,
+    dwrites,
+    derases,
+    cu_seqlens,
+    stride_kb,
+    stride_kt,
+    stride_kh,
+    stride_dwritten_withinb,
+    stride_dwritten_withint,
+    stride_dwritten_withinh,
+    stride_beta_0,
+    stride_beta_1,
+    stride_beta_2,
+    num_heads,
+    num_seqs,
+    seqlen,
+    PACKED: tl.constexpr,
+    ROW_INDEX: tl.constexpr,
+):
+    """One program solves (I + A)^T x = r for the tokens of a chunk and head, with A as in `_solve`.
+
+    `dwrites`, the gradients of what they write where none comes to the state after the chunk, has r = what the
+    chunk reads; `derases`, what they take of such a gradient, has r = k times the decay up to the chunk's end.
+    """
+    tiles: tl.constexpr = 1
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
+    slot = tl.program_id(0) // tiles // num_heads
+    batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
+    if length <= 0:
+        return
+    r = tl.arange(0, 16)
+    d_0 = tl.arange(0, 64)
+    d_1 = 64 + tl.arange(0, 64)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
+    k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
+    v_base = (
+        dwritten_within
+        + batch.to(tl.int64) * stride_dwritten_withinb
+        + first.to(tl.int64) * stride_dwritten_withint
+        + h * stride_dwritten_withinh
+    )
+    beta_base = (
+        beta + batch.to(tl.int64) * stride_beta_0 + first.to(tl.int64) * stride_beta_1 + h * stride_beta_2
+    )
+    # rows of dwrites and derases: those of tokens are num_heads apart
+    row = (batch.to(tl.int64) * seqlen + first) * num_heads + h
+
+    n_0 = r
+    near_0 = tl.minimum(n_0, length - 1).to(ROW_INDEX)
+    beta_0 = tl.load(beta_base + near_0 * stride_beta_1, mask=n_0 < length, other=0.0).to(tl.float32)
+    a_00 = tl.zeros([16, 16], tl.float32)
+    n_1 = 16 + r
+    near_1 = tl.minimum(n_1, length - 1).to(ROW_INDEX)
+    beta_1 = tl.load(beta_base + near_1 * stride_beta_1, mask=n_1 < length, other=0.0).to(tl.float32)
+    a_10 = tl.zeros([16, 16], tl.float32)
+    a_11 = tl.zeros([16, 16], tl.float32)
+    n_2 = 32 + r
+    near_2 = tl.minimum(n_2, length - 1).to(ROW_INDEX)
+    beta_2 = tl.load(beta_base + near_2 * stride_beta_1, mask=n_2 < length, other=0.0).to(tl.float32)
+    a_20 = tl.zeros([16, 16], tl.float32)
+    a_21 = tl.zeros([16, 16], tl.float32)
+    a_22 = tl.zeros([16, 16], tl.float32)
+    n_3 = 48 + r
+    near_3 = tl.minimum(n_3, length - 1).to(ROW_INDEX)
+    beta_3 = tl.load(beta_base + near_3 * stride_beta_1, mask=n_3 < length, other=0.0).to(tl.float32)
+    a_30 = tl.zeros([16, 16], tl.float32)
+    a_31 = tl.zeros([16, 16], tl.float32)
+    a_32 = tl.zeros([16, 16], tl.float32)
+    a_33 = tl.zeros([16, 16], tl.float32)
+    near = near_0
+    keys = tl.load(k_base + near[:, None] * stride_kt + d_0[None, :])
+    keys_0 = keys
+    a_00 = tl.dot(keys_0, tl.trans(keys_0), a_00, input_precision="ieee")
+    near = near_1
+    keys = tl.load(k_base + near[:, None] * stride_kt + d_0[None, :])
+    keys_1 = keys
+    a_10 = tl.dot(keys_1, tl.trans(keys_0), a_10, input_precision="ieee")
+    a_11 = tl.dot(keys_1, tl.trans(keys_1), a_11, input_precision="ieee")
+    near = near_2
+    keys = tl.load(k_base + near[:, None] * stride_kt + d_0[None, :])
+    keys_2 = keys
+    a_20 = tl.dot(keys_2, tl.trans(keys_0), a_20, input_precision="ieee")
+    a_21 = tl.dot(keys_2, tl.trans(keys_1), a_21, input_precision="ieee")
+    a_22 = tl.dot(keys_2, tl.trans(keys_2), a_22, input_precision="ieee")
+    near = near_3
+    keys = tl.load(k_base + near[:, None] * stride_kt + d_0[None, :])
+    keys_3 = keys
+    a_30 = tl.dot(keys_3, tl.trans(keys_0), a_30, input_precision="ieee")
+    a_31 = tl.dot(keys_3, tl.trans(keys_1), a_31, input_precision="ieee")
+    a_32 = tl.dot(keys_3, tl.trans(keys_2), a_32, input_precision="ieee")
+    a_33 = tl.dot(keys_3, tl.trans(keys_3), a_33, input_precision="ieee")
+    near = near_0
+    keys = tl.load(k_base + near[:, None] * stride_kt + d_1[None, :])
+    keys_0 = keys
+    a_00 = tl.dot(keys_0, tl.trans(keys_0), a_00, input_precision="ieee")
+    near = near_1
+    keys = tl.load(k_base + near[:, None] * stride_kt + d_1[None, :])
+    keys_1 = keys
+    a_10 = tl.dot(keys_1, tl.trans(keys_0), a_10, input_precision="ieee")
+    a_11 = tl.dot(keys_1, tl.trans(keys_1), a_11, input_precision="ieee")
+    near = near_2
+    keys = tl.load(k_base + near[:, None] * stride_kt + d_1[None, :])
+    keys_2 = keys
+    a_20 = tl.dot(keys_2, tl.trans(keys_0), a_20, input_precision="ieee")
+    a_21 = tl.dot(keys_2, tl.trans(keys_1), a_21, input_precision="ieee")
+    a_22 = tl.dot(keys_2, tl.trans(keys_2), a_22, input_precision="ieee")
+    near = near_3
+    keys = tl.load(k_base + near[:, None] * stride_kt + d_1[None, :])
+    keys_3 = keys
+    a_30 = tl.dot(keys_3, tl.trans(keys_0), a_30, input_precision="ieee")
+    a_31 = tl.dot(keys_3, tl.trans(keys_1), a_31, input_precision="ieee")
+    a_32 = tl.dot(keys_3, tl.trans(keys_2), a_32, input_precision="ieee")
+    a_33 = tl.dot(keys_3, tl.trans(keys_3), a_33, input_precision="ieee")
+    a_00 = tl.where(r[:, None] < r[None, :], a_00 * beta_0[None, :], 0.0)
+    t_00 = tl.where(r[:, None] == r[None, :], 1.0, 0.0)
+    a_10 = a_10 * beta_1[:, None]
+    a_11 = tl.where(r[:, None] < r[None, :], a_11 * beta_1[None, :], 0.0)
+    t_11 = tl.where(r[:, None] == r[None, :], 1.0, 0.0)
+    a_20 = a_20 * beta_2[:, None]
+    a_21 = a_21 * beta_2[:, None]
+    a_22 = tl.where(r[:, None] < r[None, :], a_22 * beta_2[None, :], 0.0)
+    t_22 = tl.where(r[:, None] == r[None, :], 1.0, 0.0)
+    a_30 = a_30 * beta_3[:, None]
+    a_31 = a_31 * beta_3[:, None]
+    a_32 = a_32 * beta_3[:, None]
+    a_33 = tl.where(r[:, None] < r[None, :], a_33 * beta_3[None, :], 0.0)
+    t_33 = tl.where(r[:, None] == r[None, :], 1.0, 0.0)
+    zero = tl.zeros([16, 16], tl.float32)
+    for turn in tl.range(1, 16):
+        t_00 = _invert_row(t_00, a_00, turn)
+        t_11 = _invert_row(t_11, a_11, turn)
+        t_22 = _invert_row(t_22, a_22, turn)
+        t_33 = _invert_row(t_33, a_33, turn)
+    t_10 = -_product(t_11, _product(a_10, t_00, zero), zero)
+    t_21 = -_product(t_22, _product(a_21, t_11, zero), zero)
+    t_20 = -_product(t_22, _product(a_21, t_10, _product(a_20, t_00, zero)), zero)
+    t_32 = -_product(t_33, _product(a_32, t_22, zero), zero)
+    t_31 = -_product(t_33, _product(a_32, t_21, _product(a_31, t_11, zero)), zero)
+    t_30 = -_product(t_33, _product(a_32, t_20, _product(a_31, t_10, _product(a_30, t_00, zero))), zero)
+    values_3 = tl.load(v_base + near_3[:, None] * stride_dwritten_withint + e_0[None, :])
+    x = tl.zeros([16, 64], tl.float32)
+    x = tl.dot(tl.trans(t_33).to(dwritten_within.dtype.element_ty), values_3, x, input_precision="ieee")
+    at = (row + n_3.to(ROW_INDEX) * num_heads)[:, None] * 128 + e_0[None, :]
+    tl.store(dwrites + at, x, mask=(n_3 < length)[:, None])
+    values_2 = tl.load(v_base + near_2[:, None] * stride_dwritten_withint + e_0[None, :])
+    x = tl.zeros([16, 64], tl.float32)
+    x = tl.dot(tl.trans(t_32).to(dwritten_within.dtype.element_ty), values_3, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_22).to(dwritten_within.dtype.element_ty), values_2, x, input_precision="ieee")
+    at = (row + n_2.to(ROW_INDEX) * num_heads)[:, None] * 128 + e_0[None, :]
+    tl.store(dwrites + at, x, mask=(n_2 < length)[:, None])
+    values_1 = tl.load(v_base + near_1[:, None] * stride_dwritten_withint + e_0[None, :])
+    x = tl.zeros([16, 64], tl.float32)
+    x = tl.dot(tl.trans(t_31).to(dwritten_within.dtype.element_ty), values_3, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_21).to(dwritten_within.dtype.element_ty), values_2, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_11).to(dwritten_within.dtype.element_ty), values_1, x, input_precision="ieee")
+    at = (row + n_1.to(ROW_INDEX) * num_heads)[:, None] * 128 + e_0[None, :]
+    tl.store(dwrites + at, x, mask=(n_1 < length)[:, None])
+    values_0 = tl.load(v_base + near_0[:, None] * stride_dwritten_withint + e_0[None, :])
+    x = tl.zeros([16, 64], tl.float32)
+    x = tl.dot(tl.trans(t_30).to(dwritten_within.dtype.element_ty), values_3, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_20).to(dwritten_within.dtype.element_ty), values_2, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_10).to(dwritten_within.dtype.element_ty), values_1, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_00).to(dwritten_within.dtype.element_ty), values_0, x, input_precision="ieee")
+    at = (row + n_0.to(ROW_INDEX) * num_heads)[:, None] * 128 + e_0[None, :]
+    tl.store(dwrites + at, x, mask=(n_0 < length)[:, None])
+    values_3 = tl.load(v_base + near_3[:, None] * stride_dwritten_withint + e_1[None, :])
+    x = tl.zeros([16, 64], tl.float32)
+    x = tl.dot(tl.trans(t_33).to(dwritten_within.dtype.element_ty), values_3, x, input_precision="ieee")
+    at = (row + n_3.to(ROW_INDEX) * num_heads)[:, None] * 128 + e_1[None, :]
+    tl.store(dwrites + at, x, mask=(n_3 < length)[:, None])
+    values_2 = tl.load(v_base + near_2[:, None] * stride_dwritten_withint + e_1[None, :])
+    x = tl.zeros([16, 64], tl.float32)
+    x = tl.dot(tl.trans(t_32).to(dwritten_within.dtype.element_ty), values_3, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_22).to(dwritten_within.dtype.element_ty), values_2, x, input_precision="ieee")
+    at = (row + n_2.to(ROW_INDEX) * num_heads)[:, None] * 128 + e_1[None, :]
+    tl.store(dwrites + at, x, mask=(n_2 < length)[:, None])
+    values_1 = tl.load(v_base + near_1[:, None] * stride_dwritten_withint + e_1[None, :])
+    x = tl.zeros([16, 64], tl.float32)
+    x = tl.dot(tl.trans(t_31).to(dwritten_within.dtype.element_ty), values_3, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_21).to(dwritten_within.dtype.element_ty), values_2, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_11).to(dwritten_within.dtype.element_ty), values_1, x, input_precision="ieee")
+    at = (row + n_1.to(ROW_INDEX) * num_heads)[:, None] * 128 + e_1[None, :]
+    tl.store(dwrites + at, x, mask=(n_1 < length)[:, None])
+    values_0 = tl.load(v_base + near_0[:, None] * stride_dwritten_withint + e_1[None, :])
+    x = tl.zeros([16, 64], tl.float32)
+    x = tl.dot(tl.trans(t_30).to(dwritten_within.dtype.element_ty), values_3, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_20).to(dwritten_within.dtype.element_ty), values_2, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_10).to(dwritten_within.dtype.element_ty), values_1, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_00).to(dwritten_within.dtype.element_ty), values_0, x, input_precision="ieee")
+    at = (row + n_0.to(ROW_INDEX) * num_heads)[:, None] * 128 + e_1[None, :]
+    tl.store(dwrites + at, x, mask=(n_0 < length)[:, None])
+    near = near_3
+    keys = tl.load(k_base + near[:, None] * stride_kt + d_0[None, :])
+    keys_3 = keys
+    x = tl.zeros([16, 64], tl.float32)
+    x = tl.dot(tl.trans(t_33).to(k.dtype.element_ty), keys_3, x, input_precision="ieee")
+    at = (row + n_3.to(ROW_INDEX) * num_heads)[:, None] * 128 + d_0[None, :]
+    tl.store(derases + at, x.to(k.dtype.element_ty), mask=(n_3 < length)[:, None])
+    near = near_2
+    keys = tl.load(k_base + near[:, None] * stride_kt + d_0[None, :])
+    keys_2 = keys
+    x = tl.zeros([16, 64], tl.float32)
+    x = tl.dot(tl.trans(t_32).to(k.dtype.element_ty), keys_3, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_22).to(k.dtype.element_ty), keys_2, x, input_precision="ieee")
+    at = (row + n_2.to(ROW_INDEX) * num_heads)[:, None] * 128 + d_0[None, :]
+    tl.store(derases + at, x.to(k.dtype.element_ty), mask=(n_2 < length)[:, None])
+    near = near_1
+    keys = tl.load(k_base + near[:, None] * stride_kt + d_0[None, :])
+    keys_1 = keys
+    x = tl.zeros([16, 64], tl.float32)
+    x = tl.dot(tl.trans(t_31).to(k.dtype.element_ty), keys_3, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_21).to(k.dtype.element_ty), keys_2, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_11).to(k.dtype.element_ty), keys_1, x, input_precision="ieee")
+    at = (row + n_1.to(ROW_INDEX) * num_heads)[:, None] * 128 + d_0[None, :]
+    tl.store(derases + at, x.to(k.dtype.element_ty), mask=(n_1 < length)[:, None])
+    near = near_0
+    keys = tl.load(k_base + near[:, None] * stride_kt + d_0[None, :])
+    keys_0 = keys
+    x = tl.zeros([16, 64], tl.float32)
+    x = tl.dot(tl.trans(t_30).to(k.dtype.element_ty), keys_3, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_20).to(k.dtype.element_ty), keys_2, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_10).to(k.dtype.element_ty), keys_1, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_00).to(k.dtype.element_ty), keys_0, x, input_precision="ieee")
+    at = (row + n_0.to(ROW_INDEX) * num_heads)[:, None] * 128 + d_0[None, :]
+    tl.store(derases + at, x.to(k.dtype.element_ty), mask=(n_0 < length)[:, None])
+    near = near_3
+    keys = tl.load(k_base + near[:, None] * stride_kt + d_1[None, :])
+    keys_3 = keys
+    x = tl.zeros([16, 64], tl.float32)
+    x = tl.dot(tl.trans(t_33).to(k.dtype.element_ty), keys_3, x, input_precision="ieee")
+    at = (row + n_3.to(ROW_INDEX) * num_heads)[:, None] * 128 + d_1[None, :]
+    tl.store(derases + at, x.to(k.dtype.element_ty), mask=(n_3 < length)[:, None])
+    near = near_2
+    keys = tl.load(k_base + near[:, None] * stride_kt + d_1[None, :])
+    keys_2 = keys
+    x = tl.zeros([16, 64], tl.float32)
+    x = tl.dot(tl.trans(t_32).to(k.dtype.element_ty), keys_3, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_22).to(k.dtype.element_ty), keys_2, x, input_precision="ieee")
+    at = (row + n_2.to(ROW_INDEX) * num_heads)[:, None] * 128 + d_1[None, :]
+    tl.store(derases + at, x.to(k.dtype.element_ty), mask=(n_2 < length)[:, None])
+    near = near_1
+    keys = tl.load(k_base + near[:, None] * stride_kt + d_1[None, :])
+    keys_1 = keys
+    x = tl.zeros([16, 64], tl.float32)
+    x = tl.dot(tl.trans(t_31).to(k.dtype.element_ty), keys_3, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_21).to(k.dtype.element_ty), keys_2, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_11).to(k.dtype.element_ty), keys_1, x, input_precision="ieee")
+    at = (row + n_1.to(ROW_INDEX) * num_heads)[:, None] * 128 + d_1[None, :]
+    tl.store(derases + at, x.to(k.dtype.element_ty), mask=(n_1 < length)[:, None])
+    near = near_0
+    keys = tl.load(k_base + near[:, None] * stride_kt + d_1[None, :])
+    keys_0 = keys
+    x = tl.zeros([16, 64], tl.float32)
+    x = tl.dot(tl.trans(t_30).to(k.dtype.element_ty), keys_3, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_20).to(k.dtype.element_ty), keys_2, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_10).to(k.dtype.element_ty), keys_1, x, input_precision="ieee")
+    x = tl.dot(tl.trans(t_00).to(k.dtype.element_ty), keys_0, x, input_precision="ieee")
+    at = (row + n_0.to(ROW_INDEX) * num_heads)[:, None] * 128 + d_1[None, :]
+    tl.store(derases + at, x.to(k.dtype.element_ty), mask=(n_0 < length)[:, None])
+
+
 @triton.jit(do_not_specialize=["num_heads", "seqlen"])
 def _scan(
     k,
@@ -718,6 +1338,698 @@ def _read(
     )
 
 
+@triton.jit(do_not_specialize=["scale", "num_heads", "num_seqs", "seqlen"])
+def _out_adjoint(
+    dout,
+    dread,
+    cu_seqlens,
+    stride_doutb,
+    stride_doutt,
+    stride_douth,
+    scale,
+    num_heads,
+    num_seqs,
+    seqlen,
+    PACKED: tl.constexpr,
+    ROW_INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """One program turns the gradient of out into that of what was read, for a chunk and head."""
+    tiles: tl.constexpr = 1
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
+    slot = tl.program_id(0) // tiles // num_heads
+    batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
+    dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * 128) + h * 128
+    for start_m in tl.range(0, length, BLOCK_M):
+        m = start_m + tl.arange(0, BLOCK_M)
+        dout_0 = tl.load(
+            dout
+            + batch.to(tl.int64) * stride_doutb
+            + first.to(tl.int64) * stride_doutt
+            + h * stride_douth
+            + m.to(ROW_INDEX)[:, None] * stride_doutt
+            + e_0[None, :],
+            mask=(m < length)[:, None],
+            other=0.0,
+        ).to(tl.float32)
+        dout_1 = tl.load(
+            dout
+            + batch.to(tl.int64) * stride_doutb
+            + first.to(tl.int64) * stride_doutt
+            + h * stride_douth
+            + m.to(ROW_INDEX)[:, None] * stride_doutt
+            + e_1[None, :],
+            mask=(m < length)[:, None],
+            other=0.0,
+        ).to(tl.float32)
+        dread_0 = dout_0 * scale
+        dread_1 = dout_1 * scale
+        tl.store(
+            dread_base + m.to(ROW_INDEX)[:, None] * (num_heads * 128) + e_0[None, :],
+            dread_0.to(dread.dtype.element_ty),
+            mask=(m < length)[:, None],
+        )
+        tl.store(
+            dread_base + m.to(ROW_INDEX)[:, None] * (num_heads * 128) + e_1[None, :],
+            dread_1.to(dread.dtype.element_ty),
+            mask=(m < length)[:, None],
+        )
+
+
+@triton.jit(do_not_specialize=["num_heads", "seqlen"])
+def _adjoint_scan(
+    q,
+    k,
+    dread,
+    beta,
+    dwrites,
+    derases,
+    chunk_adjoints,
+    dstates,
+    dinit,
+    dwritten,
+    dv,
+    cu_seqlens,
+    stride_qb,
+    stride_qt,
+    stride_qh,
+    stride_kb,
+    stride_kt,
+    stride_kh,
+    stride_dvb,
+    stride_dvt,
+    stride_dvh,
+    stride_beta_0,
+    stride_beta_1,
+    stride_beta_2,
+    stride_dstates_0,
+    stride_dstates_1,
+    stride_dstates_2,
+    stride_dstates_3,
+    num_heads,
+    seqlen,
+    HAS_DSTATES: tl.constexpr,
+    PACKED: tl.constexpr,
+    ROW_INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """One program carries some columns of a state's gradient back through the chunks of a sequence.
+
+    It leaves at each what came to it, and the gradients of what the chunk's tokens write and of their values.
+    """
+    tiles: tl.constexpr = (128 + BLOCK_M - 1) // BLOCK_M
+    e = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    h = tl.program_id(0) // tiles % num_heads
+    b = tl.program_id(0) // tiles // num_heads
+    if PACKED:
+        batch = b * 0
+        start = tl.load(cu_seqlens + b)
+        rest = tl.load(cu_seqlens + b + 1) - start
+        begin = start // 64 + b
+    else:
+        batch = b
+        start = b * 0
+        rest = start + seqlen
+        begin = b * ((seqlen + 63) // 64)
+    chunks = (rest + 63) // 64
+    n = tl.arange(0, 64)
+    here = (e < 128)[None, :]
+    d_0 = tl.arange(0, 64)
+    d_1 = 64 + tl.arange(0, 64)
+    state_0 = tl.zeros([64, BLOCK_M], tl.float32)
+    state_1 = tl.zeros([64, BLOCK_M], tl.float32)
+    if HAS_DSTATES:
+        init_base = dstates + b.to(tl.int64) * stride_dstates_0 + h * stride_dstates_1
+        init_0 = init_base + d_0[:, None] * stride_dstates_2 + e[None, :] * stride_dstates_3
+        state_0 = tl.load(init_0, mask=(e < 128)[None, :], other=0.0).to(tl.float32)
+        init_1 = init_base + d_1[:, None] * stride_dstates_2 + e[None, :] * stride_dstates_3
+        state_1 = tl.load(init_1, mask=(e < 128)[None, :], other=0.0).to(tl.float32)
+    for turn in tl.range(0, chunks):
+        within = (chunks - 1 - turn) * 64
+        slot = begin + chunks - 1 - turn
+        first = start + within
+        length = tl.minimum(rest - within, 64)
+        near = tl.minimum(n, length - 1).to(ROW_INDEX)
+        at = (batch.to(tl.int64) * seqlen + first) * num_heads + h + near * num_heads
+        q_base = q + batch.to(tl.int64) * stride_qb + first.to(tl.int64) * stride_qt + h * stride_qh
+        k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
+        dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * 128) + h * 128
+        dv_base = dv + batch.to(tl.int64) * stride_dvb + first.to(tl.int64) * stride_dvt + h * stride_dvh
+        beta_base = (
+            beta + batch.to(tl.int64) * stride_beta_0 + first.to(tl.int64) * stride_beta_1 + h * stride_beta_2
+        )
+
+        own = (slot.to(tl.int64) * num_heads + h) * 16384
+        inside = (n < length)[:, None] & here
+        values = tl.load(dwrites + at[:, None] * 128 + e[None, :], mask=inside, other=0.0)
+        place = own + d_0[:, None] * 128 + e[None, :]
+        tl.store(chunk_adjoints + place, state_0, mask=(e < 128)[None, :])
+        taken = tl.load(derases + at[:, None] * 128 + d_0[None, :])
+        values = tl.dot(taken, state_0.to(k.dtype.element_ty), values, input_precision="ieee")
+        place = own + d_1[:, None] * 128 + e[None, :]
+        tl.store(chunk_adjoints + place, state_1, mask=(e < 128)[None, :])
+        taken = tl.load(derases + at[:, None] * 128 + d_1[None, :])
+        values = tl.dot(taken, state_1.to(k.dtype.element_ty), values, input_precision="ieee")
+        values = tl.where((n < length)[:, None], values, 0.0)
+        tl.store(dwritten + at[:, None] * 128 + e[None, :], values.to(k.dtype.element_ty), mask=inside)
+        beta_n = tl.load(beta_base + near * stride_beta_1).to(tl.float32)
+        value = values * beta_n[:, None]
+        dvalue = dv_base + n.to(ROW_INDEX)[:, None] * stride_dvt + e[None, :]
+        tl.store(dvalue, value.to(dv.dtype.element_ty), mask=inside)
+        values = values * beta_n[:, None]
+        reads = tl.load(dread_base + near[:, None] * (num_heads * 128) + e[None, :], mask=inside, other=0.0)
+        queries_0 = tl.load(q_base + near[:, None] * stride_qt + d_0[None, :])
+        keys = tl.load(k_base + near[:, None] * stride_kt + d_0[None, :])
+        state_0 = tl.dot(tl.trans(queries_0), reads, state_0, input_precision="ieee")
+        state_0 = tl.dot(tl.trans(keys), (-values).to(k.dtype.element_ty), state_0, input_precision="ieee")
+        queries_1 = tl.load(q_base + near[:, None] * stride_qt + d_1[None, :])
+        keys = tl.load(k_base + near[:, None] * stride_kt + d_1[None, :])
+        state_1 = tl.dot(tl.trans(queries_1), reads, state_1, input_precision="ieee")
+        state_1 = tl.dot(tl.trans(keys), (-values).to(k.dtype.element_ty), state_1, input_precision="ieee")
+    final = dinit + (b.to(tl.int64) * num_heads + h) * 16384
+    tl.store(final + d_0[:, None] * 128 + e[None, :], state_0, mask=(e < 128)[None, :])
+    tl.store(final + d_1[:, None] * 128 + e[None, :], state_1, mask=(e < 128)[None, :])
+
+
+@triton.jit(do_not_specialize=["num_heads", "num_seqs", "seqlen"])
+def _backward_writes(
+    q,
+    k,
+    dread,
+    dwritten_within,
+    cu_seqlens,
+    stride_qb,
+    stride_qt,
+    stride_qh,
+    stride_kb,
+    stride_kt,
+    stride_kh,
+    stride_dwritten_withinb,
+    stride_dwritten_withint,
+    stride_dwritten_withinh,
+    num_heads,
+    num_seqs,
+    seqlen,
+    PACKED: tl.constexpr,
+    ROW_INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program makes some rows of the gradient of what is written, from what the chunk's tokens read of it."""
+    tiles: tl.constexpr = 64 // BLOCK_M
+    owner = (tl.program_id(0) // tiles % (num_heads // 1)).to(tl.int64)
+    slot = tl.program_id(0) // tiles // (num_heads // 1)
+    batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
+    start_m = tl.program_id(0) % tiles * BLOCK_M
+    if start_m >= length:
+        return
+    m = start_m + tl.arange(0, BLOCK_M)
+    row = tl.minimum(m, length - 1).to(ROW_INDEX)
+    d_0 = tl.arange(0, 64)
+    d_1 = 64 + tl.arange(0, 64)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
+    h = owner
+    q_base = q + batch.to(tl.int64) * stride_qb + first.to(tl.int64) * stride_qt + h * stride_qh
+    k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
+    dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * 128) + h * 128
+    k_0 = tl.load(k_base + row[:, None] * stride_kt + d_0[None, :])
+    k_1 = tl.load(k_base + row[:, None] * stride_kt + d_1[None, :])
+    acc_0 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
+    for start_n in tl.range(start_m + BLOCK_M, length, BLOCK_N):
+        n = start_n + tl.arange(0, BLOCK_N)
+        near = tl.minimum(n, length - 1).to(ROW_INDEX)
+        q_0 = tl.load(q_base + near[:, None] * stride_qt + d_0[None, :])
+        pairs_tile = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
+        q_1 = tl.load(q_base + near[:, None] * stride_qt + d_1[None, :])
+        pairs_tile = tl.dot(k_1, tl.trans(q_1), pairs_tile, input_precision="ieee")
+        weight = tl.where(n < length, 1.0, 0.0)
+        dread_0 = tl.load(dread_base + near[:, None] * num_heads * 128 + e_0[None, :])
+        dread_0 = (dread_0 * weight[:, None]).to(q.dtype.element_ty)
+        acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_0, acc_0, input_precision="ieee")
+        dread_1 = tl.load(dread_base + near[:, None] * num_heads * 128 + e_1[None, :])
+        dread_1 = (dread_1 * weight[:, None]).to(q.dtype.element_ty)
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_1, acc_1, input_precision="ieee")
+    for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, length), BLOCK_N, num_stages=1):
+        n = start_n + tl.arange(0, BLOCK_N)
+        near = tl.minimum(n, length - 1).to(ROW_INDEX)
+        q_0 = tl.load(q_base + near[:, None] * stride_qt + d_0[None, :])
+        pairs_tile = tl.dot(k_0, tl.trans(q_0), input_precision="ieee")
+        q_1 = tl.load(q_base + near[:, None] * stride_qt + d_1[None, :])
+        pairs_tile = tl.dot(k_1, tl.trans(q_1), pairs_tile, input_precision="ieee")
+        pairs_tile = tl.where((n[None, :] >= m[:, None]) & (n < length)[None, :], pairs_tile, 0.0)
+        dread_0 = tl.load(dread_base + near[:, None] * num_heads * 128 + e_0[None, :])
+        acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_0, acc_0, input_precision="ieee")
+        dread_1 = tl.load(dread_base + near[:, None] * num_heads * 128 + e_1[None, :])
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_1, acc_1, input_precision="ieee")
+    tl.store(
+        dwritten_within
+        + batch.to(tl.int64) * stride_dwritten_withinb
+        + first.to(tl.int64) * stride_dwritten_withint
+        + h * stride_dwritten_withinh
+        + m.to(ROW_INDEX)[:, None] * stride_dwritten_withint
+        + e_0[None, :],
+        acc_0.to(dwritten_within.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        dwritten_within
+        + batch.to(tl.int64) * stride_dwritten_withinb
+        + first.to(tl.int64) * stride_dwritten_withint
+        + h * stride_dwritten_withinh
+        + m.to(ROW_INDEX)[:, None] * stride_dwritten_withint
+        + e_1[None, :],
+        acc_1.to(dwritten_within.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+
+
+@triton.jit(do_not_specialize=["num_heads", "num_seqs", "seqlen"])
+def _backward_queries(
+    q,
+    k,
+    written,
+    dread,
+    chunk_states,
+    dq,
+    cu_seqlens,
+    stride_qb,
+    stride_qt,
+    stride_qh,
+    stride_kb,
+    stride_kt,
+    stride_kh,
+    stride_writtenb,
+    stride_writtent,
+    stride_writtenh,
+    stride_dqp,
+    stride_dqb,
+    stride_dqt,
+    stride_dqh,
+    num_heads,
+    num_seqs,
+    seqlen,
+    PACKED: tl.constexpr,
+    ROW_INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program makes some rows of the gradient of queries: what they would add to out, by its gradient."""
+    tiles: tl.constexpr = 64 // BLOCK_M
+    owner = (tl.program_id(0) // tiles % (num_heads // 1)).to(tl.int64)
+    slot = tl.program_id(0) // tiles // (num_heads // 1)
+    batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
+    start_m = tl.program_id(0) % tiles * BLOCK_M
+    if start_m >= length:
+        return
+    m = start_m + tl.arange(0, BLOCK_M)
+    row = tl.minimum(m, length - 1).to(ROW_INDEX)
+    d_0 = tl.arange(0, 64)
+    d_1 = 64 + tl.arange(0, 64)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
+    h = owner
+    k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
+    v_base = (
+        written
+        + batch.to(tl.int64) * stride_writtenb
+        + first.to(tl.int64) * stride_writtent
+        + h * stride_writtenh
+    )
+    dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * 128) + h * 128
+    state_base = chunk_states + (slot.to(tl.int64) * num_heads + h) * 16384
+    dread_0 = tl.load(dread_base + row[:, None] * num_heads * 128 + e_0[None, :])
+    dread_1 = tl.load(dread_base + row[:, None] * num_heads * 128 + e_1[None, :])
+    acc_0 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
+    for start_n in tl.range(0, start_m, BLOCK_N):
+        n = start_n + tl.arange(0, BLOCK_N)
+        near = tl.arange(0, BLOCK_N).to(ROW_INDEX)
+        far = tl.cast(start_n, ROW_INDEX)
+        v_0 = tl.load(v_base + far * stride_writtent + near[:, None] * stride_writtent + e_0[None, :])
+        pairs_tile = tl.dot(dread_0, tl.trans(v_0), input_precision="ieee")
+        v_1 = tl.load(v_base + far * stride_writtent + near[:, None] * stride_writtent + e_1[None, :])
+        pairs_tile = tl.dot(dread_1, tl.trans(v_1), pairs_tile, input_precision="ieee")
+        k_0 = tl.load(k_base + far * stride_kt + near[:, None] * stride_kt + d_0[None, :])
+        acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_0, acc_0, input_precision="ieee")
+        k_1 = tl.load(k_base + far * stride_kt + near[:, None] * stride_kt + d_1[None, :])
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_1, acc_1, input_precision="ieee")
+    for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, length), BLOCK_N, num_stages=1):
+        n = start_n + tl.arange(0, BLOCK_N)
+        near = tl.minimum(n, length - 1).to(ROW_INDEX)
+        v_0 = tl.load(v_base + near[:, None] * stride_writtent + e_0[None, :])
+        pairs_tile = tl.dot(dread_0, tl.trans(v_0), input_precision="ieee")
+        v_1 = tl.load(v_base + near[:, None] * stride_writtent + e_1[None, :])
+        pairs_tile = tl.dot(dread_1, tl.trans(v_1), pairs_tile, input_precision="ieee")
+        pairs_tile = tl.where(n[None, :] <= m[:, None], pairs_tile, 0.0)
+        k_0 = tl.load(k_base + near[:, None] * stride_kt + d_0[None, :])
+        acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_0, acc_0, input_precision="ieee")
+        k_1 = tl.load(k_base + near[:, None] * stride_kt + d_1[None, :])
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_1, acc_1, input_precision="ieee")
+    state = tl.load(state_base + d_0[None, :] * 128 + e_0[:, None])
+    state_0 = tl.dot(dread_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_0[None, :] * 128 + e_1[:, None])
+    state_0 = tl.dot(dread_1, state.to(q.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 128 + e_0[:, None])
+    state_1 = tl.dot(dread_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 128 + e_1[:, None])
+    state_1 = tl.dot(dread_1, state.to(q.dtype.element_ty), state_1, input_precision="ieee")
+    acc_0 += state_0
+    acc_1 += state_1
+    own_base = dq + batch.to(tl.int64) * stride_dqb + first.to(tl.int64) * stride_dqt + owner * stride_dqh
+    tl.store(
+        own_base + m.to(ROW_INDEX)[:, None] * stride_dqt + d_0[None, :],
+        acc_0.to(dq.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        own_base + m.to(ROW_INDEX)[:, None] * stride_dqt + d_1[None, :],
+        acc_1.to(dq.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+
+
+@triton.jit(do_not_specialize=["num_heads", "num_seqs", "seqlen"])
+def _backward_found(
+    k,
+    v,
+    written,
+    dwritten,
+    beta,
+    chunk_states,
+    found,
+    dbeta,
+    cu_seqlens,
+    stride_kb,
+    stride_kt,
+    stride_kh,
+    stride_vb,
+    stride_vt,
+    stride_vh,
+    stride_writtenb,
+    stride_writtent,
+    stride_writtenh,
+    stride_dwrittenb,
+    stride_dwrittent,
+    stride_dwrittenh,
+    stride_beta_0,
+    stride_beta_1,
+    stride_beta_2,
+    stride_dbeta_0,
+    stride_dbeta_1,
+    stride_dbeta_2,
+    num_heads,
+    num_seqs,
+    seqlen,
+    PACKED: tl.constexpr,
+    ROW_INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program makes some rows of what tokens find in states, by gradients of what they write; gradients of beta."""
+    tiles: tl.constexpr = 64 // BLOCK_M
+    owner = (tl.program_id(0) // tiles % (num_heads // 1)).to(tl.int64)
+    slot = tl.program_id(0) // tiles // (num_heads // 1)
+    batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
+    start_m = tl.program_id(0) % tiles * BLOCK_M
+    if start_m >= length:
+        return
+    m = start_m + tl.arange(0, BLOCK_M)
+    row = tl.minimum(m, length - 1).to(ROW_INDEX)
+    d_0 = tl.arange(0, 64)
+    d_1 = 64 + tl.arange(0, 64)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
+    h = owner
+    k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
+    v_base = (
+        written
+        + batch.to(tl.int64) * stride_writtenb
+        + first.to(tl.int64) * stride_writtent
+        + h * stride_writtenh
+    )
+    dwritten_base = (
+        dwritten
+        + batch.to(tl.int64) * stride_dwrittenb
+        + first.to(tl.int64) * stride_dwrittent
+        + h * stride_dwrittenh
+    )
+    state_base = chunk_states + (slot.to(tl.int64) * num_heads + h) * 16384
+    dwritten_0 = tl.load(dwritten_base + row[:, None] * stride_dwrittent + e_0[None, :])
+    dwritten_1 = tl.load(dwritten_base + row[:, None] * stride_dwrittent + e_1[None, :])
+    acc_0 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
+    for start_n in tl.range(0, start_m, BLOCK_N):
+        n = start_n + tl.arange(0, BLOCK_N)
+        near = tl.arange(0, BLOCK_N).to(ROW_INDEX)
+        far = tl.cast(start_n, ROW_INDEX)
+        v_0 = tl.load(v_base + far * stride_writtent + near[:, None] * stride_writtent + e_0[None, :])
+        pairs_tile = tl.dot(dwritten_0, tl.trans(v_0), input_precision="ieee")
+        v_1 = tl.load(v_base + far * stride_writtent + near[:, None] * stride_writtent + e_1[None, :])
+        pairs_tile = tl.dot(dwritten_1, tl.trans(v_1), pairs_tile, input_precision="ieee")
+        k_0 = tl.load(k_base + far * stride_kt + near[:, None] * stride_kt + d_0[None, :])
+        acc_0 = tl.dot(pairs_tile.to(k.dtype.element_ty), k_0, acc_0, input_precision="ieee")
+        k_1 = tl.load(k_base + far * stride_kt + near[:, None] * stride_kt + d_1[None, :])
+        acc_1 = tl.dot(pairs_tile.to(k.dtype.element_ty), k_1, acc_1, input_precision="ieee")
+    for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, length), BLOCK_N, num_stages=1):
+        n = start_n + tl.arange(0, BLOCK_N)
+        near = tl.minimum(n, length - 1).to(ROW_INDEX)
+        v_0 = tl.load(v_base + near[:, None] * stride_writtent + e_0[None, :])
+        pairs_tile = tl.dot(dwritten_0, tl.trans(v_0), input_precision="ieee")
+        v_1 = tl.load(v_base + near[:, None] * stride_writtent + e_1[None, :])
+        pairs_tile = tl.dot(dwritten_1, tl.trans(v_1), pairs_tile, input_precision="ieee")
+        pairs_tile = tl.where(n[None, :] < m[:, None], pairs_tile, 0.0)
+        k_0 = tl.load(k_base + near[:, None] * stride_kt + d_0[None, :])
+        acc_0 = tl.dot(pairs_tile.to(k.dtype.element_ty), k_0, acc_0, input_precision="ieee")
+        k_1 = tl.load(k_base + near[:, None] * stride_kt + d_1[None, :])
+        acc_1 = tl.dot(pairs_tile.to(k.dtype.element_ty), k_1, acc_1, input_precision="ieee")
+    state = tl.load(state_base + d_0[None, :] * 128 + e_0[:, None])
+    state_0 = tl.dot(dwritten_0, state.to(k.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_0[None, :] * 128 + e_1[:, None])
+    state_0 = tl.dot(dwritten_1, state.to(k.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 128 + e_0[:, None])
+    state_1 = tl.dot(dwritten_0, state.to(k.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 128 + e_1[:, None])
+    state_1 = tl.dot(dwritten_1, state.to(k.dtype.element_ty), state_1, input_precision="ieee")
+    acc_0 += state_0
+    acc_1 += state_1
+    own_0 = tl.load(k_base + row[:, None] * stride_kt + d_0[None, :]).to(tl.float32)
+    own_1 = tl.load(k_base + row[:, None] * stride_kt + d_1[None, :]).to(tl.float32)
+    of_found = tl.sum(own_0 * acc_0, 1) + tl.sum(own_1 * acc_1, 1)
+    value_0 = tl.load(
+        v
+        + batch.to(tl.int64) * stride_vb
+        + first.to(tl.int64) * stride_vt
+        + h * stride_vh
+        + m.to(ROW_INDEX)[:, None] * stride_vt
+        + e_0[None, :],
+        mask=(m < length)[:, None],
+        other=0.0,
+    )
+    value_1 = tl.load(
+        v
+        + batch.to(tl.int64) * stride_vb
+        + first.to(tl.int64) * stride_vt
+        + h * stride_vh
+        + m.to(ROW_INDEX)[:, None] * stride_vt
+        + e_1[None, :],
+        mask=(m < length)[:, None],
+        other=0.0,
+    )
+    of_values = tl.sum(value_0.to(tl.float32) * dwritten_0.to(tl.float32), 1) + tl.sum(
+        value_1.to(tl.float32) * dwritten_1.to(tl.float32), 1
+    )
+    of_beta = of_values - of_found
+    tl.store(
+        dbeta
+        + batch.to(tl.int64) * stride_dbeta_0
+        + (first + m).to(tl.int64) * stride_dbeta_1
+        + h * stride_dbeta_2,
+        of_beta.to(dbeta.dtype.element_ty),
+        mask=m < length,
+    )
+    tl.store(
+        found
+        + ((batch.to(tl.int64) * seqlen + first) * num_heads + h) * 128
+        + m.to(ROW_INDEX)[:, None] * (num_heads * 128)
+        + d_0[None, :],
+        acc_0,
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        found
+        + ((batch.to(tl.int64) * seqlen + first) * num_heads + h) * 128
+        + m.to(ROW_INDEX)[:, None] * (num_heads * 128)
+        + d_1[None, :],
+        acc_1,
+        mask=(m < length)[:, None],
+    )
+
+
+@triton.jit(do_not_specialize=["num_heads", "num_seqs", "seqlen"])
+def _backward_keys(
+    q,
+    k,
+    written,
+    dread,
+    chunk_adjoints,
+    dk,
+    beta,
+    found,
+    dv,
+    cu_seqlens,
+    stride_qb,
+    stride_qt,
+    stride_qh,
+    stride_kb,
+    stride_kt,
+    stride_kh,
+    stride_writtenb,
+    stride_writtent,
+    stride_writtenh,
+    stride_dvb,
+    stride_dvt,
+    stride_dvh,
+    stride_beta_0,
+    stride_beta_1,
+    stride_beta_2,
+    stride_dkp,
+    stride_dkb,
+    stride_dkt,
+    stride_dkh,
+    num_heads,
+    num_seqs,
+    seqlen,
+    PACKED: tl.constexpr,
+    ROW_INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program makes some rows of the gradient of keys, from the tokens that come after them."""
+    tiles: tl.constexpr = 64 // BLOCK_M
+    owner = (tl.program_id(0) // tiles % (num_heads // 1)).to(tl.int64)
+    slot = tl.program_id(0) // tiles // (num_heads // 1)
+    batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
+    start_m = tl.program_id(0) % tiles * BLOCK_M
+    if start_m >= length:
+        return
+    m = start_m + tl.arange(0, BLOCK_M)
+    row = tl.minimum(m, length - 1).to(ROW_INDEX)
+    d_0 = tl.arange(0, 64)
+    d_1 = 64 + tl.arange(0, 64)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
+    h = owner
+    q_base = q + batch.to(tl.int64) * stride_qb + first.to(tl.int64) * stride_qt + h * stride_qh
+    k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
+    v_base = (
+        written
+        + batch.to(tl.int64) * stride_writtenb
+        + first.to(tl.int64) * stride_writtent
+        + h * stride_writtenh
+    )
+    dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * 128) + h * 128
+    dv_base = dv + batch.to(tl.int64) * stride_dvb + first.to(tl.int64) * stride_dvt + h * stride_dvh
+    beta_base = (
+        beta + batch.to(tl.int64) * stride_beta_0 + first.to(tl.int64) * stride_beta_1 + h * stride_beta_2
+    )
+    state_base = chunk_adjoints + (slot.to(tl.int64) * num_heads + h) * 16384
+    v_0 = tl.load(v_base + row[:, None] * stride_writtent + e_0[None, :])
+    v_1 = tl.load(v_base + row[:, None] * stride_writtent + e_1[None, :])
+    acc_0 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
+    for start_n in tl.range(start_m + BLOCK_M, length, BLOCK_N):
+        n = start_n + tl.arange(0, BLOCK_N)
+        near = tl.minimum(n, length - 1).to(ROW_INDEX)
+        dread_0 = tl.load(dread_base + near[:, None] * num_heads * 128 + e_0[None, :])
+        pairs_tile = tl.dot(v_0, tl.trans(dread_0), input_precision="ieee")
+        dread_1 = tl.load(dread_base + near[:, None] * num_heads * 128 + e_1[None, :])
+        pairs_tile = tl.dot(v_1, tl.trans(dread_1), pairs_tile, input_precision="ieee")
+        weight = tl.where(n < length, 1.0, 0.0)
+        q_0 = tl.load(q_base + near[:, None] * stride_qt + d_0[None, :])
+        q_0 = (q_0 * weight[:, None]).to(q.dtype.element_ty)
+        acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), q_0, acc_0, input_precision="ieee")
+        q_1 = tl.load(q_base + near[:, None] * stride_qt + d_1[None, :])
+        q_1 = (q_1 * weight[:, None]).to(q.dtype.element_ty)
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), q_1, acc_1, input_precision="ieee")
+        dv_0 = tl.load(dv_base + near[:, None] * stride_dvt + e_0[None, :])
+        pairs_tile = tl.dot(v_0, tl.trans(dv_0), input_precision="ieee")
+        dv_1 = tl.load(dv_base + near[:, None] * stride_dvt + e_1[None, :])
+        pairs_tile = tl.dot(v_1, tl.trans(dv_1), pairs_tile, input_precision="ieee")
+        pairs_tile = -pairs_tile
+        k_0 = tl.load(k_base + near[:, None] * stride_kt + d_0[None, :])
+        k_0 = (k_0 * weight[:, None]).to(q.dtype.element_ty)
+        acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_0, acc_0, input_precision="ieee")
+        k_1 = tl.load(k_base + near[:, None] * stride_kt + d_1[None, :])
+        k_1 = (k_1 * weight[:, None]).to(q.dtype.element_ty)
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_1, acc_1, input_precision="ieee")
+    for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, length), BLOCK_N, num_stages=1):
+        n = start_n + tl.arange(0, BLOCK_N)
+        near = tl.minimum(n, length - 1).to(ROW_INDEX)
+        dread_0 = tl.load(dread_base + near[:, None] * num_heads * 128 + e_0[None, :])
+        pairs_tile = tl.dot(v_0, tl.trans(dread_0), input_precision="ieee")
+        dread_1 = tl.load(dread_base + near[:, None] * num_heads * 128 + e_1[None, :])
+        pairs_tile = tl.dot(v_1, tl.trans(dread_1), pairs_tile, input_precision="ieee")
+        pairs_tile = tl.where((n[None, :] >= m[:, None]) & (n < length)[None, :], pairs_tile, 0.0)
+        q_0 = tl.load(q_base + near[:, None] * stride_qt + d_0[None, :])
+        acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), q_0, acc_0, input_precision="ieee")
+        q_1 = tl.load(q_base + near[:, None] * stride_qt + d_1[None, :])
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), q_1, acc_1, input_precision="ieee")
+        dv_0 = tl.load(dv_base + near[:, None] * stride_dvt + e_0[None, :])
+        pairs_tile = tl.dot(v_0, tl.trans(dv_0), input_precision="ieee")
+        dv_1 = tl.load(dv_base + near[:, None] * stride_dvt + e_1[None, :])
+        pairs_tile = tl.dot(v_1, tl.trans(dv_1), pairs_tile, input_precision="ieee")
+        pairs_tile = -pairs_tile
+        pairs_tile = tl.where((n[None, :] > m[:, None]) & (n < length)[None, :], pairs_tile, 0.0)
+        k_0 = tl.load(k_base + near[:, None] * stride_kt + d_0[None, :])
+        acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_0, acc_0, input_precision="ieee")
+        k_1 = tl.load(k_base + near[:, None] * stride_kt + d_1[None, :])
+        acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_1, acc_1, input_precision="ieee")
+    state = tl.load(state_base + d_0[None, :] * 128 + e_0[:, None])
+    state_0 = tl.dot(v_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_0[None, :] * 128 + e_1[:, None])
+    state_0 = tl.dot(v_1, state.to(q.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 128 + e_0[:, None])
+    state_1 = tl.dot(v_0, state.to(q.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[None, :] * 128 + e_1[:, None])
+    state_1 = tl.dot(v_1, state.to(q.dtype.element_ty), state_1, input_precision="ieee")
+    acc_0 += state_0
+    acc_1 += state_1
+    beta_m = tl.load(beta_base + row * stride_beta_1).to(tl.float32)
+    found_0 = tl.load(
+        found
+        + ((batch.to(tl.int64) * seqlen + first) * num_heads + h) * 128
+        + m.to(ROW_INDEX)[:, None] * (num_heads * 128)
+        + d_0[None, :],
+        mask=(m < length)[:, None],
+        other=0.0,
+    )
+    acc_0 = acc_0 - found_0 * beta_m[:, None]
+    found_1 = tl.load(
+        found
+        + ((batch.to(tl.int64) * seqlen + first) * num_heads + h) * 128
+        + m.to(ROW_INDEX)[:, None] * (num_heads * 128)
+        + d_1[None, :],
+        mask=(m < length)[:, None],
+        other=0.0,
+    )
+    acc_1 = acc_1 - found_1 * beta_m[:, None]
+    own_base = dk + batch.to(tl.int64) * stride_dkb + first.to(tl.int64) * stride_dkt + owner * stride_dkh
+    tl.store(
+        own_base + m.to(ROW_INDEX)[:, None] * stride_dkt + d_0[None, :],
+        acc_0.to(dk.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        own_base + m.to(ROW_INDEX)[:, None] * stride_dkt + d_1[None, :],
+        acc_1.to(dk.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+
+
 def _schedule(configs: dict, device: torch.device, bits: int) -> dict:
     """Return the untuned schedule for a device."""
     if device.type == "cpu":
@@ -787,8 +2099,10 @@ def launch(
     cu_seqlens: torch.Tensor | None,
     scale: float,
     configs: dict | None = None,
+    keep: dict | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Allocate out and the final states and run the kernels; `configs` overrides their schedules by kernel name.
+    With `keep`, for the backward, all but the last run, and it takes what they made.
 
     Between the kernels go, in fp32, a state per chunk and head, which the scan replaces by the one before it.
     Also, per token and head, what it writes to an empty state (fp32) and to the one that is there, and what it erases.
@@ -868,6 +2182,15 @@ def launch(
             **config,
         )
         config = chosen["_read"]
+        if keep is not None:
+            keep.update(
+                {
+                    name: value
+                    for name, value in locals().items()
+                    if name in ("slots", "chosen", "row_index", "chunk_states", "written")
+                }
+            )
+            return out, states
         if slots:
             _read[(slots * num_heads * (CHUNK // config["BLOCK_M"]),)](
                 q,
@@ -899,7 +2222,7 @@ def launch(
     return out, states
 
 
-@torch.library.custom_op("attngen::deltanet_975bc239a15b", mutates_args=())
+@torch.library.custom_op("attngen::deltanet_f9ec6fbb9e1d", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -925,13 +2248,331 @@ def _(
     return _outputs(q, k, v, beta, initial_state, cu_seqlens, scale)
 
 
-def _no_gradients(ctx, *grads):
-    raise RuntimeError(
-        "deltanet: was generated without a backward: add `grad: true` to the spec and generate again"
+def launch_backward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    beta: torch.Tensor,
+    initial_state: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+    scale: float,
+    dout: torch.Tensor,
+    dstates: torch.Tensor | None,
+    configs: dict | None = None,
+) -> list[torch.Tensor]:
+    """Run the forward up to what it reads, then the backward; `configs` overrides schedules by kernel name.
+
+    Nothing but the arguments is kept from the forward. Memory in between, besides what the forward takes: as much again for
+    gradients of states, and a row per token and head of the gradient of what is read.
+    Also, per token and head, the gradient of what it writes (twice in the tensors' dtype, once in fp32), what it takes of a
+    gradient of states, and what it finds in them (fp32).
+    """
+    keep: dict = {}
+    _, states = launch(q, k, v, beta, initial_state, cu_seqlens, scale, configs=configs, keep=keep)
+    device = q.device
+    dout = dout if dout.stride(-1) == 1 else dout.contiguous()
+    batch, seqlen, num_heads, _ = q.shape
+    num_seqs = states.shape[0]
+    new = torch.empty if cu_seqlens is None else torch.zeros  # tokens of no sequence have gradient 0
+    slots = keep.get("slots", 0)
+    chosen = keep.get("chosen") or {
+        name: _schedule(kernel["configs"], device, 32) for name, kernel in MANIFEST["kernels"].items()
+    }
+    row_index = tl.int64 if dout.stride(1) * CHUNK >= 2**31 else keep.get("row_index", tl.int32)
+    chunk_states = keep.get("chunk_states", states)
+    written = keep.get("written", states)
+    dread = torch.empty([*written.shape[:3], 128], dtype=written.dtype, device=device)
+    dq_parts = new([1, *q.shape], dtype=q.dtype, device=device)
+    dk_parts = new([1, *k.shape], dtype=q.dtype, device=device)
+    dwritten, dwritten_within = (torch.empty(v.shape, dtype=q.dtype, device=device) for _ in range(2))
+    dwrites = torch.empty([batch, seqlen, num_heads, 128], dtype=torch.float32, device=device)
+    derases, found = (
+        torch.empty([batch, seqlen, num_heads, 128], dtype=q.dtype, device=device),
+        torch.empty([batch, seqlen, num_heads, 128], dtype=torch.float32, device=device),
     )
+    dv = new(v.shape, dtype=v.dtype, device=device)
+    dbeta = new(beta.shape, dtype=beta.dtype, device=device)
+    chunk_adjoints = torch.empty([slots, num_heads, 16384], dtype=torch.float32, device=device)
+    dinit = torch.empty(states.shape, dtype=torch.float32, device=device)
+    with torch.cuda.device_of(q):
+        if slots:
+            _out_adjoint[(slots * num_heads,)](
+                dout,
+                dread,
+                cu_seqlens,
+                dout.stride(0),
+                dout.stride(1),
+                dout.stride(2),
+                scale,
+                num_heads,
+                num_seqs,
+                seqlen,
+                PACKED=cu_seqlens is not None,
+                ROW_INDEX=row_index,
+                **chosen["_out_adjoint"],
+            )
+            config = chosen["_backward_writes"]
+            _backward_writes[(slots * num_heads * (CHUNK // config["BLOCK_M"]),)](
+                q,
+                k,
+                dread,
+                dwritten_within,
+                cu_seqlens,
+                q.stride(0),
+                q.stride(1),
+                q.stride(2),
+                k.stride(0),
+                k.stride(1),
+                k.stride(2),
+                dwritten_within.stride(0),
+                dwritten_within.stride(1),
+                dwritten_within.stride(2),
+                num_heads,
+                num_seqs,
+                seqlen,
+                PACKED=cu_seqlens is not None,
+                ROW_INDEX=row_index,
+                **config,
+            )
+            _backward_solve[(slots * num_heads,)](
+                k,
+                dwritten_within,
+                beta,
+                dwrites,
+                derases,
+                cu_seqlens,
+                k.stride(0),
+                k.stride(1),
+                k.stride(2),
+                dwritten_within.stride(0),
+                dwritten_within.stride(1),
+                dwritten_within.stride(2),
+                _stride(beta, 0),
+                _stride(beta, 1),
+                _stride(beta, 2),
+                num_heads,
+                num_seqs,
+                seqlen,
+                PACKED=cu_seqlens is not None,
+                ROW_INDEX=row_index,
+                **chosen["_backward_solve"],
+            )
+        config = chosen["_adjoint_scan"]
+        if num_seqs * num_heads:
+            _adjoint_scan[(num_seqs * num_heads * triton.cdiv(128, config["BLOCK_M"]),)](
+                q,
+                k,
+                dread,
+                beta,
+                dwrites,
+                derases,
+                chunk_adjoints,
+                dstates,
+                dinit,
+                dwritten,
+                dv,
+                cu_seqlens,
+                q.stride(0),
+                q.stride(1),
+                q.stride(2),
+                k.stride(0),
+                k.stride(1),
+                k.stride(2),
+                dv.stride(0),
+                dv.stride(1),
+                dv.stride(2),
+                _stride(beta, 0),
+                _stride(beta, 1),
+                _stride(beta, 2),
+                _stride(dstates, 0),
+                _stride(dstates, 1),
+                _stride(dstates, 2),
+                _stride(dstates, 3),
+                num_heads,
+                seqlen,
+                HAS_DSTATES=dstates is not None,
+                PACKED=cu_seqlens is not None,
+                ROW_INDEX=row_index,
+                **config,
+            )
+        config = chosen["_backward_queries"]
+        if slots:
+            _backward_queries[(slots * (num_heads // 1) * (CHUNK // config["BLOCK_M"]),)](
+                q,
+                k,
+                written,
+                dread,
+                chunk_states,
+                dq_parts,
+                cu_seqlens,
+                q.stride(0),
+                q.stride(1),
+                q.stride(2),
+                k.stride(0),
+                k.stride(1),
+                k.stride(2),
+                written.stride(0),
+                written.stride(1),
+                written.stride(2),
+                dq_parts.stride(0),
+                dq_parts.stride(1),
+                dq_parts.stride(2),
+                dq_parts.stride(3),
+                num_heads,
+                num_seqs,
+                seqlen,
+                PACKED=cu_seqlens is not None,
+                ROW_INDEX=row_index,
+                **config,
+            )
+        config = chosen["_backward_found"]
+        if slots:
+            _backward_found[(slots * (num_heads // 1) * (CHUNK // config["BLOCK_M"]),)](
+                k,
+                v,
+                written,
+                dwritten,
+                beta,
+                chunk_states,
+                found,
+                dbeta,
+                cu_seqlens,
+                k.stride(0),
+                k.stride(1),
+                k.stride(2),
+                v.stride(0),
+                v.stride(1),
+                v.stride(2),
+                written.stride(0),
+                written.stride(1),
+                written.stride(2),
+                dwritten.stride(0),
+                dwritten.stride(1),
+                dwritten.stride(2),
+                _stride(beta, 0),
+                _stride(beta, 1),
+                _stride(beta, 2),
+                dbeta.stride(0),
+                dbeta.stride(1),
+                dbeta.stride(2),
+                num_heads,
+                num_seqs,
+                seqlen,
+                PACKED=cu_seqlens is not None,
+                ROW_INDEX=row_index,
+                **config,
+            )
+        config = chosen["_backward_keys"]
+        if slots:
+            _backward_keys[(slots * (num_heads // 1) * (CHUNK // config["BLOCK_M"]),)](
+                q,
+                k,
+                written,
+                dread,
+                chunk_adjoints,
+                dk_parts,
+                beta,
+                found,
+                dv,
+                cu_seqlens,
+                q.stride(0),
+                q.stride(1),
+                q.stride(2),
+                k.stride(0),
+                k.stride(1),
+                k.stride(2),
+                written.stride(0),
+                written.stride(1),
+                written.stride(2),
+                dv.stride(0),
+                dv.stride(1),
+                dv.stride(2),
+                _stride(beta, 0),
+                _stride(beta, 1),
+                _stride(beta, 2),
+                dk_parts.stride(0),
+                dk_parts.stride(1),
+                dk_parts.stride(2),
+                dk_parts.stride(3),
+                num_heads,
+                num_seqs,
+                seqlen,
+                PACKED=cu_seqlens is not None,
+                ROW_INDEX=row_index,
+                **config,
+            )
+    return [
+        dq_parts.sum(0).to(q.dtype) if dq_parts.shape[0] > 1 else dq_parts[0],
+        dk_parts.sum(0).to(k.dtype) if dk_parts.shape[0] > 1 else dk_parts[0],
+        dv,
+        dbeta,
+        torch.empty(0, device=device) if initial_state is None else dinit.to(initial_state.dtype),
+    ]
 
 
-_forward.register_autograd(_no_gradients)
+@torch.library.custom_op("attngen::deltanet_f9ec6fbb9e1d_backward", mutates_args=())
+def _backward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    beta: torch.Tensor,
+    initial_state: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+    scale: float,
+    dout: torch.Tensor,
+    dstates: torch.Tensor | None,
+) -> list[torch.Tensor]:
+    return launch_backward(q, k, v, beta, initial_state, cu_seqlens, scale, dout, dstates)
+
+
+@_backward.register_fake
+def _(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    beta: torch.Tensor,
+    initial_state: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+    scale: float,
+    dout: torch.Tensor,
+    dstates: torch.Tensor | None,
+):
+    return [
+        q.new_empty(0) if q is None else torch.empty(q.shape, dtype=q.dtype, device=q.device),
+        q.new_empty(0) if k is None else torch.empty(k.shape, dtype=k.dtype, device=k.device),
+        q.new_empty(0) if v is None else torch.empty(v.shape, dtype=v.dtype, device=v.device),
+        q.new_empty(0) if beta is None else torch.empty(beta.shape, dtype=beta.dtype, device=beta.device),
+        q.new_empty(0)
+        if initial_state is None
+        else torch.empty(initial_state.shape, dtype=initial_state.dtype, device=initial_state.device),
+    ]
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    q, k, v, beta, initial_state, cu_seqlens, scale = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, beta, initial_state, cu_seqlens)
+    ctx.kept = (scale,)
+
+
+def _gradients(ctx, dout, dstates):
+    q, k, v, beta, initial_state, cu_seqlens = ctx.saved_tensors
+    (scale,) = ctx.kept
+    dout = torch.zeros_like(v) if dout is None else dout
+    found = _backward(q, k, v, beta, initial_state, cu_seqlens, scale, dout, dstates)
+    dq, dk, dv, dbeta, dinitial_state = (
+        gradient if given is not None else None
+        for gradient, given in zip(found, (q, k, v, beta, initial_state))
+    )
+    return dq, dk, dv, dbeta, dinitial_state, None, None
+
+
+def _no_second_gradients(ctx, *grads):
+    raise RuntimeError("deltanet: gradients of gradients are not generated")
+
+
+_forward.register_autograd(_gradients, setup_context=_setup_context)
+_backward.register_autograd(_no_second_gradients)
 
 
 def _expect(condition: bool, message: str) -> None:
@@ -1203,7 +2844,7 @@ def launch_step(
     return out
 
 
-@torch.library.custom_op("attngen::deltanet_975bc239a15b_step", mutates_args=("state",))
+@torch.library.custom_op("attngen::deltanet_f9ec6fbb9e1d_step", mutates_args=("state",))
 def _step(
     state: torch.Tensor,
     q: torch.Tensor,

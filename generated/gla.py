@@ -4,7 +4,7 @@
 
 A recurrence, S = T S + k v^T, out = q S: chunks of 64 tokens, a scan over the chunks, and what each chunk reads of both.
 
-Digest 15c962c78e1ec420f2af3ad222ee9b3b1ff1339dc1e529897c5e77ec4a6826cb. Needs torch and triton, nothing else.
+Digest 36cb1090280fcbc6dd4a899e3c6edc25e013b554ef8528366fd1c5ac078746f9. Needs torch and triton, nothing else.
 """
 
 import json
@@ -17,6 +17,7 @@ SPEC = json.loads(r"""
 {
   "attngen": 1,
   "dtype": ["bfloat16"],
+  "grad": true,
   "head_dim": {"qk": 256, "v": 512},
   "heads": {"kv": 4, "q": 4},
   "layout": "bshd",
@@ -24,7 +25,7 @@ SPEC = json.loads(r"""
   "recurrence": {"chunk": 64, "decay": "vector", "kind": "linear"}
 }
 """)
-DIGEST = "15c962c78e1ec420f2af3ad222ee9b3b1ff1339dc1e529897c5e77ec4a6826cb"
+DIGEST = "36cb1090280fcbc6dd4a899e3c6edc25e013b554ef8528366fd1c5ac078746f9"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "recurrence",
@@ -35,7 +36,7 @@ MANIFEST = json.loads(r"""
     "_totals": {
       "arguments": {
         "g": "*fp32",
-        "total": "*fp32",
+        "total": "*sums",
         "cu_seqlens": "*i32",
         "stride_g_0": "i32",
         "stride_g_1": "i32",
@@ -54,7 +55,7 @@ MANIFEST = json.loads(r"""
       "arguments": {
         "k": "*io",
         "v": "*io",
-        "total": "*fp32",
+        "total": "*sums",
         "chunk_states": "*fp32",
         "cu_seqlens": "*i32",
         "stride_kb": "i32",
@@ -95,7 +96,7 @@ MANIFEST = json.loads(r"""
     },
     "_scan": {
       "arguments": {
-        "total": "*fp32",
+        "total": "*sums",
         "chunk_states": "*fp32",
         "initial_state": "*fp32",
         "states": "*fp32",
@@ -114,7 +115,7 @@ MANIFEST = json.loads(r"""
     },
     "_pairs": {
       "arguments": {
-        "total": "*fp32",
+        "total": "*sums",
         "q": "*io",
         "k": "*io",
         "pairs": "*io",
@@ -147,7 +148,7 @@ MANIFEST = json.loads(r"""
         "q": "*io",
         "v": "*io",
         "pairs": "*io",
-        "total": "*fp32",
+        "total": "*sums",
         "chunk_states": "*fp32",
         "out": "*io",
         "cu_seqlens": "*i32",
@@ -236,6 +237,281 @@ MANIFEST = json.loads(r"""
         "cpu": [{"BLOCK_M": 512, "num_warps": 4, "num_stages": 1}]
       },
       "flags": {"HAS_INDICES": true}
+    },
+    "_adjoint_pairs": {
+      "arguments": {
+        "dread": "*io",
+        "v": "*io",
+        "adjoint_pairs": "*io",
+        "cu_seqlens": "*i32",
+        "stride_vb": "i32",
+        "stride_vt": "i32",
+        "stride_vh": "i32",
+        "num_heads": "i32",
+        "num_seqs": "i32",
+        "seqlen": "i32"
+      },
+      "constants": ["PACKED", "ROW_INDEX", "BLOCK_M", "BLOCK_N"],
+      "loops": [],
+      "configs": {
+        "default": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}],
+        "sm_80/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
+        "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
+        "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
+        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}],
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}]
+      },
+      "flags": {}
+    },
+    "_out_adjoint": {
+      "arguments": {
+        "dout": "*io",
+        "dread": "*io",
+        "cu_seqlens": "*i32",
+        "stride_doutb": "i32",
+        "stride_doutt": "i32",
+        "stride_douth": "i32",
+        "scale": "fp32",
+        "num_heads": "i32",
+        "num_seqs": "i32",
+        "seqlen": "i32"
+      },
+      "constants": ["PACKED", "ROW_INDEX", "BLOCK_M"],
+      "loops": [{"role": "out", "node": "dread", "products": [], "loads": []}],
+      "configs": {"default": [{"BLOCK_M": 32, "num_warps": 4, "num_stages": 1}]},
+      "flags": {}
+    },
+    "_chunk_adjoints": {
+      "arguments": {
+        "q": "*io",
+        "dread": "*io",
+        "total": "*sums",
+        "chunk_adjoints": "*fp32",
+        "cu_seqlens": "*i32",
+        "stride_qb": "i32",
+        "stride_qt": "i32",
+        "stride_qh": "i32",
+        "num_heads": "i32",
+        "num_seqs": "i32",
+        "seqlen": "i32"
+      },
+      "constants": ["PACKED", "ROW_INDEX", "BLOCK_M", "BLOCK_N"],
+      "loops": [
+        {
+          "role": "chunk adjoint",
+          "node": "chunk_adjoints",
+          "products": [{"node": "chunk_states", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 512, "padded": 512}],
+          "loads": []
+        }
+      ],
+      "configs": {
+        "default": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1}],
+        "cpu": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "sm_80/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "sm_86/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "sm_89/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "sm_120/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}]
+      },
+      "flags": {}
+    },
+    "_adjoint_scan": {
+      "arguments": {
+        "total": "*sums",
+        "chunk_adjoints": "*fp32",
+        "dstates": "*fp32",
+        "dinit": "*fp32",
+        "cu_seqlens": "*i32",
+        "stride_dstates_0": "i32",
+        "stride_dstates_1": "i32",
+        "stride_dstates_2": "i32",
+        "stride_dstates_3": "i32",
+        "num_heads": "i32",
+        "seqlen": "i32"
+      },
+      "constants": ["HAS_DSTATES", "PACKED", "BLOCK_M"],
+      "loops": [{"role": "scan", "node": "dfold", "products": [], "loads": []}],
+      "configs": {"default": [{"BLOCK_M": 512, "num_warps": 4, "num_stages": 2}]},
+      "flags": {"HAS_DSTATES": true}
+    },
+    "_backward_queries": {
+      "arguments": {
+        "q": "*io",
+        "k": "*io",
+        "dread": "*io",
+        "adjoint_pairs": "*io",
+        "total": "*sums",
+        "chunk_states": "*fp32",
+        "dq": "*io",
+        "of_queries": "*fp32",
+        "cu_seqlens": "*i32",
+        "stride_qb": "i32",
+        "stride_qt": "i32",
+        "stride_qh": "i32",
+        "stride_kb": "i32",
+        "stride_kt": "i32",
+        "stride_kh": "i32",
+        "stride_dqp": "i32",
+        "stride_dqb": "i32",
+        "stride_dqt": "i32",
+        "stride_dqh": "i32",
+        "num_heads": "i32",
+        "num_seqs": "i32",
+        "seqlen": "i32"
+      },
+      "constants": ["PACKED", "ROW_INDEX", "BLOCK_M", "BLOCK_N"],
+      "loops": [
+        {
+          "role": "queries far",
+          "node": "queries",
+          "products": [{"node": "queries", "tile": ["BLOCK_M", "BLOCK_M", "BLOCK_N"], "columns": 1, "padded": 1}],
+          "loads": []
+        },
+        {
+          "role": "queries near",
+          "node": "queries",
+          "products": [{"node": "queries", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 16, "padded": 16}],
+          "loads": []
+        },
+        {"role": "queries here", "node": "queries", "products": [], "loads": []}
+      ],
+      "configs": {
+        "default": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "cpu": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_80/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}]
+      },
+      "flags": {}
+    },
+    "_backward_keys": {
+      "arguments": {
+        "q": "*io",
+        "k": "*io",
+        "v": "*io",
+        "adjoint_pairs": "*io",
+        "total": "*sums",
+        "chunk_adjoints": "*fp32",
+        "dk": "*io",
+        "of_keys": "*fp32",
+        "of_states": "*fp32",
+        "cu_seqlens": "*i32",
+        "stride_qb": "i32",
+        "stride_qt": "i32",
+        "stride_qh": "i32",
+        "stride_kb": "i32",
+        "stride_kt": "i32",
+        "stride_kh": "i32",
+        "stride_vb": "i32",
+        "stride_vt": "i32",
+        "stride_vh": "i32",
+        "stride_dkp": "i32",
+        "stride_dkb": "i32",
+        "stride_dkt": "i32",
+        "stride_dkh": "i32",
+        "num_heads": "i32",
+        "num_seqs": "i32",
+        "seqlen": "i32"
+      },
+      "constants": ["PACKED", "ROW_INDEX", "BLOCK_M", "BLOCK_N"],
+      "loops": [
+        {
+          "role": "keys far",
+          "node": "keys",
+          "products": [{"node": "keys", "tile": ["BLOCK_M", "BLOCK_M", "BLOCK_N"], "columns": 1, "padded": 1}],
+          "loads": []
+        },
+        {
+          "role": "keys near",
+          "node": "keys",
+          "products": [{"node": "keys", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 16, "padded": 16}],
+          "loads": []
+        },
+        {"role": "keys here", "node": "keys", "products": [], "loads": []}
+      ],
+      "configs": {
+        "default": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
+        "cpu": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_80/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}]
+      },
+      "flags": {}
+    },
+    "_backward_values": {
+      "arguments": {
+        "k": "*io",
+        "pairs": "*io",
+        "dread": "*io",
+        "total": "*sums",
+        "chunk_adjoints": "*fp32",
+        "dv": "*io",
+        "cu_seqlens": "*i32",
+        "stride_kb": "i32",
+        "stride_kt": "i32",
+        "stride_kh": "i32",
+        "stride_dvb": "i32",
+        "stride_dvt": "i32",
+        "stride_dvh": "i32",
+        "num_heads": "i32",
+        "num_seqs": "i32",
+        "seqlen": "i32"
+      },
+      "constants": ["PACKED", "ROW_INDEX", "BLOCK_M", "BLOCK_N"],
+      "loops": [
+        {
+          "role": "values far",
+          "node": "values",
+          "products": [{"node": "values", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 512, "padded": 512}],
+          "loads": []
+        },
+        {
+          "role": "values diagonal",
+          "node": "values",
+          "products": [{"node": "values", "tile": ["BLOCK_M", "BLOCK_N"], "columns": 512, "padded": 512}],
+          "loads": []
+        }
+      ],
+      "configs": {
+        "default": [{"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
+        "cpu": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_80/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1}],
+        "sm_90/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1}],
+        "sm_100/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1}],
+        "gfx942/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}],
+        "gfx950/16": [{"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}]
+      },
+      "flags": {}
+    },
+    "_backward_tokens": {
+      "arguments": {
+        "of_queries": "*fp32",
+        "of_keys": "*fp32",
+        "of_states": "*fp32",
+        "chunk_states": "*fp32",
+        "chunk_adjoints": "*fp32",
+        "total": "*sums",
+        "dg": "*fp32",
+        "cu_seqlens": "*i32",
+        "stride_dg_0": "i32",
+        "stride_dg_1": "i32",
+        "stride_dg_2": "i32",
+        "stride_dg_3": "i32",
+        "num_heads": "i32",
+        "num_seqs": "i32",
+        "seqlen": "i32"
+      },
+      "constants": ["PACKED", "BLOCK_M"],
+      "loops": [{"role": "edge", "node": "edges", "products": [], "loads": []}],
+      "configs": {"default": [{"BLOCK_M": 16, "num_warps": 4, "num_stages": 1}]},
+      "flags": {}
     }
   }
 }
@@ -276,6 +552,12 @@ def _merge(decay, state, added):
     return decay * state + added
 
 
+@triton.jit
+def _left(sums):
+    """What decays leave: of a sum of their logarithms, or a difference of two, which are fp64 beside tensors of fp32."""
+    return tl.math.exp2(sums.to(tl.float32))
+
+
 @triton.jit(do_not_specialize=["num_heads", "num_seqs", "seqlen"])
 def _totals(
     g,
@@ -309,7 +591,8 @@ def _totals(
         other=0.0,
     ).to(tl.float32)
     # 2^-160 is 0 in fp32; what lies below would only take digits from the sums that follow it
-    sums = tl.cumsum(tl.maximum(decay * 1.4426950408889634, -160.0, propagate_nan=tl.PropagateNan.ALL), 0)
+    each = tl.maximum(decay * 1.4426950408889634, -160.0, propagate_nan=tl.PropagateNan.ALL)
+    sums = tl.cumsum(each.to(total.dtype.element_ty), 0)
     own = total + (slot.to(tl.int64) * num_heads + h) * 16384
     tl.store(own + t[:, None] * 256 + d[None, :], sums, mask=(d < 256)[None, :])
 
@@ -365,7 +648,7 @@ def _chunk_states(
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
         keys = tl.load(k_base + near[:, None] * stride_kt + d[None, :])
-        keys = (keys * tl.math.exp2(last[None, :] - tl.load(total_base + n[:, None] * 256 + d[None, :]))).to(
+        keys = (keys * _left(last[None, :] - tl.load(total_base + n[:, None] * 256 + d[None, :]))).to(
             k.dtype.element_ty
         )
         weight = tl.where(n < length, 1.0, 0.0)
@@ -482,7 +765,7 @@ def _scan(
         added = tl.load(own, mask=inside, other=0.0)
         tl.store(own, state, mask=inside)
         total_base = total + chunk * 16384
-        decay = tl.math.exp2(tl.load(total_base + 16128 + d, mask=inside, other=0.0))
+        decay = _left(tl.load(total_base + 16128 + d, mask=inside, other=0.0))
         state = _merge(decay, state, added)
     tl.store(states + (b.to(tl.int64) * num_heads + h) * 131072 + place, state, mask=inside)
 
@@ -536,34 +819,34 @@ def _pairs(
     queries_3 = tl.load(q_base + row[:, None] * stride_qt + d_3[None, :])
     total_0 = tl.load(total_base + m[:, None] * 256 + d_0[None, :])
     before_0 = tl.load(total_base + (start_m - 1) * 256 + d_0[None, :], mask=(start_m > 0), other=0.0)
-    since_0 = (queries_0 * tl.math.exp2(total_0 - before_0)).to(q.dtype.element_ty)
+    since_0 = (queries_0 * _left(total_0 - before_0)).to(q.dtype.element_ty)
     total_1 = tl.load(total_base + m[:, None] * 256 + d_1[None, :])
     before_1 = tl.load(total_base + (start_m - 1) * 256 + d_1[None, :], mask=(start_m > 0), other=0.0)
-    since_1 = (queries_1 * tl.math.exp2(total_1 - before_1)).to(q.dtype.element_ty)
+    since_1 = (queries_1 * _left(total_1 - before_1)).to(q.dtype.element_ty)
     total_2 = tl.load(total_base + m[:, None] * 256 + d_2[None, :])
     before_2 = tl.load(total_base + (start_m - 1) * 256 + d_2[None, :], mask=(start_m > 0), other=0.0)
-    since_2 = (queries_2 * tl.math.exp2(total_2 - before_2)).to(q.dtype.element_ty)
+    since_2 = (queries_2 * _left(total_2 - before_2)).to(q.dtype.element_ty)
     total_3 = tl.load(total_base + m[:, None] * 256 + d_3[None, :])
     before_3 = tl.load(total_base + (start_m - 1) * 256 + d_3[None, :], mask=(start_m > 0), other=0.0)
-    since_3 = (queries_3 * tl.math.exp2(total_3 - before_3)).to(q.dtype.element_ty)
+    since_3 = (queries_3 * _left(total_3 - before_3)).to(q.dtype.element_ty)
     for start_n in tl.range(0, start_m, BLOCK_N):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
         keys = tl.load(k_base + near[:, None] * stride_kt + d_0[None, :])
         sums = tl.load(total_base + n[:, None] * 256 + d_0[None, :])
-        keys = (keys * tl.math.exp2(tl.minimum(before_0 - sums, 0.0))).to(q.dtype.element_ty)
+        keys = (keys * _left(tl.minimum(before_0 - sums, 0.0))).to(q.dtype.element_ty)
         acc = tl.dot(since_0, tl.trans(keys), input_precision="ieee")
         keys = tl.load(k_base + near[:, None] * stride_kt + d_1[None, :])
         sums = tl.load(total_base + n[:, None] * 256 + d_1[None, :])
-        keys = (keys * tl.math.exp2(tl.minimum(before_1 - sums, 0.0))).to(q.dtype.element_ty)
+        keys = (keys * _left(tl.minimum(before_1 - sums, 0.0))).to(q.dtype.element_ty)
         acc = tl.dot(since_1, tl.trans(keys), acc, input_precision="ieee")
         keys = tl.load(k_base + near[:, None] * stride_kt + d_2[None, :])
         sums = tl.load(total_base + n[:, None] * 256 + d_2[None, :])
-        keys = (keys * tl.math.exp2(tl.minimum(before_2 - sums, 0.0))).to(q.dtype.element_ty)
+        keys = (keys * _left(tl.minimum(before_2 - sums, 0.0))).to(q.dtype.element_ty)
         acc = tl.dot(since_2, tl.trans(keys), acc, input_precision="ieee")
         keys = tl.load(k_base + near[:, None] * stride_kt + d_3[None, :])
         sums = tl.load(total_base + n[:, None] * 256 + d_3[None, :])
-        keys = (keys * tl.math.exp2(tl.minimum(before_3 - sums, 0.0))).to(q.dtype.element_ty)
+        keys = (keys * _left(tl.minimum(before_3 - sums, 0.0))).to(q.dtype.element_ty)
         acc = tl.dot(since_3, tl.trans(keys), acc, input_precision="ieee")
         tl.store(own + n[None, :], acc.to(pairs.dtype.element_ty), mask=(n < start_m)[None, :])
     own_n = start_m + tl.arange(0, BLOCK_M)
@@ -572,19 +855,19 @@ def _pairs(
         near = (n + tl.arange(0, 1)).to(ROW_INDEX)
         keys = tl.load(k_base + near[:, None] * stride_kt + d_0[None, :])
         sums = tl.load(total_base + n * 256 + d_0[None, :])
-        decayed = keys.to(tl.float32) * tl.math.exp2(tl.minimum(total_0 - sums, 0.0))
+        decayed = keys.to(tl.float32) * _left(tl.minimum(total_0 - sums, 0.0))
         scores = tl.sum(queries_0 * decayed, 1)
         keys = tl.load(k_base + near[:, None] * stride_kt + d_1[None, :])
         sums = tl.load(total_base + n * 256 + d_1[None, :])
-        decayed = keys.to(tl.float32) * tl.math.exp2(tl.minimum(total_1 - sums, 0.0))
+        decayed = keys.to(tl.float32) * _left(tl.minimum(total_1 - sums, 0.0))
         scores = scores + tl.sum(queries_1 * decayed, 1)
         keys = tl.load(k_base + near[:, None] * stride_kt + d_2[None, :])
         sums = tl.load(total_base + n * 256 + d_2[None, :])
-        decayed = keys.to(tl.float32) * tl.math.exp2(tl.minimum(total_2 - sums, 0.0))
+        decayed = keys.to(tl.float32) * _left(tl.minimum(total_2 - sums, 0.0))
         scores = scores + tl.sum(queries_2 * decayed, 1)
         keys = tl.load(k_base + near[:, None] * stride_kt + d_3[None, :])
         sums = tl.load(total_base + n * 256 + d_3[None, :])
-        decayed = keys.to(tl.float32) * tl.math.exp2(tl.minimum(total_3 - sums, 0.0))
+        decayed = keys.to(tl.float32) * _left(tl.minimum(total_3 - sums, 0.0))
         scores = scores + tl.sum(queries_3 * decayed, 1)
         acc = tl.where(own_n[None, :] == n, scores[:, None], acc)
     tl.store(own + own_n[None, :], acc.to(pairs.dtype.element_ty))
@@ -649,16 +932,16 @@ def _read(
     queries_1 = tl.load(q_base + row[:, None] * stride_qt + d_1[None, :])
     queries_2 = tl.load(q_base + row[:, None] * stride_qt + d_2[None, :])
     queries_3 = tl.load(q_base + row[:, None] * stride_qt + d_3[None, :])
-    queries_0 = (queries_0 * tl.math.exp2(tl.load(total_base + m[:, None] * 256 + d_0[None, :]))).to(
+    queries_0 = (queries_0 * _left(tl.load(total_base + m[:, None] * 256 + d_0[None, :]))).to(
         q.dtype.element_ty
     )
-    queries_1 = (queries_1 * tl.math.exp2(tl.load(total_base + m[:, None] * 256 + d_1[None, :]))).to(
+    queries_1 = (queries_1 * _left(tl.load(total_base + m[:, None] * 256 + d_1[None, :]))).to(
         q.dtype.element_ty
     )
-    queries_2 = (queries_2 * tl.math.exp2(tl.load(total_base + m[:, None] * 256 + d_2[None, :]))).to(
+    queries_2 = (queries_2 * _left(tl.load(total_base + m[:, None] * 256 + d_2[None, :]))).to(
         q.dtype.element_ty
     )
-    queries_3 = (queries_3 * tl.math.exp2(tl.load(total_base + m[:, None] * 256 + d_3[None, :]))).to(
+    queries_3 = (queries_3 * _left(tl.load(total_base + m[:, None] * 256 + d_3[None, :]))).to(
         q.dtype.element_ty
     )
     state = tl.load(state_base + d_0[:, None] * 512 + e_0[None, :])
@@ -819,6 +1102,1048 @@ def _read(
     )
 
 
+@triton.jit(do_not_specialize=["scale", "num_heads", "num_seqs", "seqlen"])
+def _out_adjoint(
+    dout,
+    dread,
+    cu_seqlens,
+    stride_doutb,
+    stride_doutt,
+    stride_douth,
+    scale,
+    num_heads,
+    num_seqs,
+    seqlen,
+    PACKED: tl.constexpr,
+    ROW_INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """One program turns the gradient of out into that of what was read, for a chunk and head."""
+    tiles: tl.constexpr = 1
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
+    slot = tl.program_id(0) // tiles // num_heads
+    batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
+    e_2 = 128 + tl.arange(0, 64)
+    e_3 = 192 + tl.arange(0, 64)
+    e_4 = 256 + tl.arange(0, 64)
+    e_5 = 320 + tl.arange(0, 64)
+    e_6 = 384 + tl.arange(0, 64)
+    e_7 = 448 + tl.arange(0, 64)
+    dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * 512) + h * 512
+    for start_m in tl.range(0, length, BLOCK_M):
+        m = start_m + tl.arange(0, BLOCK_M)
+        dout_0 = tl.load(
+            dout
+            + batch.to(tl.int64) * stride_doutb
+            + first.to(tl.int64) * stride_doutt
+            + h * stride_douth
+            + m.to(ROW_INDEX)[:, None] * stride_doutt
+            + e_0[None, :],
+            mask=(m < length)[:, None],
+            other=0.0,
+        ).to(tl.float32)
+        dout_1 = tl.load(
+            dout
+            + batch.to(tl.int64) * stride_doutb
+            + first.to(tl.int64) * stride_doutt
+            + h * stride_douth
+            + m.to(ROW_INDEX)[:, None] * stride_doutt
+            + e_1[None, :],
+            mask=(m < length)[:, None],
+            other=0.0,
+        ).to(tl.float32)
+        dout_2 = tl.load(
+            dout
+            + batch.to(tl.int64) * stride_doutb
+            + first.to(tl.int64) * stride_doutt
+            + h * stride_douth
+            + m.to(ROW_INDEX)[:, None] * stride_doutt
+            + e_2[None, :],
+            mask=(m < length)[:, None],
+            other=0.0,
+        ).to(tl.float32)
+        dout_3 = tl.load(
+            dout
+            + batch.to(tl.int64) * stride_doutb
+            + first.to(tl.int64) * stride_doutt
+            + h * stride_douth
+            + m.to(ROW_INDEX)[:, None] * stride_doutt
+            + e_3[None, :],
+            mask=(m < length)[:, None],
+            other=0.0,
+        ).to(tl.float32)
+        dout_4 = tl.load(
+            dout
+            + batch.to(tl.int64) * stride_doutb
+            + first.to(tl.int64) * stride_doutt
+            + h * stride_douth
+            + m.to(ROW_INDEX)[:, None] * stride_doutt
+            + e_4[None, :],
+            mask=(m < length)[:, None],
+            other=0.0,
+        ).to(tl.float32)
+        dout_5 = tl.load(
+            dout
+            + batch.to(tl.int64) * stride_doutb
+            + first.to(tl.int64) * stride_doutt
+            + h * stride_douth
+            + m.to(ROW_INDEX)[:, None] * stride_doutt
+            + e_5[None, :],
+            mask=(m < length)[:, None],
+            other=0.0,
+        ).to(tl.float32)
+        dout_6 = tl.load(
+            dout
+            + batch.to(tl.int64) * stride_doutb
+            + first.to(tl.int64) * stride_doutt
+            + h * stride_douth
+            + m.to(ROW_INDEX)[:, None] * stride_doutt
+            + e_6[None, :],
+            mask=(m < length)[:, None],
+            other=0.0,
+        ).to(tl.float32)
+        dout_7 = tl.load(
+            dout
+            + batch.to(tl.int64) * stride_doutb
+            + first.to(tl.int64) * stride_doutt
+            + h * stride_douth
+            + m.to(ROW_INDEX)[:, None] * stride_doutt
+            + e_7[None, :],
+            mask=(m < length)[:, None],
+            other=0.0,
+        ).to(tl.float32)
+        dread_0 = dout_0 * scale
+        dread_1 = dout_1 * scale
+        dread_2 = dout_2 * scale
+        dread_3 = dout_3 * scale
+        dread_4 = dout_4 * scale
+        dread_5 = dout_5 * scale
+        dread_6 = dout_6 * scale
+        dread_7 = dout_7 * scale
+        tl.store(
+            dread_base + m.to(ROW_INDEX)[:, None] * (num_heads * 512) + e_0[None, :],
+            dread_0.to(dread.dtype.element_ty),
+            mask=(m < length)[:, None],
+        )
+        tl.store(
+            dread_base + m.to(ROW_INDEX)[:, None] * (num_heads * 512) + e_1[None, :],
+            dread_1.to(dread.dtype.element_ty),
+            mask=(m < length)[:, None],
+        )
+        tl.store(
+            dread_base + m.to(ROW_INDEX)[:, None] * (num_heads * 512) + e_2[None, :],
+            dread_2.to(dread.dtype.element_ty),
+            mask=(m < length)[:, None],
+        )
+        tl.store(
+            dread_base + m.to(ROW_INDEX)[:, None] * (num_heads * 512) + e_3[None, :],
+            dread_3.to(dread.dtype.element_ty),
+            mask=(m < length)[:, None],
+        )
+        tl.store(
+            dread_base + m.to(ROW_INDEX)[:, None] * (num_heads * 512) + e_4[None, :],
+            dread_4.to(dread.dtype.element_ty),
+            mask=(m < length)[:, None],
+        )
+        tl.store(
+            dread_base + m.to(ROW_INDEX)[:, None] * (num_heads * 512) + e_5[None, :],
+            dread_5.to(dread.dtype.element_ty),
+            mask=(m < length)[:, None],
+        )
+        tl.store(
+            dread_base + m.to(ROW_INDEX)[:, None] * (num_heads * 512) + e_6[None, :],
+            dread_6.to(dread.dtype.element_ty),
+            mask=(m < length)[:, None],
+        )
+        tl.store(
+            dread_base + m.to(ROW_INDEX)[:, None] * (num_heads * 512) + e_7[None, :],
+            dread_7.to(dread.dtype.element_ty),
+            mask=(m < length)[:, None],
+        )
+
+
+@triton.jit(do_not_specialize=["num_heads", "num_seqs", "seqlen"])
+def _chunk_adjoints(
+    q,
+    dread,
+    total,
+    chunk_adjoints,
+    cu_seqlens,
+    stride_qb,
+    stride_qt,
+    stride_qh,
+    num_heads,
+    num_seqs,
+    seqlen,
+    PACKED: tl.constexpr,
+    ROW_INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program sums up some rows of queries^T gradients of a chunk, decayed to its start."""
+    tiles: tl.constexpr = (256 + BLOCK_M - 1) // BLOCK_M
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
+    slot = tl.program_id(0) // tiles // num_heads
+    batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
+    d = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
+    e_2 = 128 + tl.arange(0, 64)
+    e_3 = 192 + tl.arange(0, 64)
+    e_4 = 256 + tl.arange(0, 64)
+    e_5 = 320 + tl.arange(0, 64)
+    e_6 = 384 + tl.arange(0, 64)
+    e_7 = 448 + tl.arange(0, 64)
+    q_base = q + batch.to(tl.int64) * stride_qb + first.to(tl.int64) * stride_qt + h * stride_qh
+    dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * 512) + h * 512
+    total_base = total + (slot.to(tl.int64) * num_heads + h) * 16384
+    acc_0 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_2 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_3 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_4 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_5 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_6 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_7 = tl.zeros([BLOCK_M, 64], tl.float32)
+    for start_n in tl.range(0, length, BLOCK_N):
+        n = start_n + tl.arange(0, BLOCK_N)
+        near = tl.minimum(n, length - 1).to(ROW_INDEX)
+        queries = tl.load(q_base + near[:, None] * stride_qt + d[None, :])
+        queries = (queries * _left(tl.load(total_base + n[:, None] * 256 + d[None, :]))).to(
+            q.dtype.element_ty
+        )
+        weight = tl.where(n < length, 1.0, 0.0)
+        values_0 = tl.load(dread_base + near[:, None] * (num_heads * 512) + e_0[None, :])
+        values_0 = (values_0 * weight[:, None]).to(q.dtype.element_ty)
+        acc_0 = tl.dot(tl.trans(queries), values_0, acc_0, input_precision="ieee")
+        values_1 = tl.load(dread_base + near[:, None] * (num_heads * 512) + e_1[None, :])
+        values_1 = (values_1 * weight[:, None]).to(q.dtype.element_ty)
+        acc_1 = tl.dot(tl.trans(queries), values_1, acc_1, input_precision="ieee")
+        values_2 = tl.load(dread_base + near[:, None] * (num_heads * 512) + e_2[None, :])
+        values_2 = (values_2 * weight[:, None]).to(q.dtype.element_ty)
+        acc_2 = tl.dot(tl.trans(queries), values_2, acc_2, input_precision="ieee")
+        values_3 = tl.load(dread_base + near[:, None] * (num_heads * 512) + e_3[None, :])
+        values_3 = (values_3 * weight[:, None]).to(q.dtype.element_ty)
+        acc_3 = tl.dot(tl.trans(queries), values_3, acc_3, input_precision="ieee")
+        values_4 = tl.load(dread_base + near[:, None] * (num_heads * 512) + e_4[None, :])
+        values_4 = (values_4 * weight[:, None]).to(q.dtype.element_ty)
+        acc_4 = tl.dot(tl.trans(queries), values_4, acc_4, input_precision="ieee")
+        values_5 = tl.load(dread_base + near[:, None] * (num_heads * 512) + e_5[None, :])
+        values_5 = (values_5 * weight[:, None]).to(q.dtype.element_ty)
+        acc_5 = tl.dot(tl.trans(queries), values_5, acc_5, input_precision="ieee")
+        values_6 = tl.load(dread_base + near[:, None] * (num_heads * 512) + e_6[None, :])
+        values_6 = (values_6 * weight[:, None]).to(q.dtype.element_ty)
+        acc_6 = tl.dot(tl.trans(queries), values_6, acc_6, input_precision="ieee")
+        values_7 = tl.load(dread_base + near[:, None] * (num_heads * 512) + e_7[None, :])
+        values_7 = (values_7 * weight[:, None]).to(q.dtype.element_ty)
+        acc_7 = tl.dot(tl.trans(queries), values_7, acc_7, input_precision="ieee")
+    state_base = chunk_adjoints + (slot.to(tl.int64) * num_heads + h) * 131072
+    tl.store(
+        state_base + d[:, None] * 512 + e_0[None, :],
+        acc_0,
+        mask=(d < 256)[:, None],
+    )
+    tl.store(
+        state_base + d[:, None] * 512 + e_1[None, :],
+        acc_1,
+        mask=(d < 256)[:, None],
+    )
+    tl.store(
+        state_base + d[:, None] * 512 + e_2[None, :],
+        acc_2,
+        mask=(d < 256)[:, None],
+    )
+    tl.store(
+        state_base + d[:, None] * 512 + e_3[None, :],
+        acc_3,
+        mask=(d < 256)[:, None],
+    )
+    tl.store(
+        state_base + d[:, None] * 512 + e_4[None, :],
+        acc_4,
+        mask=(d < 256)[:, None],
+    )
+    tl.store(
+        state_base + d[:, None] * 512 + e_5[None, :],
+        acc_5,
+        mask=(d < 256)[:, None],
+    )
+    tl.store(
+        state_base + d[:, None] * 512 + e_6[None, :],
+        acc_6,
+        mask=(d < 256)[:, None],
+    )
+    tl.store(
+        state_base + d[:, None] * 512 + e_7[None, :],
+        acc_7,
+        mask=(d < 256)[:, None],
+    )
+
+
+@triton.jit(do_not_specialize=["num_heads", "seqlen"])
+def _adjoint_scan(
+    total,
+    chunk_adjoints,
+    dstates,
+    dinit,
+    cu_seqlens,
+    stride_dstates_0,
+    stride_dstates_1,
+    stride_dstates_2,
+    stride_dstates_3,
+    num_heads,
+    seqlen,
+    HAS_DSTATES: tl.constexpr,
+    PACKED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """One program carries some numbers of a state's gradient back through the chunks, and leaves at each what came to it."""
+    tiles: tl.constexpr = (131072 + BLOCK_M - 1) // BLOCK_M
+    place = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
+    b = tl.program_id(0) // tiles // num_heads
+    inside = place < 131072
+    d = place // 512
+    e = place % 512
+    if PACKED:
+        start = tl.load(cu_seqlens + b)
+        slot = start // 64 + b
+        chunks = (tl.load(cu_seqlens + b + 1) - start + 63) // 64
+    else:
+        chunks = (seqlen + 63) // 64
+        slot = b * chunks
+    state = tl.zeros([BLOCK_M], tl.float32)
+    if HAS_DSTATES:
+        init_base = dstates + b.to(tl.int64) * stride_dstates_0 + h * stride_dstates_1
+        state = tl.load(
+            init_base + d.to(tl.int64) * stride_dstates_2 + e.to(tl.int64) * stride_dstates_3,
+            mask=inside,
+            other=0.0,
+        ).to(tl.float32)
+    for turn in tl.range(0, chunks):
+        chunk = (slot + chunks - 1 - turn).to(tl.int64) * num_heads + h
+        own = chunk * 131072 + place
+        added = tl.load(chunk_adjoints + own, mask=inside, other=0.0)
+        tl.store(chunk_adjoints + own, state, mask=inside)
+        total_base = total + chunk * 16384
+        decay = _left(tl.load(total_base + 16128 + d, mask=inside, other=0.0))
+        state = _merge(decay, state, added)
+    tl.store(dinit + (b.to(tl.int64) * num_heads + h) * 131072 + place, state, mask=inside)
+
+
+@triton.jit(do_not_specialize=["num_heads", "num_seqs", "seqlen"])
+def _adjoint_pairs(
+    dread,
+    v,
+    adjoint_pairs,
+    cu_seqlens,
+    stride_vb,
+    stride_vt,
+    stride_vh,
+    num_heads,
+    num_seqs,
+    seqlen,
+    PACKED: tl.constexpr,
+    ROW_INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program makes a tile of gradients values^T of a chunk and head, 0 where the value is later."""
+    tiles_n: tl.constexpr = (64 + BLOCK_N - 1) // BLOCK_N
+    tiles: tl.constexpr = (64 + BLOCK_M - 1) // BLOCK_M * tiles_n
+    tile = tl.program_id(0) % tiles
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
+    slot = tl.program_id(0) // tiles // num_heads
+    batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
+    m = tile // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tile % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    if (tile % tiles_n * BLOCK_N >= (tile // tiles_n + 1) * BLOCK_M) | (tile // tiles_n * BLOCK_M >= length):
+        return
+    row = tl.minimum(m, length - 1).to(ROW_INDEX)
+    near = tl.minimum(n, length - 1).to(ROW_INDEX)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
+    e_2 = 128 + tl.arange(0, 64)
+    e_3 = 192 + tl.arange(0, 64)
+    e_4 = 256 + tl.arange(0, 64)
+    e_5 = 320 + tl.arange(0, 64)
+    e_6 = 384 + tl.arange(0, 64)
+    e_7 = 448 + tl.arange(0, 64)
+    v_base = v + batch.to(tl.int64) * stride_vb + first.to(tl.int64) * stride_vt + h * stride_vh
+    dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * 512) + h * 512
+    dread_0 = tl.load(dread_base + row[:, None] * num_heads * 512 + e_0[None, :])
+    dread_1 = tl.load(dread_base + row[:, None] * num_heads * 512 + e_1[None, :])
+    dread_2 = tl.load(dread_base + row[:, None] * num_heads * 512 + e_2[None, :])
+    dread_3 = tl.load(dread_base + row[:, None] * num_heads * 512 + e_3[None, :])
+    dread_4 = tl.load(dread_base + row[:, None] * num_heads * 512 + e_4[None, :])
+    dread_5 = tl.load(dread_base + row[:, None] * num_heads * 512 + e_5[None, :])
+    dread_6 = tl.load(dread_base + row[:, None] * num_heads * 512 + e_6[None, :])
+    dread_7 = tl.load(dread_base + row[:, None] * num_heads * 512 + e_7[None, :])
+    v_0 = tl.load(v_base + near[:, None] * stride_vt + e_0[None, :])
+    acc = tl.dot(dread_0, tl.trans(v_0), input_precision="ieee")
+    v_1 = tl.load(v_base + near[:, None] * stride_vt + e_1[None, :])
+    acc = tl.dot(dread_1, tl.trans(v_1), acc, input_precision="ieee")
+    v_2 = tl.load(v_base + near[:, None] * stride_vt + e_2[None, :])
+    acc = tl.dot(dread_2, tl.trans(v_2), acc, input_precision="ieee")
+    v_3 = tl.load(v_base + near[:, None] * stride_vt + e_3[None, :])
+    acc = tl.dot(dread_3, tl.trans(v_3), acc, input_precision="ieee")
+    v_4 = tl.load(v_base + near[:, None] * stride_vt + e_4[None, :])
+    acc = tl.dot(dread_4, tl.trans(v_4), acc, input_precision="ieee")
+    v_5 = tl.load(v_base + near[:, None] * stride_vt + e_5[None, :])
+    acc = tl.dot(dread_5, tl.trans(v_5), acc, input_precision="ieee")
+    v_6 = tl.load(v_base + near[:, None] * stride_vt + e_6[None, :])
+    acc = tl.dot(dread_6, tl.trans(v_6), acc, input_precision="ieee")
+    v_7 = tl.load(v_base + near[:, None] * stride_vt + e_7[None, :])
+    acc = tl.dot(dread_7, tl.trans(v_7), acc, input_precision="ieee")
+    acc = tl.where(n[None, :] <= m[:, None], acc, 0.0)
+    own = adjoint_pairs + (slot.to(tl.int64) * num_heads + h) * 4096
+    tl.store(own + m[:, None] * 64 + n[None, :], acc.to(adjoint_pairs.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["num_heads", "num_seqs", "seqlen"])
+def _backward_queries(
+    q,
+    k,
+    dread,
+    adjoint_pairs,
+    total,
+    chunk_states,
+    dq,
+    of_queries,
+    cu_seqlens,
+    stride_qb,
+    stride_qt,
+    stride_qh,
+    stride_kb,
+    stride_kt,
+    stride_kh,
+    stride_dqp,
+    stride_dqb,
+    stride_dqt,
+    stride_dqh,
+    num_heads,
+    num_seqs,
+    seqlen,
+    PACKED: tl.constexpr,
+    ROW_INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program makes some rows and columns of the gradient of queries.
+
+    A decay between two tokens is cut at an edge, and both factors are at most 1: of tokens in other tiles, where the rows of
+    this one begin or end; of those in its own, between blocks of 16 rows. Within a block it is not cut, token after token.
+    """
+    tiles_n: tl.constexpr = (256 + BLOCK_N - 1) // BLOCK_N
+    tiles: tl.constexpr = 64 // BLOCK_M * tiles_n
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
+    slot = tl.program_id(0) // tiles // num_heads
+    batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
+    start_m = tl.program_id(0) % tiles // tiles_n * BLOCK_M
+    if start_m >= length:
+        return
+    m = start_m + tl.arange(0, BLOCK_M)
+    d = tl.program_id(0) % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    row = tl.minimum(m, length - 1).to(ROW_INDEX)
+    inside = (m < length)[:, None]
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
+    e_2 = 128 + tl.arange(0, 64)
+    e_3 = 192 + tl.arange(0, 64)
+    e_4 = 256 + tl.arange(0, 64)
+    e_5 = 320 + tl.arange(0, 64)
+    e_6 = 384 + tl.arange(0, 64)
+    e_7 = 448 + tl.arange(0, 64)
+    q_base = q + batch.to(tl.int64) * stride_qb + first.to(tl.int64) * stride_qt + h * stride_qh
+    k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
+    dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * 512) + h * 512
+    total_base = total + (slot.to(tl.int64) * num_heads + h) * 16384
+    pairs_base = adjoint_pairs + (slot.to(tl.int64) * num_heads + h) * 4096
+    state_base = chunk_states + (slot.to(tl.int64) * num_heads + h) * 131072
+    own_sums = tl.load(total_base + m[:, None] * 256 + d[None, :])
+    edge = tl.load(total_base + (start_m - 1) * 256 + d[None, :], mask=(start_m > 0), other=0.0)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start_n in tl.range(0, start_m, BLOCK_M):
+        n = start_n + tl.arange(0, BLOCK_M)
+        near = tl.minimum(n, length - 1).to(ROW_INDEX)
+        other = tl.load(k_base + near[:, None] * stride_kt + d[None, :])
+        sums = tl.load(total_base + n[:, None] * 256 + d[None, :])
+        other = (other * _left(edge - sums)).to(q.dtype.element_ty)
+        acc = tl.dot(
+            tl.load(pairs_base + m[:, None] * 64 + n[None, :], mask=(n < length)[None, :], other=0.0),
+            other,
+            acc,
+            input_precision="ieee",
+        )
+    acc *= _left(own_sums - edge)
+    for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, length) - 16, 16, num_stages=1):
+        n = start_n + tl.arange(0, 16)
+        near = tl.minimum(n, length - 1).to(ROW_INDEX)
+        other = tl.load(k_base + near[:, None] * stride_kt + d[None, :])
+        sums = tl.load(total_base + n[:, None] * 256 + d[None, :])
+        edge = tl.load(total_base + (start_n + 15) * 256 + d[None, :])
+        other = (other * _left(edge - sums)).to(q.dtype.element_ty)
+        read = tl.dot(
+            tl.load(pairs_base + m[:, None] * 64 + n[None, :], mask=(m >= start_n + 16)[:, None], other=0.0),
+            other,
+            input_precision="ieee",
+        )
+        acc += read * _left(tl.minimum(own_sums - edge, 0.0))
+    for turn in tl.range(0, 16, num_stages=1):
+        n = m // 16 * 16 + turn
+        near = tl.minimum(n, length - 1).to(ROW_INDEX)
+        other = tl.load(k_base + near[:, None] * stride_kt + d[None, :])
+        sums = tl.load(total_base + n[:, None] * 256 + d[None, :])
+        weight = tl.load(pairs_base + m * 64 + n, mask=n < m, other=0.0).to(tl.float32)
+        acc += weight[:, None] * (other.to(tl.float32) * _left(tl.minimum(own_sums - sums, 0.0)))
+    of_state = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    dread_0 = tl.load(dread_base + row[:, None] * (num_heads * 512) + e_0[None, :])
+    state = tl.load(state_base + d[None, :] * 512 + e_0[:, None])
+    of_state = tl.dot(dread_0, state.to(q.dtype.element_ty), of_state, input_precision="ieee")
+    dread_1 = tl.load(dread_base + row[:, None] * (num_heads * 512) + e_1[None, :])
+    state = tl.load(state_base + d[None, :] * 512 + e_1[:, None])
+    of_state = tl.dot(dread_1, state.to(q.dtype.element_ty), of_state, input_precision="ieee")
+    dread_2 = tl.load(dread_base + row[:, None] * (num_heads * 512) + e_2[None, :])
+    state = tl.load(state_base + d[None, :] * 512 + e_2[:, None])
+    of_state = tl.dot(dread_2, state.to(q.dtype.element_ty), of_state, input_precision="ieee")
+    dread_3 = tl.load(dread_base + row[:, None] * (num_heads * 512) + e_3[None, :])
+    state = tl.load(state_base + d[None, :] * 512 + e_3[:, None])
+    of_state = tl.dot(dread_3, state.to(q.dtype.element_ty), of_state, input_precision="ieee")
+    dread_4 = tl.load(dread_base + row[:, None] * (num_heads * 512) + e_4[None, :])
+    state = tl.load(state_base + d[None, :] * 512 + e_4[:, None])
+    of_state = tl.dot(dread_4, state.to(q.dtype.element_ty), of_state, input_precision="ieee")
+    dread_5 = tl.load(dread_base + row[:, None] * (num_heads * 512) + e_5[None, :])
+    state = tl.load(state_base + d[None, :] * 512 + e_5[:, None])
+    of_state = tl.dot(dread_5, state.to(q.dtype.element_ty), of_state, input_precision="ieee")
+    dread_6 = tl.load(dread_base + row[:, None] * (num_heads * 512) + e_6[None, :])
+    state = tl.load(state_base + d[None, :] * 512 + e_6[:, None])
+    of_state = tl.dot(dread_6, state.to(q.dtype.element_ty), of_state, input_precision="ieee")
+    dread_7 = tl.load(dread_base + row[:, None] * (num_heads * 512) + e_7[None, :])
+    state = tl.load(state_base + d[None, :] * 512 + e_7[:, None])
+    of_state = tl.dot(dread_7, state.to(q.dtype.element_ty), of_state, input_precision="ieee")
+    of_state *= _left(own_sums)
+    own = tl.load(q_base + row[:, None] * stride_qt + d[None, :]).to(tl.float32)
+    own_place = ((slot.to(tl.int64) * num_heads + h) * 64 + m[:, None]) * 256 + d[None, :]
+    tl.store(of_queries + own_place, own * (acc + of_state), mask=inside)
+    acc += of_state
+    # no decay lies between a row and its own token, which would drown the products above where decays are strong
+    n = m
+    near = tl.minimum(n, length - 1).to(ROW_INDEX)
+    other = tl.load(k_base + near[:, None] * stride_kt + d[None, :])
+    acc += tl.load(pairs_base + m * 64 + m, mask=m < length, other=0.0).to(tl.float32)[:, None] * other.to(
+        tl.float32
+    )
+    own_base = dq + batch.to(tl.int64) * stride_dqb + first.to(tl.int64) * stride_dqt + h * stride_dqh
+    tl.store(
+        own_base + m.to(ROW_INDEX)[:, None] * stride_dqt + d[None, :],
+        acc.to(dq.dtype.element_ty),
+        mask=inside,
+    )
+
+
+@triton.jit(do_not_specialize=["num_heads", "num_seqs", "seqlen"])
+def _backward_keys(
+    q,
+    k,
+    v,
+    adjoint_pairs,
+    total,
+    chunk_adjoints,
+    dk,
+    of_keys,
+    of_states,
+    cu_seqlens,
+    stride_qb,
+    stride_qt,
+    stride_qh,
+    stride_kb,
+    stride_kt,
+    stride_kh,
+    stride_vb,
+    stride_vt,
+    stride_vh,
+    stride_dkp,
+    stride_dkb,
+    stride_dkt,
+    stride_dkh,
+    num_heads,
+    num_seqs,
+    seqlen,
+    PACKED: tl.constexpr,
+    ROW_INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program makes some rows and columns of the gradient of keys.
+
+    A decay between two tokens is cut at an edge, and both factors are at most 1: of tokens in other tiles, where the rows of
+    this one begin or end; of those in its own, between blocks of 16 rows. Within a block it is not cut, token after token.
+    """
+    tiles_n: tl.constexpr = (256 + BLOCK_N - 1) // BLOCK_N
+    tiles: tl.constexpr = 64 // BLOCK_M * tiles_n
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
+    slot = tl.program_id(0) // tiles // num_heads
+    batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
+    start_m = tl.program_id(0) % tiles // tiles_n * BLOCK_M
+    if start_m >= length:
+        return
+    m = start_m + tl.arange(0, BLOCK_M)
+    d = tl.program_id(0) % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    row = tl.minimum(m, length - 1).to(ROW_INDEX)
+    inside = (m < length)[:, None]
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
+    e_2 = 128 + tl.arange(0, 64)
+    e_3 = 192 + tl.arange(0, 64)
+    e_4 = 256 + tl.arange(0, 64)
+    e_5 = 320 + tl.arange(0, 64)
+    e_6 = 384 + tl.arange(0, 64)
+    e_7 = 448 + tl.arange(0, 64)
+    q_base = q + batch.to(tl.int64) * stride_qb + first.to(tl.int64) * stride_qt + h * stride_qh
+    k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
+    v_base = v + batch.to(tl.int64) * stride_vb + first.to(tl.int64) * stride_vt + h * stride_vh
+    total_base = total + (slot.to(tl.int64) * num_heads + h) * 16384
+    pairs_base = adjoint_pairs + (slot.to(tl.int64) * num_heads + h) * 4096
+    state_base = chunk_adjoints + (slot.to(tl.int64) * num_heads + h) * 131072
+    own_sums = tl.load(total_base + m[:, None] * 256 + d[None, :])
+    edge = tl.load(total_base + (start_m + BLOCK_M - 1) * 256 + d[None, :])
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start_n in tl.range(start_m + BLOCK_M, length, BLOCK_M):
+        n = start_n + tl.arange(0, BLOCK_M)
+        near = tl.minimum(n, length - 1).to(ROW_INDEX)
+        other = tl.load(q_base + near[:, None] * stride_qt + d[None, :])
+        sums = tl.load(total_base + n[:, None] * 256 + d[None, :])
+        other = (other * _left(sums - edge)).to(q.dtype.element_ty)
+        acc = tl.dot(
+            tl.load(pairs_base + n[None, :] * 64 + m[:, None], mask=(n < length)[None, :], other=0.0),
+            other,
+            acc,
+            input_precision="ieee",
+        )
+    acc *= _left(edge - own_sums)
+    for start_n in tl.range(start_m + 16, tl.minimum(start_m + BLOCK_M, length), 16, num_stages=1):
+        n = start_n + tl.arange(0, 16)
+        near = tl.minimum(n, length - 1).to(ROW_INDEX)
+        other = tl.load(q_base + near[:, None] * stride_qt + d[None, :])
+        sums = tl.load(total_base + n[:, None] * 256 + d[None, :])
+        edge = tl.load(total_base + (start_n - 1) * 256 + d[None, :])
+        other = (other * _left(sums - edge)).to(q.dtype.element_ty)
+        read = tl.dot(
+            tl.load(
+                pairs_base + n[None, :] * 64 + m[:, None],
+                mask=(m < start_n)[:, None] & (n < length)[None, :],
+                other=0.0,
+            ),
+            other,
+            input_precision="ieee",
+        )
+        acc += read * _left(tl.minimum(edge - own_sums, 0.0))
+    for turn in tl.range(0, 16, num_stages=1):
+        n = m // 16 * 16 + turn
+        near = tl.minimum(n, length - 1).to(ROW_INDEX)
+        other = tl.load(q_base + near[:, None] * stride_qt + d[None, :])
+        sums = tl.load(total_base + n[:, None] * 256 + d[None, :])
+        weight = tl.load(pairs_base + n * 64 + m, mask=(n > m) & (n < length), other=0.0).to(tl.float32)
+        acc += weight[:, None] * (other.to(tl.float32) * _left(tl.minimum(sums - own_sums, 0.0)))
+    of_state = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    v_0 = tl.load(v_base + row[:, None] * (stride_vt) + e_0[None, :])
+    state = tl.load(state_base + d[None, :] * 512 + e_0[:, None])
+    of_state = tl.dot(v_0, state.to(q.dtype.element_ty), of_state, input_precision="ieee")
+    v_1 = tl.load(v_base + row[:, None] * (stride_vt) + e_1[None, :])
+    state = tl.load(state_base + d[None, :] * 512 + e_1[:, None])
+    of_state = tl.dot(v_1, state.to(q.dtype.element_ty), of_state, input_precision="ieee")
+    v_2 = tl.load(v_base + row[:, None] * (stride_vt) + e_2[None, :])
+    state = tl.load(state_base + d[None, :] * 512 + e_2[:, None])
+    of_state = tl.dot(v_2, state.to(q.dtype.element_ty), of_state, input_precision="ieee")
+    v_3 = tl.load(v_base + row[:, None] * (stride_vt) + e_3[None, :])
+    state = tl.load(state_base + d[None, :] * 512 + e_3[:, None])
+    of_state = tl.dot(v_3, state.to(q.dtype.element_ty), of_state, input_precision="ieee")
+    v_4 = tl.load(v_base + row[:, None] * (stride_vt) + e_4[None, :])
+    state = tl.load(state_base + d[None, :] * 512 + e_4[:, None])
+    of_state = tl.dot(v_4, state.to(q.dtype.element_ty), of_state, input_precision="ieee")
+    v_5 = tl.load(v_base + row[:, None] * (stride_vt) + e_5[None, :])
+    state = tl.load(state_base + d[None, :] * 512 + e_5[:, None])
+    of_state = tl.dot(v_5, state.to(q.dtype.element_ty), of_state, input_precision="ieee")
+    v_6 = tl.load(v_base + row[:, None] * (stride_vt) + e_6[None, :])
+    state = tl.load(state_base + d[None, :] * 512 + e_6[:, None])
+    of_state = tl.dot(v_6, state.to(q.dtype.element_ty), of_state, input_precision="ieee")
+    v_7 = tl.load(v_base + row[:, None] * (stride_vt) + e_7[None, :])
+    state = tl.load(state_base + d[None, :] * 512 + e_7[:, None])
+    of_state = tl.dot(v_7, state.to(q.dtype.element_ty), of_state, input_precision="ieee")
+    of_state *= _left(tl.load(total_base + 63 * 256 + d[None, :]) - own_sums)
+    own = tl.load(k_base + row[:, None] * stride_kt + d[None, :]).to(tl.float32)
+    own_place = ((slot.to(tl.int64) * num_heads + h) * 64 + m[:, None]) * 256 + d[None, :]
+    tl.store(of_keys + own_place, own * acc, mask=inside)
+    tl.store(of_states + own_place, own * of_state, mask=inside)
+    acc += of_state
+    # no decay lies between a row and its own token, which would drown the products above where decays are strong
+    n = m
+    near = tl.minimum(n, length - 1).to(ROW_INDEX)
+    other = tl.load(q_base + near[:, None] * stride_qt + d[None, :])
+    acc += tl.load(pairs_base + m * 64 + m, mask=m < length, other=0.0).to(tl.float32)[:, None] * other.to(
+        tl.float32
+    )
+    own_base = dk + batch.to(tl.int64) * stride_dkb + first.to(tl.int64) * stride_dkt + h * stride_dkh
+    tl.store(
+        own_base + m.to(ROW_INDEX)[:, None] * stride_dkt + d[None, :],
+        acc.to(dk.dtype.element_ty),
+        mask=inside,
+    )
+
+
+@triton.jit(do_not_specialize=["num_heads", "num_seqs", "seqlen"])
+def _backward_values(
+    k,
+    pairs,
+    dread,
+    total,
+    chunk_adjoints,
+    dv,
+    cu_seqlens,
+    stride_kb,
+    stride_kt,
+    stride_kh,
+    stride_dvb,
+    stride_dvt,
+    stride_dvh,
+    num_heads,
+    num_seqs,
+    seqlen,
+    PACKED: tl.constexpr,
+    ROW_INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program makes some rows of the gradient of values, from the tokens that come after them."""
+    tiles: tl.constexpr = 64 // BLOCK_M
+    owner = (tl.program_id(0) // tiles % (num_heads // 1)).to(tl.int64)
+    slot = tl.program_id(0) // tiles // (num_heads // 1)
+    batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
+    start_m = tl.program_id(0) % tiles * BLOCK_M
+    if start_m >= length:
+        return
+    m = start_m + tl.arange(0, BLOCK_M)
+    row = tl.minimum(m, length - 1).to(ROW_INDEX)
+    d_0 = tl.arange(0, 64)
+    d_1 = 64 + tl.arange(0, 64)
+    d_2 = 128 + tl.arange(0, 64)
+    d_3 = 192 + tl.arange(0, 64)
+    e_0 = tl.arange(0, 64)
+    e_1 = 64 + tl.arange(0, 64)
+    e_2 = 128 + tl.arange(0, 64)
+    e_3 = 192 + tl.arange(0, 64)
+    e_4 = 256 + tl.arange(0, 64)
+    e_5 = 320 + tl.arange(0, 64)
+    e_6 = 384 + tl.arange(0, 64)
+    e_7 = 448 + tl.arange(0, 64)
+    h = owner
+    k_base = k + batch.to(tl.int64) * stride_kb + first.to(tl.int64) * stride_kt + h * stride_kh
+    dread_base = dread + (batch.to(tl.int64) * seqlen + first) * (num_heads * 512) + h * 512
+    pairs_base = pairs + (slot.to(tl.int64) * (num_heads // 1) + h // 1) * 4096
+    total_base = total + (slot.to(tl.int64) * num_heads + h) * 16384
+    state_base = chunk_adjoints + (slot.to(tl.int64) * num_heads + h) * 131072
+    k_0 = tl.load(k_base + row[:, None] * stride_kt + d_0[None, :])
+    k_0 = (
+        k_0
+        * _left(
+            tl.load(total_base + 63 * 256 + d_0[None, :])
+            - tl.load(total_base + m[:, None] * 256 + d_0[None, :])
+        )
+    ).to(k.dtype.element_ty)
+    k_1 = tl.load(k_base + row[:, None] * stride_kt + d_1[None, :])
+    k_1 = (
+        k_1
+        * _left(
+            tl.load(total_base + 63 * 256 + d_1[None, :])
+            - tl.load(total_base + m[:, None] * 256 + d_1[None, :])
+        )
+    ).to(k.dtype.element_ty)
+    k_2 = tl.load(k_base + row[:, None] * stride_kt + d_2[None, :])
+    k_2 = (
+        k_2
+        * _left(
+            tl.load(total_base + 63 * 256 + d_2[None, :])
+            - tl.load(total_base + m[:, None] * 256 + d_2[None, :])
+        )
+    ).to(k.dtype.element_ty)
+    k_3 = tl.load(k_base + row[:, None] * stride_kt + d_3[None, :])
+    k_3 = (
+        k_3
+        * _left(
+            tl.load(total_base + 63 * 256 + d_3[None, :])
+            - tl.load(total_base + m[:, None] * 256 + d_3[None, :])
+        )
+    ).to(k.dtype.element_ty)
+    acc_0 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_2 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_3 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_4 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_5 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_6 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_7 = tl.zeros([BLOCK_M, 64], tl.float32)
+    for start_n in tl.range(start_m + BLOCK_M, length, BLOCK_N):
+        n = start_n + tl.arange(0, BLOCK_N)
+        near = tl.minimum(n, length - 1).to(ROW_INDEX)
+        pairs_tile = tl.load(pairs_base + n[None, :] * 64 + m[:, None], mask=(n < length)[None, :], other=0.0)
+        weight = tl.where(n < length, 1.0, 0.0)
+        dread_0 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_0[None, :])
+        dread_0 = (dread_0 * weight[:, None]).to(k.dtype.element_ty)
+        acc_0 = tl.dot(pairs_tile.to(k.dtype.element_ty), dread_0, acc_0, input_precision="ieee")
+        dread_1 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_1[None, :])
+        dread_1 = (dread_1 * weight[:, None]).to(k.dtype.element_ty)
+        acc_1 = tl.dot(pairs_tile.to(k.dtype.element_ty), dread_1, acc_1, input_precision="ieee")
+        dread_2 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_2[None, :])
+        dread_2 = (dread_2 * weight[:, None]).to(k.dtype.element_ty)
+        acc_2 = tl.dot(pairs_tile.to(k.dtype.element_ty), dread_2, acc_2, input_precision="ieee")
+        dread_3 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_3[None, :])
+        dread_3 = (dread_3 * weight[:, None]).to(k.dtype.element_ty)
+        acc_3 = tl.dot(pairs_tile.to(k.dtype.element_ty), dread_3, acc_3, input_precision="ieee")
+        dread_4 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_4[None, :])
+        dread_4 = (dread_4 * weight[:, None]).to(k.dtype.element_ty)
+        acc_4 = tl.dot(pairs_tile.to(k.dtype.element_ty), dread_4, acc_4, input_precision="ieee")
+        dread_5 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_5[None, :])
+        dread_5 = (dread_5 * weight[:, None]).to(k.dtype.element_ty)
+        acc_5 = tl.dot(pairs_tile.to(k.dtype.element_ty), dread_5, acc_5, input_precision="ieee")
+        dread_6 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_6[None, :])
+        dread_6 = (dread_6 * weight[:, None]).to(k.dtype.element_ty)
+        acc_6 = tl.dot(pairs_tile.to(k.dtype.element_ty), dread_6, acc_6, input_precision="ieee")
+        dread_7 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_7[None, :])
+        dread_7 = (dread_7 * weight[:, None]).to(k.dtype.element_ty)
+        acc_7 = tl.dot(pairs_tile.to(k.dtype.element_ty), dread_7, acc_7, input_precision="ieee")
+    for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, length), BLOCK_N, num_stages=1):
+        n = start_n + tl.arange(0, BLOCK_N)
+        near = tl.minimum(n, length - 1).to(ROW_INDEX)
+        pairs_tile = tl.load(pairs_base + n[None, :] * 64 + m[:, None], mask=(n < length)[None, :], other=0.0)
+        pairs_tile = tl.where((n[None, :] >= m[:, None]) & (n < length)[None, :], pairs_tile, 0.0)
+        dread_0 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_0[None, :])
+        acc_0 = tl.dot(pairs_tile.to(k.dtype.element_ty), dread_0, acc_0, input_precision="ieee")
+        dread_1 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_1[None, :])
+        acc_1 = tl.dot(pairs_tile.to(k.dtype.element_ty), dread_1, acc_1, input_precision="ieee")
+        dread_2 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_2[None, :])
+        acc_2 = tl.dot(pairs_tile.to(k.dtype.element_ty), dread_2, acc_2, input_precision="ieee")
+        dread_3 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_3[None, :])
+        acc_3 = tl.dot(pairs_tile.to(k.dtype.element_ty), dread_3, acc_3, input_precision="ieee")
+        dread_4 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_4[None, :])
+        acc_4 = tl.dot(pairs_tile.to(k.dtype.element_ty), dread_4, acc_4, input_precision="ieee")
+        dread_5 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_5[None, :])
+        acc_5 = tl.dot(pairs_tile.to(k.dtype.element_ty), dread_5, acc_5, input_precision="ieee")
+        dread_6 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_6[None, :])
+        acc_6 = tl.dot(pairs_tile.to(k.dtype.element_ty), dread_6, acc_6, input_precision="ieee")
+        dread_7 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_7[None, :])
+        acc_7 = tl.dot(pairs_tile.to(k.dtype.element_ty), dread_7, acc_7, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 512 + e_0[None, :])
+    state_0 = tl.dot(k_0, state.to(k.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_0[None, :])
+    state_0 = tl.dot(k_1, state.to(k.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_0[None, :])
+    state_0 = tl.dot(k_2, state.to(k.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_0[None, :])
+    state_0 = tl.dot(k_3, state.to(k.dtype.element_ty), state_0, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 512 + e_1[None, :])
+    state_1 = tl.dot(k_0, state.to(k.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_1[None, :])
+    state_1 = tl.dot(k_1, state.to(k.dtype.element_ty), state_1, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_1[None, :])
+    state_1 = tl.dot(k_2, state.to(k.dtype.element_ty), state_1, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_1[None, :])
+    state_1 = tl.dot(k_3, state.to(k.dtype.element_ty), state_1, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 512 + e_2[None, :])
+    state_2 = tl.dot(k_0, state.to(k.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_2[None, :])
+    state_2 = tl.dot(k_1, state.to(k.dtype.element_ty), state_2, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_2[None, :])
+    state_2 = tl.dot(k_2, state.to(k.dtype.element_ty), state_2, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_2[None, :])
+    state_2 = tl.dot(k_3, state.to(k.dtype.element_ty), state_2, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 512 + e_3[None, :])
+    state_3 = tl.dot(k_0, state.to(k.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_3[None, :])
+    state_3 = tl.dot(k_1, state.to(k.dtype.element_ty), state_3, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_3[None, :])
+    state_3 = tl.dot(k_2, state.to(k.dtype.element_ty), state_3, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_3[None, :])
+    state_3 = tl.dot(k_3, state.to(k.dtype.element_ty), state_3, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 512 + e_4[None, :])
+    state_4 = tl.dot(k_0, state.to(k.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_4[None, :])
+    state_4 = tl.dot(k_1, state.to(k.dtype.element_ty), state_4, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_4[None, :])
+    state_4 = tl.dot(k_2, state.to(k.dtype.element_ty), state_4, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_4[None, :])
+    state_4 = tl.dot(k_3, state.to(k.dtype.element_ty), state_4, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 512 + e_5[None, :])
+    state_5 = tl.dot(k_0, state.to(k.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_5[None, :])
+    state_5 = tl.dot(k_1, state.to(k.dtype.element_ty), state_5, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_5[None, :])
+    state_5 = tl.dot(k_2, state.to(k.dtype.element_ty), state_5, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_5[None, :])
+    state_5 = tl.dot(k_3, state.to(k.dtype.element_ty), state_5, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 512 + e_6[None, :])
+    state_6 = tl.dot(k_0, state.to(k.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_6[None, :])
+    state_6 = tl.dot(k_1, state.to(k.dtype.element_ty), state_6, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_6[None, :])
+    state_6 = tl.dot(k_2, state.to(k.dtype.element_ty), state_6, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_6[None, :])
+    state_6 = tl.dot(k_3, state.to(k.dtype.element_ty), state_6, input_precision="ieee")
+    state = tl.load(state_base + d_0[:, None] * 512 + e_7[None, :])
+    state_7 = tl.dot(k_0, state.to(k.dtype.element_ty), input_precision="ieee")
+    state = tl.load(state_base + d_1[:, None] * 512 + e_7[None, :])
+    state_7 = tl.dot(k_1, state.to(k.dtype.element_ty), state_7, input_precision="ieee")
+    state = tl.load(state_base + d_2[:, None] * 512 + e_7[None, :])
+    state_7 = tl.dot(k_2, state.to(k.dtype.element_ty), state_7, input_precision="ieee")
+    state = tl.load(state_base + d_3[:, None] * 512 + e_7[None, :])
+    state_7 = tl.dot(k_3, state.to(k.dtype.element_ty), state_7, input_precision="ieee")
+    acc_0 += state_0
+    acc_1 += state_1
+    acc_2 += state_2
+    acc_3 += state_3
+    acc_4 += state_4
+    acc_5 += state_5
+    acc_6 += state_6
+    acc_7 += state_7
+    tl.store(
+        dv
+        + batch.to(tl.int64) * stride_dvb
+        + first.to(tl.int64) * stride_dvt
+        + h * stride_dvh
+        + m.to(ROW_INDEX)[:, None] * stride_dvt
+        + e_0[None, :],
+        acc_0.to(dv.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        dv
+        + batch.to(tl.int64) * stride_dvb
+        + first.to(tl.int64) * stride_dvt
+        + h * stride_dvh
+        + m.to(ROW_INDEX)[:, None] * stride_dvt
+        + e_1[None, :],
+        acc_1.to(dv.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        dv
+        + batch.to(tl.int64) * stride_dvb
+        + first.to(tl.int64) * stride_dvt
+        + h * stride_dvh
+        + m.to(ROW_INDEX)[:, None] * stride_dvt
+        + e_2[None, :],
+        acc_2.to(dv.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        dv
+        + batch.to(tl.int64) * stride_dvb
+        + first.to(tl.int64) * stride_dvt
+        + h * stride_dvh
+        + m.to(ROW_INDEX)[:, None] * stride_dvt
+        + e_3[None, :],
+        acc_3.to(dv.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        dv
+        + batch.to(tl.int64) * stride_dvb
+        + first.to(tl.int64) * stride_dvt
+        + h * stride_dvh
+        + m.to(ROW_INDEX)[:, None] * stride_dvt
+        + e_4[None, :],
+        acc_4.to(dv.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        dv
+        + batch.to(tl.int64) * stride_dvb
+        + first.to(tl.int64) * stride_dvt
+        + h * stride_dvh
+        + m.to(ROW_INDEX)[:, None] * stride_dvt
+        + e_5[None, :],
+        acc_5.to(dv.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        dv
+        + batch.to(tl.int64) * stride_dvb
+        + first.to(tl.int64) * stride_dvt
+        + h * stride_dvh
+        + m.to(ROW_INDEX)[:, None] * stride_dvt
+        + e_6[None, :],
+        acc_6.to(dv.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+    tl.store(
+        dv
+        + batch.to(tl.int64) * stride_dvb
+        + first.to(tl.int64) * stride_dvt
+        + h * stride_dvh
+        + m.to(ROW_INDEX)[:, None] * stride_dvt
+        + e_7[None, :],
+        acc_7.to(dv.dtype.element_ty),
+        mask=(m < length)[:, None],
+    )
+
+
+@triton.jit(do_not_specialize=["num_heads", "num_seqs", "seqlen"])
+def _backward_tokens(
+    of_queries,
+    of_keys,
+    of_states,
+    chunk_states,
+    chunk_adjoints,
+    total,
+    dg,
+    cu_seqlens,
+    stride_dg_0,
+    stride_dg_1,
+    stride_dg_2,
+    stride_dg_3,
+    num_heads,
+    num_seqs,
+    seqlen,
+    PACKED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """One program adds up, from the last token of a chunk to the first, what decays of some columns did."""
+    tiles: tl.constexpr = (256 + BLOCK_M - 1) // BLOCK_M
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
+    slot = tl.program_id(0) // tiles // num_heads
+    batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
+    d = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    t = tl.arange(0, 64)
+    there = d < 256
+    valid = (t < length)[:, None] & there[None, :]
+    chunk = slot.to(tl.int64) * num_heads + h
+    place = (chunk * 64 + t[:, None]) * 256 + d[None, :]
+    edge = tl.zeros([BLOCK_M], tl.float32)
+    for start_e in tl.range(0, 512, 64):
+        e = start_e + tl.arange(0, 64)
+        own = chunk * 131072 + d[:, None] * 512 + e[None, :]
+        stored = there[:, None] & (e < 512)[None, :] & (length > 0)
+        begun = tl.load(chunk_states + own, mask=stored, other=0.0)
+        edge += tl.sum(begun * tl.load(chunk_adjoints + own, mask=stored, other=0.0), 1)
+    edge *= _left(tl.load(total + (chunk * 64 + 63) * 256 + d, mask=there, other=0.0))
+    of_queries_tile = tl.load(of_queries + place, mask=valid, other=0.0)
+    of_keys_tile = tl.load(of_keys + place, mask=valid, other=0.0)
+    before = tl.load(of_states + place - 256, mask=valid & (t > 0)[:, None], other=0.0)
+    through = edge[None, :] + tl.cumsum(before, 0)
+    ddecay = tl.cumsum(of_queries_tile - of_keys_tile, 0, reverse=True) + through
+    dg_value = ddecay
+    tl.store(
+        dg
+        + batch.to(tl.int64) * stride_dg_0
+        + (first + t[:, None]).to(tl.int64) * stride_dg_1
+        + h * stride_dg_2
+        + d[None, :] * stride_dg_3,
+        (dg_value).to(dg.dtype.element_ty),
+        mask=valid,
+    )
+
+
 def _schedule(configs: dict, device: torch.device, bits: int) -> dict:
     """Return the untuned schedule for a device."""
     if device.type == "cpu":
@@ -888,8 +2213,10 @@ def launch(
     cu_seqlens: torch.Tensor | None,
     scale: float,
     configs: dict | None = None,
+    keep: dict | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Allocate out and the final states and run the kernels; `configs` overrides their schedules by kernel name.
+    With `keep`, for the backward, all but the last run, and it takes what they made.
 
     Between the kernels go, in fp32, a state per chunk and head, which the scan replaces by the one before it, and the
     decay up to each token; in the tensors' dtype, products of queries and keys, 64 per token and head.
@@ -915,7 +2242,11 @@ def launch(
         name: (configs or {}).get(name) or _schedule(kernel["configs"], device, q.element_size() * 8)
         for name, kernel in MANIFEST["kernels"].items()
     }
-    total = torch.empty([slots, num_heads, 16384], dtype=torch.float32, device=device)
+    total = torch.empty(
+        [slots, num_heads, 16384],
+        dtype=torch.float64 if q.dtype == torch.float32 else torch.float32,
+        device=device,
+    )
     chunk_states = torch.empty([slots, num_heads, 131072], dtype=torch.float32, device=device)
     pairs = torch.empty([slots, num_heads, CHUNK, CHUNK], dtype=q.dtype, device=device)
     with torch.cuda.device_of(q):
@@ -995,6 +2326,15 @@ def launch(
                 **config,
             )
         config = chosen["_read"]
+        if keep is not None:
+            keep.update(
+                {
+                    name: value
+                    for name, value in locals().items()
+                    if name in ("slots", "chosen", "row_index", "total", "chunk_states", "pairs")
+                }
+            )
+            return out, states
         if slots:
             _read[(slots * num_heads * (CHUNK // config["BLOCK_M"]),)](
                 q,
@@ -1024,7 +2364,7 @@ def launch(
     return out, states
 
 
-@torch.library.custom_op("attngen::gla_15c962c78e1e", mutates_args=())
+@torch.library.custom_op("attngen::gla_36cb1090280f", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1050,13 +2390,307 @@ def _(
     return _outputs(q, k, v, g, initial_state, cu_seqlens, scale)
 
 
-def _no_gradients(ctx, *grads):
-    raise RuntimeError(
-        "gla: was generated without a backward: add `grad: true` to the spec and generate again"
+def launch_backward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor,
+    initial_state: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+    scale: float,
+    dout: torch.Tensor,
+    dstates: torch.Tensor | None,
+    configs: dict | None = None,
+) -> list[torch.Tensor]:
+    """Run the forward up to what it reads, then the backward; `configs` overrides schedules by kernel name.
+
+    Nothing but the arguments is kept from the forward. Memory in between, besides what the forward takes: as much again for
+    gradients of states, and a row per token and head of the gradient of what is read.
+    Also, per token and head, three numbers of fp32 per column that decays, and its products with the tokens of its chunk.
+    """
+    keep: dict = {}
+    _, states = launch(q, k, v, g, initial_state, cu_seqlens, scale, configs=configs, keep=keep)
+    device = q.device
+    dout = dout if dout.stride(-1) == 1 else dout.contiguous()
+    batch, seqlen, num_heads, _ = q.shape
+    num_seqs = states.shape[0]
+    new = torch.empty if cu_seqlens is None else torch.zeros  # tokens of no sequence have gradient 0
+    slots = keep.get("slots", 0)
+    chosen = keep.get("chosen") or {
+        name: _schedule(kernel["configs"], device, 32) for name, kernel in MANIFEST["kernels"].items()
+    }
+    row_index = tl.int64 if dout.stride(1) * CHUNK >= 2**31 else keep.get("row_index", tl.int32)
+    total = keep.get("total", states)
+    chunk_states = keep.get("chunk_states", states)
+    pairs = keep.get("pairs", states)
+    dread = torch.empty([*v.shape[:3], 512], dtype=v.dtype, device=device)
+    dq_parts = new([1, *q.shape], dtype=q.dtype, device=device)
+    dk_parts = new([1, *k.shape], dtype=q.dtype, device=device)
+    dv = new(v.shape, dtype=v.dtype, device=device)
+    chunk_adjoints = torch.empty([slots, num_heads, 131072], dtype=torch.float32, device=device)
+    dinit = torch.empty(states.shape, dtype=torch.float32, device=device)
+    of_queries, of_keys, of_states = (
+        torch.empty(total.shape, dtype=torch.float32, device=device) for _ in range(3)
     )
+    adjoint_pairs = torch.empty([slots, num_heads, CHUNK, CHUNK], dtype=q.dtype, device=device)
+    dg = new(g.shape, dtype=g.dtype, device=device)
+    with torch.cuda.device_of(q):
+        if slots:
+            _out_adjoint[(slots * num_heads,)](
+                dout,
+                dread,
+                cu_seqlens,
+                dout.stride(0),
+                dout.stride(1),
+                dout.stride(2),
+                scale,
+                num_heads,
+                num_seqs,
+                seqlen,
+                PACKED=cu_seqlens is not None,
+                ROW_INDEX=row_index,
+                **chosen["_out_adjoint"],
+            )
+            config = chosen["_chunk_adjoints"]
+            _chunk_adjoints[(slots * num_heads * triton.cdiv(256, config["BLOCK_M"]),)](
+                q,
+                dread,
+                total,
+                chunk_adjoints,
+                cu_seqlens,
+                q.stride(0),
+                q.stride(1),
+                q.stride(2),
+                num_heads,
+                num_seqs,
+                seqlen,
+                PACKED=cu_seqlens is not None,
+                ROW_INDEX=row_index,
+                **config,
+            )
+        config = chosen["_adjoint_scan"]
+        if num_seqs * num_heads:
+            _adjoint_scan[(num_seqs * num_heads * triton.cdiv(131072, config["BLOCK_M"]),)](
+                total,
+                chunk_adjoints,
+                dstates,
+                dinit,
+                cu_seqlens,
+                _stride(dstates, 0),
+                _stride(dstates, 1),
+                _stride(dstates, 2),
+                _stride(dstates, 3),
+                num_heads,
+                seqlen,
+                HAS_DSTATES=dstates is not None,
+                PACKED=cu_seqlens is not None,
+                **config,
+            )
+        config = chosen["_adjoint_pairs"]
+        if slots:
+            _adjoint_pairs[
+                (
+                    slots
+                    * num_heads
+                    * triton.cdiv(CHUNK, config["BLOCK_M"])
+                    * triton.cdiv(CHUNK, config["BLOCK_N"]),
+                )
+            ](
+                dread,
+                v,
+                adjoint_pairs,
+                cu_seqlens,
+                v.stride(0),
+                v.stride(1),
+                v.stride(2),
+                num_heads,
+                num_seqs,
+                seqlen,
+                PACKED=cu_seqlens is not None,
+                ROW_INDEX=row_index,
+                **config,
+            )
+        config = chosen["_backward_queries"]
+        if slots:
+            _backward_queries[
+                (slots * num_heads * (CHUNK // config["BLOCK_M"]) * triton.cdiv(256, config["BLOCK_N"]),)
+            ](
+                q,
+                k,
+                dread,
+                adjoint_pairs,
+                total,
+                chunk_states,
+                dq_parts,
+                of_queries,
+                cu_seqlens,
+                q.stride(0),
+                q.stride(1),
+                q.stride(2),
+                k.stride(0),
+                k.stride(1),
+                k.stride(2),
+                dq_parts.stride(0),
+                dq_parts.stride(1),
+                dq_parts.stride(2),
+                dq_parts.stride(3),
+                num_heads,
+                num_seqs,
+                seqlen,
+                PACKED=cu_seqlens is not None,
+                ROW_INDEX=row_index,
+                **config,
+            )
+        config = chosen["_backward_keys"]
+        if slots:
+            _backward_keys[
+                (slots * num_heads * (CHUNK // config["BLOCK_M"]) * triton.cdiv(256, config["BLOCK_N"]),)
+            ](
+                q,
+                k,
+                v,
+                adjoint_pairs,
+                total,
+                chunk_adjoints,
+                dk_parts,
+                of_keys,
+                of_states,
+                cu_seqlens,
+                q.stride(0),
+                q.stride(1),
+                q.stride(2),
+                k.stride(0),
+                k.stride(1),
+                k.stride(2),
+                v.stride(0),
+                v.stride(1),
+                v.stride(2),
+                dk_parts.stride(0),
+                dk_parts.stride(1),
+                dk_parts.stride(2),
+                dk_parts.stride(3),
+                num_heads,
+                num_seqs,
+                seqlen,
+                PACKED=cu_seqlens is not None,
+                ROW_INDEX=row_index,
+                **config,
+            )
+        config = chosen["_backward_values"]
+        if slots:
+            _backward_values[(slots * (num_heads // 1) * (CHUNK // config["BLOCK_M"]),)](
+                k,
+                pairs,
+                dread,
+                total,
+                chunk_adjoints,
+                dv,
+                cu_seqlens,
+                k.stride(0),
+                k.stride(1),
+                k.stride(2),
+                dv.stride(0),
+                dv.stride(1),
+                dv.stride(2),
+                num_heads,
+                num_seqs,
+                seqlen,
+                PACKED=cu_seqlens is not None,
+                ROW_INDEX=row_index,
+                **config,
+            )
+        config = chosen["_backward_tokens"]
+        if slots:
+            _backward_tokens[(slots * num_heads * triton.cdiv(256, config["BLOCK_M"]),)](
+                of_queries,
+                of_keys,
+                of_states,
+                chunk_states,
+                chunk_adjoints,
+                total,
+                dg,
+                cu_seqlens,
+                dg.stride(0),
+                dg.stride(1),
+                dg.stride(2),
+                dg.stride(3),
+                num_heads,
+                num_seqs,
+                seqlen,
+                PACKED=cu_seqlens is not None,
+                **config,
+            )
+    return [
+        dq_parts.sum(0).to(q.dtype) if dq_parts.shape[0] > 1 else dq_parts[0],
+        dk_parts.sum(0).to(k.dtype) if dk_parts.shape[0] > 1 else dk_parts[0],
+        dv,
+        dg,
+        torch.empty(0, device=device) if initial_state is None else dinit.to(initial_state.dtype),
+    ]
 
 
-_forward.register_autograd(_no_gradients)
+@torch.library.custom_op("attngen::gla_36cb1090280f_backward", mutates_args=())
+def _backward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor,
+    initial_state: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+    scale: float,
+    dout: torch.Tensor,
+    dstates: torch.Tensor | None,
+) -> list[torch.Tensor]:
+    return launch_backward(q, k, v, g, initial_state, cu_seqlens, scale, dout, dstates)
+
+
+@_backward.register_fake
+def _(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor,
+    initial_state: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+    scale: float,
+    dout: torch.Tensor,
+    dstates: torch.Tensor | None,
+):
+    return [
+        q.new_empty(0) if q is None else torch.empty(q.shape, dtype=q.dtype, device=q.device),
+        q.new_empty(0) if k is None else torch.empty(k.shape, dtype=k.dtype, device=k.device),
+        q.new_empty(0) if v is None else torch.empty(v.shape, dtype=v.dtype, device=v.device),
+        q.new_empty(0) if g is None else torch.empty(g.shape, dtype=g.dtype, device=g.device),
+        q.new_empty(0)
+        if initial_state is None
+        else torch.empty(initial_state.shape, dtype=initial_state.dtype, device=initial_state.device),
+    ]
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    q, k, v, g, initial_state, cu_seqlens, scale = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, g, initial_state, cu_seqlens)
+    ctx.kept = (scale,)
+
+
+def _gradients(ctx, dout, dstates):
+    q, k, v, g, initial_state, cu_seqlens = ctx.saved_tensors
+    (scale,) = ctx.kept
+    dout = torch.zeros_like(v) if dout is None else dout
+    found = _backward(q, k, v, g, initial_state, cu_seqlens, scale, dout, dstates)
+    dq, dk, dv, dg, dinitial_state = (
+        gradient if given is not None else None for gradient, given in zip(found, (q, k, v, g, initial_state))
+    )
+    return dq, dk, dv, dg, dinitial_state, None, None
+
+
+def _no_second_gradients(ctx, *grads):
+    raise RuntimeError("gla: gradients of gradients are not generated")
+
+
+_forward.register_autograd(_gradients, setup_context=_setup_context)
+_backward.register_autograd(_no_second_gradients)
 
 
 def _expect(condition: bool, message: str) -> None:
@@ -1335,7 +2969,7 @@ def launch_step(
     return out
 
 
-@torch.library.custom_op("attngen::gla_15c962c78e1e_step", mutates_args=("state",))
+@torch.library.custom_op("attngen::gla_36cb1090280f_step", mutates_args=("state",))
 def _step(
     state: torch.Tensor,
     q: torch.Tensor,

@@ -4,7 +4,7 @@
 
 A recurrence, S = T S + k v^T, out = q S: chunks of 64 tokens, a scan over the chunks, and what each chunk reads of both.
 
-Digest 942f6b706296bdd4d0097e89a4636c9286c6693b43a64e4740e2c2458fe33f37. Needs torch and triton, nothing else.
+Digest 81a3db825c6ddcbdd05ba6bc3c0e4f96bd0937b3b2b3619b272c5bb544d24fe2. Needs torch and triton, nothing else.
 """
 
 import json
@@ -25,7 +25,7 @@ SPEC = json.loads(r"""
   "recurrence": {"chunk": 64, "feature": "(x if x > 0 else exp(min(x, 0.0)) - 1) + 1", "kind": "linear", "normalise": true}
 }
 """)
-DIGEST = "942f6b706296bdd4d0097e89a4636c9286c6693b43a64e4740e2c2458fe33f37"
+DIGEST = "81a3db825c6ddcbdd05ba6bc3c0e4f96bd0937b3b2b3619b272c5bb544d24fe2"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "recurrence",
@@ -517,7 +517,7 @@ def _chunk_states(
 ):
     """One program sums up some rows of keys^T values of a chunk, decayed to its end."""
     tiles: tl.constexpr = (32 + BLOCK_M - 1) // BLOCK_M
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     d = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -578,7 +578,7 @@ def _scan(
     """One program carries some numbers of a state through the chunks of a sequence, and leaves before each what came to it."""
     tiles: tl.constexpr = (1056 + BLOCK_M - 1) // BLOCK_M
     place = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     b = tl.program_id(0) // tiles // num_heads
     inside = place < 1056
     d = place // 33
@@ -593,9 +593,11 @@ def _scan(
     state = tl.zeros([BLOCK_M], tl.float32)
     if HAS_INIT:
         init_base = initial_state + b.to(tl.int64) * stride_init_0 + h * stride_init_1
-        state = tl.load(init_base + d * stride_init_2 + e * stride_init_3, mask=inside, other=0.0).to(
-            tl.float32
-        )
+        state = tl.load(
+            init_base + d.to(tl.int64) * stride_init_2 + e.to(tl.int64) * stride_init_3,
+            mask=inside,
+            other=0.0,
+        ).to(tl.float32)
     for turn in tl.range(0, chunks):
         chunk = (slot + turn).to(tl.int64) * num_heads + h
         own = chunk_states + chunk * 1056 + place
@@ -638,7 +640,7 @@ def _read(
 ):
     """One program makes some rows of out of a chunk and head."""
     tiles: tl.constexpr = 64 // BLOCK_M
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     start_m = tl.program_id(0) % tiles * BLOCK_M
@@ -745,7 +747,7 @@ def _out_adjoint(
 ):
     """One program turns the gradient of out into that of what was read, for a chunk and head."""
     tiles: tl.constexpr = 1
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     e_0 = tl.arange(0, 32)
@@ -828,7 +830,7 @@ def _chunk_adjoints(
 ):
     """One program sums up some rows of queries^T gradients of a chunk, decayed to its start."""
     tiles: tl.constexpr = (32 + BLOCK_M - 1) // BLOCK_M
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     d = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -885,7 +887,7 @@ def _adjoint_scan(
     """One program carries some numbers of a state's gradient back through the chunks, and leaves at each what came to it."""
     tiles: tl.constexpr = (1056 + BLOCK_M - 1) // BLOCK_M
     place = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     b = tl.program_id(0) // tiles // num_heads
     inside = place < 1056
     d = place // 33
@@ -900,9 +902,11 @@ def _adjoint_scan(
     state = tl.zeros([BLOCK_M], tl.float32)
     if HAS_DSTATES:
         init_base = dstates + b.to(tl.int64) * stride_dstates_0 + h * stride_dstates_1
-        state = tl.load(init_base + d * stride_dstates_2 + e * stride_dstates_3, mask=inside, other=0.0).to(
-            tl.float32
-        )
+        state = tl.load(
+            init_base + d.to(tl.int64) * stride_dstates_2 + e.to(tl.int64) * stride_dstates_3,
+            mask=inside,
+            other=0.0,
+        ).to(tl.float32)
     for turn in tl.range(0, chunks):
         chunk = (slot + chunks - 1 - turn).to(tl.int64) * num_heads + h
         own = chunk * 1056 + place
@@ -945,7 +949,7 @@ def _backward_queries(
 ):
     """One program makes some rows of the gradient of queries: what they would add to out, by its gradient."""
     tiles: tl.constexpr = 64 // BLOCK_M
-    owner = tl.program_id(0) // tiles % (num_heads // 1)
+    owner = (tl.program_id(0) // tiles % (num_heads // 1)).to(tl.int64)
     slot = tl.program_id(0) // tiles // (num_heads // 1)
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     start_m = tl.program_id(0) % tiles * BLOCK_M
@@ -1050,7 +1054,7 @@ def _backward_keys(
 ):
     """One program makes some rows of the gradient of keys, from the tokens that come after them."""
     tiles: tl.constexpr = 64 // BLOCK_M
-    owner = tl.program_id(0) // tiles % (num_heads // 1)
+    owner = (tl.program_id(0) // tiles % (num_heads // 1)).to(tl.int64)
     slot = tl.program_id(0) // tiles // (num_heads // 1)
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     start_m = tl.program_id(0) % tiles * BLOCK_M
@@ -1146,7 +1150,7 @@ def _backward_values(
 ):
     """One program makes some rows of the gradient of values, from the tokens that come after them."""
     tiles: tl.constexpr = 64 // BLOCK_M
-    owner = tl.program_id(0) // tiles % (num_heads // 1)
+    owner = (tl.program_id(0) // tiles % (num_heads // 1)).to(tl.int64)
     slot = tl.program_id(0) // tiles // (num_heads // 1)
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     start_m = tl.program_id(0) % tiles * BLOCK_M
@@ -1301,7 +1305,9 @@ def launch(
         slots = num_seqs * triton.cdiv(seqlen, CHUNK)
     else:
         slots = seqlen // CHUNK + num_seqs
-    row_index = tl.int64 if max(0, q.stride(1), k.stride(1), v.stride(1)) * CHUNK >= 2**31 else tl.int32
+    row_index = (
+        tl.int64 if max(num_heads * 48, q.stride(1), k.stride(1), v.stride(1)) * CHUNK >= 2**31 else tl.int32
+    )
     chosen = {
         name: (configs or {}).get(name) or _schedule(kernel["configs"], device, q.element_size() * 8)
         for name, kernel in MANIFEST["kernels"].items()
@@ -1416,7 +1422,7 @@ def launch(
     return out, states
 
 
-@torch.library.custom_op("attngen::linear_attention_942f6b706296", mutates_args=())
+@torch.library.custom_op("attngen::linear_attention_81a3db825c6d", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1467,7 +1473,7 @@ def launch_backward(
     chosen = keep.get("chosen") or {
         name: _schedule(kernel["configs"], device, 32) for name, kernel in MANIFEST["kernels"].items()
     }
-    row_index = keep.get("row_index", tl.int32)
+    row_index = tl.int64 if dout.stride(1) * CHUNK >= 2**31 else keep.get("row_index", tl.int32)
     chunk_states = keep.get("chunk_states", states)
     raw = keep.get("raw", states)
     dread = torch.empty([*v.shape[:3], 48], dtype=v.dtype, device=device)
@@ -1620,7 +1626,7 @@ def launch_backward(
     ]
 
 
-@torch.library.custom_op("attngen::linear_attention_942f6b706296_backward", mutates_args=())
+@torch.library.custom_op("attngen::linear_attention_81a3db825c6d_backward", mutates_args=())
 def _backward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -1848,24 +1854,23 @@ def _decode(
 ):
     """One program takes all columns of a head's state through the tokens of a row of the call."""
     tiles: tl.constexpr = 1
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     batch = tl.program_id(0) // tiles // num_heads
-    h64 = h.to(tl.int64)
     d = tl.arange(0, 32)
     slot = batch.to(tl.int64)
     if HAS_INDICES:
         slot = tl.load(state_indices + batch).to(tl.int64)
     own = (d < 32)[None, :] & (slot >= 0)
-    state_base = state + slot * stride_stateb + h64 * stride_stateh
+    state_base = state + slot * stride_stateb + h * stride_stateh
     e_0 = tl.arange(0, 32)
     place_0 = state_base + d.to(tl.int64)[None, :] * stride_stater + e_0[:, None]
     tile_0 = tl.load(place_0, mask=own & (e_0 < 33)[:, None], other=0.0).to(tl.float32)
     e_1 = 32 + tl.arange(0, 16)
     place_1 = state_base + d.to(tl.int64)[None, :] * stride_stater + e_1[:, None]
     tile_1 = tl.load(place_1, mask=own & (e_1 < 33)[:, None], other=0.0).to(tl.float32)
-    k_base = k + batch.to(tl.int64) * stride_kb + h64 * stride_kh
-    v_base = v + batch.to(tl.int64) * stride_vb + h64 * stride_vh
-    q_base = q + batch.to(tl.int64) * stride_qb + h64 * stride_qh
+    k_base = k + batch.to(tl.int64) * stride_kb + h * stride_kh
+    v_base = v + batch.to(tl.int64) * stride_vb + h * stride_vh
+    q_base = q + batch.to(tl.int64) * stride_qb + h * stride_qh
     for t in tl.range(0, tokens):
         t64 = tl.cast(t, tl.int64)
         keys = tl.load(k_base + t64 * stride_kt + d).to(tl.float32)
@@ -1885,7 +1890,7 @@ def _decode(
         weights = tl.where(weights == 0.0, 0.0, 1.0 / weights)
         acc_0 = acc_0 * weights
         acc_1 = acc_1 * weights
-        out_at = out + batch.to(tl.int64) * stride_outb + t64 * stride_outt + h64 * stride_outh
+        out_at = out + batch.to(tl.int64) * stride_outb + t64 * stride_outt + h * stride_outh
         acc_0 = tl.where(slot >= 0, acc_0, 0.0)
         tl.store(out_at + e_0, acc_0.to(out.dtype.element_ty), mask=e_0 < 32)
     tl.store(place_0, tile_0.to(state.dtype.element_ty), mask=own & (e_0 < 33)[:, None])
@@ -1943,7 +1948,7 @@ def launch_step(
     return out
 
 
-@torch.library.custom_op("attngen::linear_attention_942f6b706296_step", mutates_args=("state",))
+@torch.library.custom_op("attngen::linear_attention_81a3db825c6d_step", mutates_args=("state",))
 def _step(
     state: torch.Tensor,
     q: torch.Tensor,

@@ -4,7 +4,7 @@
 
 A recurrence, S = T S + k v^T, out = q S: chunks of 128 tokens, a scan over the chunks, and what each chunk reads of both.
 
-Digest b12aaa75fc16c35e889a1457df209fdad37895e385b6333b2b74016d2a2a6c2f. Needs torch and triton, nothing else.
+Digest 07c9d2cbf6e72a354c0abeb0148e12606fcf62db44659e1f71cffe04e21f859a. Needs torch and triton, nothing else.
 """
 
 import json
@@ -25,7 +25,7 @@ SPEC = json.loads(r"""
   "recurrence": {"chunk": 128, "dt_softplus": true, "groups": 8, "kind": "ssd", "state": 128}
 }
 """)
-DIGEST = "b12aaa75fc16c35e889a1457df209fdad37895e385b6333b2b74016d2a2a6c2f"
+DIGEST = "07c9d2cbf6e72a354c0abeb0148e12606fcf62db44659e1f71cffe04e21f859a"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "ssd",
@@ -663,7 +663,7 @@ def _totals(
     """One program sums up the decays of some heads of a chunk. Past the end of a sequence there are none."""
     tiles = tl.cdiv(num_heads, BLOCK_M)
     slot = tl.program_id(0) // tiles
-    h = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    h = (tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     t = tl.arange(0, 128)
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     valid = (t < length)[:, None] & (h < num_heads)[None, :]
@@ -723,7 +723,7 @@ def _chunk_states(
 ):
     """One program sums up some rows of keys^T values of a chunk, decayed to its end."""
     tiles: tl.constexpr = (128 + BLOCK_M - 1) // BLOCK_M
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     d = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -773,7 +773,7 @@ def _scan(
     """One program carries some numbers of a state through the chunks of a sequence, and leaves before each what came to it."""
     tiles: tl.constexpr = (8192 + BLOCK_M - 1) // BLOCK_M
     place = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     b = tl.program_id(0) // tiles // num_heads
     inside = place < 8192
     d = place // 64
@@ -788,9 +788,11 @@ def _scan(
     state = tl.zeros([BLOCK_M], tl.float32)
     if HAS_INIT:
         init_base = initial_states + b.to(tl.int64) * stride_init_0 + h * stride_init_1
-        state = tl.load(init_base + e * stride_init_2 + d * stride_init_3, mask=inside, other=0.0).to(
-            tl.float32
-        )
+        state = tl.load(
+            init_base + e.to(tl.int64) * stride_init_2 + d.to(tl.int64) * stride_init_3,
+            mask=inside,
+            other=0.0,
+        ).to(tl.float32)
     for turn in tl.range(0, chunks):
         chunk = (slot + turn).to(tl.int64) * num_heads + h
         own = chunk_states + chunk * 8192 + place
@@ -826,7 +828,7 @@ def _pairs(
     tiles_n: tl.constexpr = (128 + BLOCK_N - 1) // BLOCK_N
     tiles: tl.constexpr = (128 + BLOCK_M - 1) // BLOCK_M * tiles_n
     tile = tl.program_id(0) % tiles
-    h = tl.program_id(0) // tiles % num_groups * 16
+    h = (tl.program_id(0) // tiles % num_groups * 16).to(tl.int64)
     slot = tl.program_id(0) // tiles // num_groups
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     m = tile // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -887,7 +889,7 @@ def _read(
 ):
     """One program makes some rows of out of a chunk and head."""
     tiles: tl.constexpr = 128 // BLOCK_M
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     start_m = tl.program_id(0) % tiles * BLOCK_M
@@ -947,7 +949,7 @@ def _read(
             mask=(m < length)[:, None],
             other=0.0,
         ).to(tl.float32)
-        D_of = tl.load(D + h * stride_D_0 + e_0[None, :] * stride_D_1).to(tl.float32)
+        D_of = tl.load(D + h * stride_D_0 + e_0.to(tl.int64)[None, :] * stride_D_1).to(tl.float32)
         acc_0 = acc_0 + x_of * D_of
     if RAW:
         raw_base = out + batch.to(tl.int64) * stride_outb + first.to(tl.int64) * stride_outt + h * stride_outh
@@ -1011,7 +1013,7 @@ def _out_adjoint(
 ):
     """One program turns the gradient of out into that of what was read, for a chunk and head."""
     tiles: tl.constexpr = 1
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     e_0 = tl.arange(0, 64)
@@ -1105,7 +1107,7 @@ def _chunk_adjoints(
 ):
     """One program sums up some rows of queries^T gradients of a chunk, decayed to its start."""
     tiles: tl.constexpr = (128 + BLOCK_M - 1) // BLOCK_M
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     slot = tl.program_id(0) // tiles // num_heads
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     d = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -1152,7 +1154,7 @@ def _adjoint_scan(
     """One program carries some numbers of a state's gradient back through the chunks, and leaves at each what came to it."""
     tiles: tl.constexpr = (8192 + BLOCK_M - 1) // BLOCK_M
     place = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     b = tl.program_id(0) // tiles // num_heads
     inside = place < 8192
     d = place // 64
@@ -1167,9 +1169,11 @@ def _adjoint_scan(
     state = tl.zeros([BLOCK_M], tl.float32)
     if HAS_DSTATES:
         init_base = dstates + b.to(tl.int64) * stride_dstates_0 + h * stride_dstates_1
-        state = tl.load(init_base + e * stride_dstates_2 + d * stride_dstates_3, mask=inside, other=0.0).to(
-            tl.float32
-        )
+        state = tl.load(
+            init_base + e.to(tl.int64) * stride_dstates_2 + d.to(tl.int64) * stride_dstates_3,
+            mask=inside,
+            other=0.0,
+        ).to(tl.float32)
     for turn in tl.range(0, chunks):
         chunk = (slot + chunks - 1 - turn).to(tl.int64) * num_heads + h
         own = chunk * 8192 + place
@@ -1219,7 +1223,7 @@ def _backward_queries(
 ):
     """One program makes some rows of the gradient of queries: what they would add to out, by its gradient."""
     tiles: tl.constexpr = 128 // BLOCK_M
-    owner = tl.program_id(0) // tiles % (num_heads // 8)
+    owner = (tl.program_id(0) // tiles % (num_heads // 8)).to(tl.int64)
     slot = tl.program_id(0) // tiles // (num_heads // 8)
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     start_m = tl.program_id(0) % tiles * BLOCK_M
@@ -1337,7 +1341,7 @@ def _backward_keys(
 ):
     """One program makes some rows of the gradient of keys, from the tokens that come after them."""
     tiles: tl.constexpr = 128 // BLOCK_M
-    owner = tl.program_id(0) // tiles % (num_heads // 8)
+    owner = (tl.program_id(0) // tiles % (num_heads // 8)).to(tl.int64)
     slot = tl.program_id(0) // tiles // (num_heads // 8)
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     start_m = tl.program_id(0) % tiles * BLOCK_M
@@ -1457,7 +1461,7 @@ def _backward_values(
 ):
     """One program makes some rows of the gradient of values, from the tokens that come after them."""
     tiles: tl.constexpr = 128 // BLOCK_M
-    owner = tl.program_id(0) // tiles % (num_heads // 1)
+    owner = (tl.program_id(0) // tiles % (num_heads // 1)).to(tl.int64)
     slot = tl.program_id(0) // tiles // (num_heads // 1)
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     start_m = tl.program_id(0) % tiles * BLOCK_M
@@ -1526,7 +1530,7 @@ def _backward_values(
         dstep_value + (slot.to(tl.int64) * num_heads + h) * 128 + m, tl.sum(of_step_0, 1), mask=m < length
     )
     if HAS_D:
-        D_of = tl.load(D + h * stride_D_0 + e_0[None, :] * stride_D_1).to(tl.float32)
+        D_of = tl.load(D + h * stride_D_0 + e_0.to(tl.int64)[None, :] * stride_D_1).to(tl.float32)
         acc_0 += tl.load(dread_base + row[:, None] * (num_heads * 64) + e_0[None, :]).to(tl.float32) * D_of
     tl.store(
         dx
@@ -1574,7 +1578,7 @@ def _backward_tokens(
     """One program adds up, from the last token of a chunk to the first, what decays did, for some heads."""
     tiles = tl.cdiv(num_heads, BLOCK_M)
     slot = tl.program_id(0) // tiles
-    h = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    h = (tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     t = tl.arange(0, 128)
     batch, first, length = _chunk_at(slot, cu_seqlens, num_seqs, seqlen, PACKED)
     there = h < num_heads
@@ -1731,7 +1735,16 @@ def launch(
         slots = seqlen // CHUNK + num_seqs
     row_index = (
         tl.int64
-        if max(0, x.stride(1), B.stride(1), C.stride(1), (0 if z is None else z.stride(1))) * CHUNK >= 2**31
+        if max(
+            num_heads * 128,
+            x.stride(1),
+            dt.stride(1),
+            B.stride(1),
+            C.stride(1),
+            (0 if z is None else z.stride(1)),
+        )
+        * CHUNK
+        >= 2**31
         else tl.int32
     )
     chosen = {
@@ -1946,7 +1959,7 @@ def launch(
     return out, states
 
 
-@torch.library.custom_op("attngen::nemotron_h_b12aaa75fc16", mutates_args=())
+@torch.library.custom_op("attngen::nemotron_h_07c9d2cbf6e7", mutates_args=())
 def _forward(
     x: torch.Tensor,
     dt: torch.Tensor,
@@ -2030,7 +2043,7 @@ def launch_backward(
     chosen = keep.get("chosen") or {
         name: _schedule(kernel["configs"], device, 32) for name, kernel in MANIFEST["kernels"].items()
     }
-    row_index = keep.get("row_index", tl.int32)
+    row_index = tl.int64 if dout.stride(1) * CHUNK >= 2**31 else keep.get("row_index", tl.int32)
     total = keep.get("total", states)
     late = keep.get("late", states)
     step_of = keep.get("step_of", states)
@@ -2273,7 +2286,7 @@ def launch_backward(
     ]
 
 
-@torch.library.custom_op("attngen::nemotron_h_b12aaa75fc16_backward", mutates_args=())
+@torch.library.custom_op("attngen::nemotron_h_07c9d2cbf6e7_backward", mutates_args=())
 def _backward(
     x: torch.Tensor,
     dt: torch.Tensor,
@@ -2448,9 +2461,10 @@ def ssd(
         num_heads % 16 == 0,
         f"x: {num_heads} heads cannot share B's and C's groups: expected a multiple of 16 heads",
     )
+    numbers = isinstance(dt_limit, tuple | list) and all(isinstance(n, int | float) for n in dt_limit)
     _expect(
-        isinstance(dt_limit, tuple | list) and len(dt_limit) == 2 and dt_limit[0] <= dt_limit[1],
-        f"dt_limit: expected (least, greatest), got {dt_limit!r}",
+        numbers and len(dt_limit) == 2 and dt_limit[0] <= dt_limit[1],
+        f"dt_limit: expected two numbers, (least, greatest), got {dt_limit!r}",
     )
     dt_least, dt_most = float(dt_limit[0]), float(dt_limit[1])
     if isinstance(D, torch.Tensor) and D.dim() == 1:
@@ -2603,21 +2617,20 @@ def _decode(
 ):
     """One program takes some columns of a head's state through the tokens of a row of the call."""
     tiles: tl.constexpr = (64 + BLOCK_M - 1) // BLOCK_M
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     batch = tl.program_id(0) // tiles // num_heads
-    h64 = h.to(tl.int64)
     d = tl.arange(0, 128)
     slot = batch.to(tl.int64)
     if HAS_INDICES:
         slot = tl.load(state_indices + batch).to(tl.int64)
     own = (d < 128)[None, :] & (slot >= 0)
-    state_base = state + slot * stride_stateb + h64 * stride_stateh
+    state_base = state + slot * stride_stateb + h * stride_stateh
     e_0 = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     place_0 = state_base + e_0.to(tl.int64)[:, None] * stride_stater + d[None, :]
     tile_0 = tl.load(place_0, mask=own & (e_0 < 64)[:, None], other=0.0).to(tl.float32)
-    B_base = B + batch.to(tl.int64) * stride_Bb + h64 // 16 * stride_Bh
-    x_base = x + batch.to(tl.int64) * stride_xb + h64 * stride_xh
-    C_base = C + batch.to(tl.int64) * stride_Cb + h64 // 16 * stride_Ch
+    B_base = B + batch.to(tl.int64) * stride_Bb + h // 16 * stride_Bh
+    x_base = x + batch.to(tl.int64) * stride_xb + h * stride_xh
+    C_base = C + batch.to(tl.int64) * stride_Cb + h // 16 * stride_Ch
     for t in tl.range(0, tokens):
         t64 = tl.cast(t, tl.int64)
         keys = tl.load(B_base + t64 * stride_Bt + d).to(tl.float32)
@@ -2638,20 +2651,22 @@ def _decode(
         acc_0 = tl.sum(tile_0 * queries[None, :], 1)
         if HAS_D:
             x_of = tl.load(
-                x + batch.to(tl.int64) * stride_xb + t64 * stride_xt + h64 * stride_xh + e_0,
+                x + batch.to(tl.int64) * stride_xb + t64 * stride_xt + h * stride_xh + e_0,
                 mask=(e_0 < 64),
                 other=0.0,
             ).to(tl.float32)
-            D_of = tl.load(D + h * stride_D_0 + e_0 * stride_D_1, mask=(e_0 < 64), other=0.0).to(tl.float32)
+            D_of = tl.load(D + h * stride_D_0 + e_0.to(tl.int64) * stride_D_1, mask=(e_0 < 64), other=0.0).to(
+                tl.float32
+            )
             acc_0 = acc_0 + x_of * D_of
         if HAS_Z:
             z_of = tl.load(
-                z + batch.to(tl.int64) * stride_zb + t64 * stride_zt + h64 * stride_zh + e_0,
+                z + batch.to(tl.int64) * stride_zb + t64 * stride_zt + h * stride_zh + e_0,
                 mask=(e_0 < 64),
                 other=0.0,
             ).to(tl.float32)
             acc_0 = acc_0 * (z_of * tl.sigmoid(z_of))
-        out_at = out + batch.to(tl.int64) * stride_outb + t64 * stride_outt + h64 * stride_outh
+        out_at = out + batch.to(tl.int64) * stride_outb + t64 * stride_outt + h * stride_outh
         acc_0 = tl.where(slot >= 0, acc_0, 0.0)
         tl.store(out_at + e_0, acc_0.to(out.dtype.element_ty), mask=e_0 < 64)
     tl.store(place_0, tile_0.to(state.dtype.element_ty), mask=own & (e_0 < 64)[:, None])
@@ -2733,7 +2748,7 @@ def launch_step(
     return out
 
 
-@torch.library.custom_op("attngen::nemotron_h_b12aaa75fc16_step", mutates_args=("state",))
+@torch.library.custom_op("attngen::nemotron_h_07c9d2cbf6e7_step", mutates_args=("state",))
 def _step(
     state: torch.Tensor,
     x: torch.Tensor,
@@ -2845,9 +2860,10 @@ def ssd_step(
         num_heads % 16 == 0,
         f"x: {num_heads} heads cannot share B's and C's groups: expected a multiple of 16 heads",
     )
+    numbers = isinstance(dt_limit, tuple | list) and all(isinstance(n, int | float) for n in dt_limit)
     _expect(
-        isinstance(dt_limit, tuple | list) and len(dt_limit) == 2 and dt_limit[0] <= dt_limit[1],
-        f"dt_limit: expected (least, greatest), got {dt_limit!r}",
+        numbers and len(dt_limit) == 2 and dt_limit[0] <= dt_limit[1],
+        f"dt_limit: expected two numbers, (least, greatest), got {dt_limit!r}",
     )
     dt_least, dt_most = float(dt_limit[0]), float(dt_limit[1])
     if isinstance(D, torch.Tensor) and D.dim() == 1:

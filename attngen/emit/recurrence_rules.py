@@ -335,8 +335,10 @@ def _kernels(s: Shape) -> Iterator[tuple[str, Stored, str, tuple[str, ...]]]:
     """The launches of a forward: what each stores, the axis of its tiles, and those of its programs."""
     heads = ("C", "H")
     if s.decay:
-        sums = fp32("total", s.late, s.step)
-        yield ("totals_kernel", sums, "K", heads) if s.rows else ("totals_kernel", sums, "H", ("C",))
+        if s.rows:
+            yield "totals_kernel", [("total", "sums")], "K", heads
+        else:
+            yield "totals_kernel", fp32("total", s.late, s.step), "H", ("C",)
     if s.delta:
         yield "solve_kernel", [*fp32("writes"), ("erases", "io")], "L", heads
         yield "scan_kernel", [*fp32("fold", "states"), ("written", "io")], "V", ("B", "H")
