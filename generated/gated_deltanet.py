@@ -1837,6 +1837,7 @@ def _backward_writes(
     k_1 = tl.load(k_base + row[:, None] * stride_kt + d_1[None, :])
     acc_0 = tl.zeros([BLOCK_M, 64], tl.float32)
     acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
+    from_tile = tl.math.exp2(edge - own_m)
     for start_n in tl.range(start_m + BLOCK_M, length, BLOCK_N):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
@@ -1851,7 +1852,6 @@ def _backward_writes(
         dread_1 = tl.load(dread_base + near[:, None] * num_heads * 128 + e_1[None, :])
         dread_1 = (dread_1 * weight[:, None]).to(q.dtype.element_ty)
         acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_1, acc_1, input_precision="ieee")
-    from_tile = tl.math.exp2(edge - own_m)
     acc_0 *= from_tile[:, None]
     acc_1 *= from_tile[:, None]
     for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, length), BLOCK_N, num_stages=1):
@@ -1957,6 +1957,7 @@ def _backward_queries(
     dread_1 = tl.load(dread_base + row[:, None] * num_heads * 128 + e_1[None, :])
     acc_0 = tl.zeros([BLOCK_M, 64], tl.float32)
     acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
+    from_tile = tl.math.exp2(total_m - edge)
     for start_n in tl.range(0, start_m, BLOCK_N):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.arange(0, BLOCK_N).to(ROW_INDEX)
@@ -1966,15 +1967,11 @@ def _backward_queries(
         v_1 = tl.load(v_base + far * stride_writtent + near[:, None] * stride_writtent + e_1[None, :])
         pairs_tile = tl.dot(dread_1, tl.trans(v_1), pairs_tile, input_precision="ieee")
         weight = tl.math.exp2(edge - tl.load(total_base + n))
+        pairs_tile = pairs_tile * from_tile[:, None] * weight[None, :]
         k_0 = tl.load(k_base + far * stride_kt + near[:, None] * stride_kt + d_0[None, :])
-        k_0 = (k_0 * weight[:, None]).to(q.dtype.element_ty)
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_0, acc_0, input_precision="ieee")
         k_1 = tl.load(k_base + far * stride_kt + near[:, None] * stride_kt + d_1[None, :])
-        k_1 = (k_1 * weight[:, None]).to(q.dtype.element_ty)
         acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_1, acc_1, input_precision="ieee")
-    from_tile = tl.math.exp2(total_m - edge)
-    acc_0 *= from_tile[:, None]
-    acc_1 *= from_tile[:, None]
     for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, length), BLOCK_N, num_stages=1):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
@@ -2108,6 +2105,7 @@ def _backward_found(
     dwritten_1 = tl.load(dwritten_base + row[:, None] * stride_dwrittent + e_1[None, :])
     acc_0 = tl.zeros([BLOCK_M, 64], tl.float32)
     acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
+    from_tile = tl.math.exp2(total_m - edge)
     for start_n in tl.range(0, start_m, BLOCK_N):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.arange(0, BLOCK_N).to(ROW_INDEX)
@@ -2117,15 +2115,11 @@ def _backward_found(
         v_1 = tl.load(v_base + far * stride_writtent + near[:, None] * stride_writtent + e_1[None, :])
         pairs_tile = tl.dot(dwritten_1, tl.trans(v_1), pairs_tile, input_precision="ieee")
         weight = tl.math.exp2(edge - tl.load(total_base + n))
+        pairs_tile = pairs_tile * from_tile[:, None] * weight[None, :]
         k_0 = tl.load(k_base + far * stride_kt + near[:, None] * stride_kt + d_0[None, :])
-        k_0 = (k_0 * weight[:, None]).to(k.dtype.element_ty)
         acc_0 = tl.dot(pairs_tile.to(k.dtype.element_ty), k_0, acc_0, input_precision="ieee")
         k_1 = tl.load(k_base + far * stride_kt + near[:, None] * stride_kt + d_1[None, :])
-        k_1 = (k_1 * weight[:, None]).to(k.dtype.element_ty)
         acc_1 = tl.dot(pairs_tile.to(k.dtype.element_ty), k_1, acc_1, input_precision="ieee")
-    from_tile = tl.math.exp2(total_m - edge)
-    acc_0 *= from_tile[:, None]
-    acc_1 *= from_tile[:, None]
     for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, length), BLOCK_N, num_stages=1):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
@@ -2288,6 +2282,7 @@ def _backward_keys(
     v_1 = tl.load(v_base + row[:, None] * stride_writtent + e_1[None, :])
     acc_0 = tl.zeros([BLOCK_M, 64], tl.float32)
     acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
+    from_tile = tl.math.exp2(edge - own_m)
     for start_n in tl.range(start_m + BLOCK_M, length, BLOCK_N):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
@@ -2296,26 +2291,21 @@ def _backward_keys(
         dread_1 = tl.load(dread_base + near[:, None] * num_heads * 128 + e_1[None, :])
         pairs_tile = tl.dot(v_1, tl.trans(dread_1), pairs_tile, input_precision="ieee")
         weight = tl.where(n < length, tl.math.exp2(tl.load(total_base + n) - edge), 0.0)
+        pairs_tile = pairs_tile * from_tile[:, None] * weight[None, :]
         q_0 = tl.load(q_base + near[:, None] * stride_qt + d_0[None, :])
-        q_0 = (q_0 * weight[:, None]).to(q.dtype.element_ty)
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), q_0, acc_0, input_precision="ieee")
         q_1 = tl.load(q_base + near[:, None] * stride_qt + d_1[None, :])
-        q_1 = (q_1 * weight[:, None]).to(q.dtype.element_ty)
         acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), q_1, acc_1, input_precision="ieee")
         dv_0 = tl.load(dv_base + near[:, None] * stride_dvt + e_0[None, :])
         pairs_tile = tl.dot(v_0, tl.trans(dv_0), input_precision="ieee")
         dv_1 = tl.load(dv_base + near[:, None] * stride_dvt + e_1[None, :])
         pairs_tile = tl.dot(v_1, tl.trans(dv_1), pairs_tile, input_precision="ieee")
         pairs_tile = -pairs_tile
+        pairs_tile = pairs_tile * from_tile[:, None] * weight[None, :]
         k_0 = tl.load(k_base + near[:, None] * stride_kt + d_0[None, :])
-        k_0 = (k_0 * weight[:, None]).to(q.dtype.element_ty)
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_0, acc_0, input_precision="ieee")
         k_1 = tl.load(k_base + near[:, None] * stride_kt + d_1[None, :])
-        k_1 = (k_1 * weight[:, None]).to(q.dtype.element_ty)
         acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_1, acc_1, input_precision="ieee")
-    from_tile = tl.math.exp2(edge - own_m)
-    acc_0 *= from_tile[:, None]
-    acc_1 *= from_tile[:, None]
     for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, length), BLOCK_N, num_stages=1):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)

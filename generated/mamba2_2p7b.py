@@ -4,7 +4,7 @@
 
 A recurrence, S = T S + k v^T, out = q S: chunks of 256 tokens, a scan over the chunks, and what each chunk reads of both.
 
-Digest f38f358d7ca28cea64bc7e3da35168bd9ce5bd675eefaf5e5b6ba7cdadd0d5df. Needs torch and triton, nothing else.
+Digest 9f5093f57eb9bdced6f70f8484d042802f23d0d9157977e62425481664c0fd5b. Needs torch and triton, nothing else.
 """
 
 import json
@@ -25,7 +25,7 @@ SPEC = json.loads(r"""
   "recurrence": {"chunk": 256, "dt_softplus": true, "kind": "ssd", "state": 128}
 }
 """)
-DIGEST = "f38f358d7ca28cea64bc7e3da35168bd9ce5bd675eefaf5e5b6ba7cdadd0d5df"
+DIGEST = "9f5093f57eb9bdced6f70f8484d042802f23d0d9157977e62425481664c0fd5b"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "ssd",
@@ -421,8 +421,8 @@ MANIFEST = json.loads(r"""
         "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "sm_120/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
         "gfx942/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
         "gfx950/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}]
       },
@@ -489,8 +489,8 @@ MANIFEST = json.loads(r"""
         "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
         "sm_120/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}],
+        "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}],
         "gfx942/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}],
         "gfx950/32": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}]
       },
@@ -1248,6 +1248,7 @@ def _backward_queries(
         edge = tl.load(total_base + start_m - 1, mask=start_m > 0, other=0.0)
         dread_0 = tl.load(dread_base + row[:, None] * num_heads * 64 + e_0[None, :])
         acc_0 = tl.zeros([BLOCK_M, 128], tl.float32)
+        from_tile = tl.math.exp2(total_m - edge)
         for start_n in tl.range(0, start_m, BLOCK_N):
             n = start_n + tl.arange(0, BLOCK_N)
             near = tl.arange(0, BLOCK_N).to(ROW_INDEX)
@@ -1257,11 +1258,9 @@ def _backward_queries(
             weight = tl.math.exp2(edge - tl.load(late_base + n))
             if PRECISE:
                 weight *= tl.load(step_base + n)
+            pairs_tile = pairs_tile * from_tile[:, None] * weight[None, :]
             k_0 = tl.load(k_base + far * stride_Bt + near[:, None] * stride_Bt + d_0[None, :])
-            k_0 = (k_0 * weight[:, None]).to(x.dtype.element_ty)
             acc_0 = tl.dot(pairs_tile.to(x.dtype.element_ty), k_0, acc_0, input_precision="ieee")
-        from_tile = tl.math.exp2(total_m - edge)
-        acc_0 *= from_tile[:, None]
         for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, length), BLOCK_N, num_stages=1):
             n = start_n + tl.arange(0, BLOCK_N)
             near = tl.minimum(n, length - 1).to(ROW_INDEX)
@@ -1367,19 +1366,18 @@ def _backward_keys(
         last = tl.load(total_base + 255)
         v_0 = tl.load(v_base + row[:, None] * stride_xt + e_0[None, :])
         acc_0 = tl.zeros([BLOCK_M, 128], tl.float32)
+        from_tile = tl.math.exp2(edge - own_m)
+        if PRECISE:
+            from_tile *= tl.load(step_base + m)
         for start_n in tl.range(start_m + BLOCK_M, length, BLOCK_N):
             n = start_n + tl.arange(0, BLOCK_N)
             near = tl.minimum(n, length - 1).to(ROW_INDEX)
             dread_0 = tl.load(dread_base + near[:, None] * num_heads * 64 + e_0[None, :])
             pairs_tile = tl.dot(v_0, tl.trans(dread_0), input_precision="ieee")
             weight = tl.where(n < length, tl.math.exp2(tl.load(total_base + n) - edge), 0.0)
+            pairs_tile = pairs_tile * from_tile[:, None] * weight[None, :]
             q_0 = tl.load(q_base + near[:, None] * stride_Ct + d_0[None, :])
-            q_0 = (q_0 * weight[:, None]).to(x.dtype.element_ty)
             acc_0 = tl.dot(pairs_tile.to(x.dtype.element_ty), q_0, acc_0, input_precision="ieee")
-        from_tile = tl.math.exp2(edge - own_m)
-        if PRECISE:
-            from_tile *= tl.load(step_base + m)
-        acc_0 *= from_tile[:, None]
         for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, length), BLOCK_N, num_stages=1):
             n = start_n + tl.arange(0, BLOCK_N)
             near = tl.minimum(n, length - 1).to(ROW_INDEX)
@@ -1483,6 +1481,7 @@ def _backward_values(
     last = tl.load(total_base + 255)
     k_0 = tl.load(k_base + row[:, None] * stride_Bt + d_0[None, :])
     acc_0 = tl.zeros([BLOCK_M, 64], tl.float32)
+    from_tile = tl.math.exp2(edge - own_m)
     for start_n in tl.range(start_m + BLOCK_M, length, BLOCK_N):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
@@ -1493,7 +1492,6 @@ def _backward_values(
         dread_0 = tl.load(dread_base + near[:, None] * num_heads * 64 + e_0[None, :])
         dread_0 = (dread_0 * weight[:, None]).to(x.dtype.element_ty)
         acc_0 = tl.dot(pairs_tile.to(x.dtype.element_ty), dread_0, acc_0, input_precision="ieee")
-    from_tile = tl.math.exp2(edge - own_m)
     acc_0 *= from_tile[:, None]
     for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, length), BLOCK_N, num_stages=1):
         n = start_n + tl.arange(0, BLOCK_N)
@@ -1959,7 +1957,7 @@ def launch(
     return out, states
 
 
-@torch.library.custom_op("attngen::mamba2_2p7b_f38f358d7ca2", mutates_args=())
+@torch.library.custom_op("attngen::mamba2_2p7b_9f5093f57eb9", mutates_args=())
 def _forward(
     x: torch.Tensor,
     dt: torch.Tensor,
@@ -2286,7 +2284,7 @@ def launch_backward(
     ]
 
 
-@torch.library.custom_op("attngen::mamba2_2p7b_f38f358d7ca2_backward", mutates_args=())
+@torch.library.custom_op("attngen::mamba2_2p7b_9f5093f57eb9_backward", mutates_args=())
 def _backward(
     x: torch.Tensor,
     dt: torch.Tensor,
@@ -2748,7 +2746,7 @@ def launch_step(
     return out
 
 
-@torch.library.custom_op("attngen::mamba2_2p7b_f38f358d7ca2_step", mutates_args=("state",))
+@torch.library.custom_op("attngen::mamba2_2p7b_9f5093f57eb9_step", mutates_args=("state",))
 def _step(
     state: torch.Tensor,
     x: torch.Tensor,

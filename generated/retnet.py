@@ -1360,6 +1360,7 @@ def _backward_queries(
     acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
     acc_2 = tl.zeros([BLOCK_M, 64], tl.float32)
     acc_3 = tl.zeros([BLOCK_M, 64], tl.float32)
+    from_tile = tl.math.exp2(total_m - edge)
     for start_n in tl.range(0, start_m, BLOCK_N):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.arange(0, BLOCK_N).to(ROW_INDEX)
@@ -1381,23 +1382,15 @@ def _backward_queries(
         v_7 = tl.load(v_base + far * stride_vt + near[:, None] * stride_vt + e_7[None, :])
         pairs_tile = tl.dot(dread_7, tl.trans(v_7), pairs_tile, input_precision="ieee")
         weight = tl.math.exp2(edge - tl.load(total_base + n))
+        pairs_tile = pairs_tile * from_tile[:, None] * weight[None, :]
         k_0 = tl.load(k_base + far * stride_kt + near[:, None] * stride_kt + d_0[None, :])
-        k_0 = (k_0 * weight[:, None]).to(q.dtype.element_ty)
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_0, acc_0, input_precision="ieee")
         k_1 = tl.load(k_base + far * stride_kt + near[:, None] * stride_kt + d_1[None, :])
-        k_1 = (k_1 * weight[:, None]).to(q.dtype.element_ty)
         acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_1, acc_1, input_precision="ieee")
         k_2 = tl.load(k_base + far * stride_kt + near[:, None] * stride_kt + d_2[None, :])
-        k_2 = (k_2 * weight[:, None]).to(q.dtype.element_ty)
         acc_2 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_2, acc_2, input_precision="ieee")
         k_3 = tl.load(k_base + far * stride_kt + near[:, None] * stride_kt + d_3[None, :])
-        k_3 = (k_3 * weight[:, None]).to(q.dtype.element_ty)
         acc_3 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_3, acc_3, input_precision="ieee")
-    from_tile = tl.math.exp2(total_m - edge)
-    acc_0 *= from_tile[:, None]
-    acc_1 *= from_tile[:, None]
-    acc_2 *= from_tile[:, None]
-    acc_3 *= from_tile[:, None]
     for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, length), BLOCK_N, num_stages=1):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
@@ -1599,6 +1592,7 @@ def _backward_keys(
     acc_1 = tl.zeros([BLOCK_M, 64], tl.float32)
     acc_2 = tl.zeros([BLOCK_M, 64], tl.float32)
     acc_3 = tl.zeros([BLOCK_M, 64], tl.float32)
+    from_tile = tl.math.exp2(edge - own_m)
     for start_n in tl.range(start_m + BLOCK_M, length, BLOCK_N):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
@@ -1619,23 +1613,15 @@ def _backward_keys(
         dread_7 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_7[None, :])
         pairs_tile = tl.dot(v_7, tl.trans(dread_7), pairs_tile, input_precision="ieee")
         weight = tl.where(n < length, tl.math.exp2(tl.load(total_base + n) - edge), 0.0)
+        pairs_tile = pairs_tile * from_tile[:, None] * weight[None, :]
         q_0 = tl.load(q_base + near[:, None] * stride_qt + d_0[None, :])
-        q_0 = (q_0 * weight[:, None]).to(q.dtype.element_ty)
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), q_0, acc_0, input_precision="ieee")
         q_1 = tl.load(q_base + near[:, None] * stride_qt + d_1[None, :])
-        q_1 = (q_1 * weight[:, None]).to(q.dtype.element_ty)
         acc_1 = tl.dot(pairs_tile.to(q.dtype.element_ty), q_1, acc_1, input_precision="ieee")
         q_2 = tl.load(q_base + near[:, None] * stride_qt + d_2[None, :])
-        q_2 = (q_2 * weight[:, None]).to(q.dtype.element_ty)
         acc_2 = tl.dot(pairs_tile.to(q.dtype.element_ty), q_2, acc_2, input_precision="ieee")
         q_3 = tl.load(q_base + near[:, None] * stride_qt + d_3[None, :])
-        q_3 = (q_3 * weight[:, None]).to(q.dtype.element_ty)
         acc_3 = tl.dot(pairs_tile.to(q.dtype.element_ty), q_3, acc_3, input_precision="ieee")
-    from_tile = tl.math.exp2(edge - own_m)
-    acc_0 *= from_tile[:, None]
-    acc_1 *= from_tile[:, None]
-    acc_2 *= from_tile[:, None]
-    acc_3 *= from_tile[:, None]
     for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, length), BLOCK_N, num_stages=1):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
@@ -1834,6 +1820,7 @@ def _backward_values(
     acc_5 = tl.zeros([BLOCK_M, 64], tl.float32)
     acc_6 = tl.zeros([BLOCK_M, 64], tl.float32)
     acc_7 = tl.zeros([BLOCK_M, 64], tl.float32)
+    from_tile = tl.math.exp2(edge - own_m)
     for start_n in tl.range(start_m + BLOCK_M, length, BLOCK_N):
         n = start_n + tl.arange(0, BLOCK_N)
         near = tl.minimum(n, length - 1).to(ROW_INDEX)
@@ -1870,7 +1857,6 @@ def _backward_values(
         dread_7 = tl.load(dread_base + near[:, None] * num_heads * 512 + e_7[None, :])
         dread_7 = (dread_7 * weight[:, None]).to(q.dtype.element_ty)
         acc_7 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_7, acc_7, input_precision="ieee")
-    from_tile = tl.math.exp2(edge - own_m)
     acc_0 *= from_tile[:, None]
     acc_1 *= from_tile[:, None]
     acc_2 *= from_tile[:, None]

@@ -206,6 +206,7 @@ class AdjointRead:
     weight: tuple[str, ...]
     from_tile: str  # and that between the tile's end and each of its tokens
     times_step: tuple[str, ...]
+    weighs_pairs: bool  # before they are rounded, where gradients of decays are the difference of what two kernels add up
     finish: tuple[str, ...]
     stores: tuple[str, ...]
 

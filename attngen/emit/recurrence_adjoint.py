@@ -356,6 +356,7 @@ class Reads:
             weight=weight,
             from_tile="tl.math.exp2(total_m - edge)" if decays else "",
             times_step=(),
+            weighs_pairs=decays,
         )
 
     def _reversed(
@@ -396,6 +397,7 @@ class Reads:
             weight=(f"weight = tl.where(n < length, {weight}, 0.0)",),
             from_tile="tl.math.exp2(edge - own_m)" if decays else "",
             times_step=self._step("from_tile", "m", "") if written else (),
+            weighs_pairs=decays and written,
         )
 
     def _term(

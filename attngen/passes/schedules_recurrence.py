@@ -117,10 +117,9 @@ def of_queries(rows: int, columns: int, chunk: int) -> Configs:
     if is_large(rows, columns):
         return _by_target(chunk, _of(32, 32, 4, 1), _of(64, 64, 8, 2))
     few = _of(32, 32, 8, 2)
-    fp32, few32 = _of(16, 16, 8, 1), _of(32, 32, 4, 1)
-    return _by_target(
-        chunk, fp32, _of(64, 32, 8, 2), cpu=few32, amd=few32, sm_80=few, sm_86=few, sm_89=few, sm_120=few
-    )
+    fp32, few32, amd = _of(16, 16, 8, 1), _of(32, 32, 4, 1), _of(64, 32, 4, 2)
+    few_on = dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_120"), few)
+    return _by_target(chunk, fp32, _of(64, 32, 8, 2), cpu=few32, amd=few32, gfx942=amd, gfx950=amd, **few_on)
 
 
 def of_keys(rows: int, columns: int, chunk: int) -> Configs:
