@@ -1704,7 +1704,7 @@ def _adjoint_scan(
     """
     tiles: tl.constexpr = (128 + BLOCK_M - 1) // BLOCK_M
     e = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-    h = tl.program_id(0) // tiles % num_heads
+    h = (tl.program_id(0) // tiles % num_heads).to(tl.int64)
     b = tl.program_id(0) // tiles // num_heads
     if PACKED:
         batch = b * 0
@@ -1725,9 +1725,17 @@ def _adjoint_scan(
     state_1 = tl.zeros([64, BLOCK_M], tl.float32)
     if HAS_DSTATES:
         init_base = dstates + b.to(tl.int64) * stride_dstates_0 + h * stride_dstates_1
-        init_0 = init_base + d_0[:, None] * stride_dstates_2 + e[None, :] * stride_dstates_3
+        init_0 = (
+            init_base
+            + d_0.to(tl.int64)[:, None] * stride_dstates_2
+            + e.to(tl.int64)[None, :] * stride_dstates_3
+        )
         state_0 = tl.load(init_0, mask=(e < 128)[None, :], other=0.0).to(tl.float32)
-        init_1 = init_base + d_1[:, None] * stride_dstates_2 + e[None, :] * stride_dstates_3
+        init_1 = (
+            init_base
+            + d_1.to(tl.int64)[:, None] * stride_dstates_2
+            + e.to(tl.int64)[None, :] * stride_dstates_3
+        )
         state_1 = tl.load(init_1, mask=(e < 128)[None, :], other=0.0).to(tl.float32)
     for turn in tl.range(0, chunks):
         within = (chunks - 1 - turn) * 64

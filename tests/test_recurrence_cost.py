@@ -94,6 +94,25 @@ def test_counts_of_linear_attention_by_hand():
     assert found["kernel"] == Cost(read, 4 * (3 * rows + states), 4 * rows)
 
 
+def test_counts_of_a_delta_rule_by_hand():
+    """Gradients of states get two outer products per token, and from them each token reads what it brought."""
+    tokens, heads, columns = 256, 4, 16
+    chunks = heads * tokens // CHUNK * columns * columns
+    rows = tokens * heads * columns
+    found = costs(schedule(spec_of("delta")), call(tokens))
+    assert found["scan_kernel"].operations == 4 * rows * columns + rows + 2 * chunks
+    # beside these: a formula of two tensors each for what erases, what is written, and values
+    assert found["adjoint_scan_kernel"].operations == 6 * rows * columns + 3 * rows + 2 * chunks
+    # a token's state: what it finds, what it writes
+    assert found["decode_kernel"].operations >= 6 * rows * columns
+
+
+@pytest.mark.parametrize(("element", "sums"), [(2, 4), (4, 8)])
+def test_sums_of_decays_per_column_are_counted_in_their_dtype(element, sums):
+    found = between(schedule(spec_of("vector")), replace(call(256), element=element))
+    assert found["total"] == sums * 256 * 4 * 16
+
+
 def test_states_of_chunks_are_four_bytes_a_number():
     """README says so: K times V numbers per chunk and head, and as many of their gradients."""
     graph = schedule(spec_of("ssd"))

@@ -21,8 +21,18 @@ from attngen.passes.pipeline import Pass, run
 from attngen.spec import Spec
 from attngen.spec.model import Recurrence
 
-ITEM_BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
-ALSO_BACKWARD: Final = ("queries", "keys", "values", "tokens")
+ITEM_BYTES: Final = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+FUNCTIONS: Final = {
+    "kernel": "_read",
+    "queries_kernel": "_backward_queries",
+    "keys_kernel": "_backward_keys",
+    "values_kernel": "_backward_values",
+    "tokens_kernel": "_backward_tokens",
+    "found_kernel": "_backward_found",
+    "solve_adjoint_kernel": "_backward_solve",
+    "writes_adjoint_kernel": "_backward_writes",
+}
+"""The functions of launches; that of another, x_kernel, is _x."""
 STRUCTURE: Final = ("head_dim", "recurrence", "precision", "grad")
 
 
@@ -68,8 +78,7 @@ def _first_paragraph(step: object) -> str:
 
 def kernel_of(launch: str) -> str:
     """The function of a generated module that a launch runs."""
-    name = "read" if launch == "kernel" else launch.removesuffix("_kernel")
-    return f"_backward_{name}" if name in ALSO_BACKWARD else f"_{name}"
+    return FUNCTIONS.get(launch, f"_{launch.removesuffix('_kernel')}")
 
 
 def _run_time(spec: Spec, graph: Graph) -> dict[str, str]:
@@ -193,11 +202,17 @@ def _memory(spec: Spec, recurrence: Recurrence, graph: Graph, seqlen: int) -> di
             own = dict(sizes)
             if name == "totals_kernel" or "J" in store.axes:
                 own["L"] = slots * recurrence.chunk  # whole chunks
-            dtype = spec.dtypes[0] if store.dtype == "io" else store.dtype
+            dtype = stored_dtype(store, spec.dtypes[0])
             shape = [own.get(axis) or _columns(graph, axis) for axis in store.axes]
             shown = {"by": kernel_of(name), "what": store.operand, "axes": list(store.axes), "dtype": dtype}
             rows.append({**shown, "bytes": prod(shape) * ITEM_BYTES[dtype]})
     return {"seqlen": seqlen, "heads": spec.heads.q, "buffers": rows}
+
+
+def stored_dtype(store: Store, io: str) -> str:
+    """The torch name of what a store writes beside tensors of ``io``."""
+    kinds = {"io": io, "sums": "float64" if io == "float32" else "float32"}
+    return kinds.get(store.dtype, store.dtype)
 
 
 def _columns(graph: Graph, axis: str) -> int:

@@ -103,6 +103,8 @@ class _Count:
         return self.extent(axes - {"J"}, run) * (run if "J" in axes else 1) * self.width(dtype)
 
     def width(self, dtype: str) -> int:
+        if dtype == "sums":
+            return 8 if self.call.element == BYTES["float32"] else 4
         return BYTES.get(dtype, self.call.element)
 
     def extent(self, axes: frozenset[str], run: int) -> int:
@@ -152,7 +154,10 @@ class _Count:
                 return 3 if node.decay else 2
             case Fold(monoid="sum", value=""):
                 return 1
-            case Fold() | Read() | Solve():
+            case Fold(level=level, erase=erase, taken=taken):
+                # a second outer product; what a token finds, which chunks read by a node of its own
+                return 2 + 2 * (taken != "") + 2 * (erase != "" and level == "token")
+            case Read() | Solve():
                 return 2
             case Merge():
                 return 1

@@ -61,8 +61,17 @@ FUNCTIONS = {
     "writes_adjoint_kernel": "_backward_writes",
 }
 """The functions of launches; that of another, x_kernel, is _x."""
-LEFT = {"skipped": "kernel", "scaled": "kernel", "dskipped": "out_adjoint_kernel"}
-"""What kernels leave to others without a store of its own: what out is before its last change; a copy of it is stored."""
+LEFT = {
+    "skipped": "kernel",
+    "scaled": "kernel",
+    "dskipped": "out_adjoint_kernel",
+    "dvalue_pairs": "pairs_kernel",
+    "dv_pairs": "pairs_kernel",
+    "rest": "totals_kernel",
+}
+"""What kernels leave to others without a store of its own: what out is before its last change, of which a copy is stored; where
+products of queries and keys are stored, the same ones transposed; the sums of decays up to a chunk's end, which are differences
+of the sums from its start."""
 
 
 def spec_of(kind: str) -> Spec:
@@ -88,7 +97,8 @@ def functions(module: str) -> Mapping[str, str]:
 
 def bodies(graph: Graph) -> dict[str, set[str]]:
     """The nodes of each kernel by its function: those below what it stores, down to what other kernels have left."""
-    stored = {s.operand: name for name, launch in graph.all(Launch) for s in stores(graph, launch)} | LEFT
+    stored = {s.operand: name for name, launch in graph.all(Launch) for s in stores(graph, launch)}
+    stored |= {node: kernel for node, kernel in LEFT.items() if kernel in graph.nodes}
     found: dict[str, set[str]] = {}
     for name, launch in graph.all(Launch):
         body = found.setdefault(FUNCTIONS.get(name, f"_{name.removesuffix('_kernel')}"), set())
