@@ -1874,7 +1874,9 @@ def _backward_writes(
             tl.load(total_base + n)[None, :] - own_m[:, None],
             float("-inf"),
         )
-        pairs_tile = pairs_tile * tl.math.exp2(apart)
+        pairs_tile = tl.where(
+            (n[None, :] >= m[:, None]) & (n < length)[None, :], pairs_tile, 0.0
+        ) * tl.math.exp2(apart)
         dread_0 = tl.load(dread_base + near[:, None] * num_heads * 128 + e_0[None, :])
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), dread_0, acc_0, input_precision="ieee")
         dread_1 = tl.load(dread_base + near[:, None] * num_heads * 128 + e_1[None, :])
@@ -1990,7 +1992,7 @@ def _backward_queries(
         apart = tl.where(
             n[None, :] < m[:, None], total_m[:, None] - tl.load(total_base + n)[None, :], float("-inf")
         )
-        pairs_tile = pairs_tile * tl.math.exp2(apart)
+        pairs_tile = tl.where(n[None, :] < m[:, None], pairs_tile, 0.0) * tl.math.exp2(apart)
         k_0 = tl.load(k_base + near[:, None] * stride_kt + d_0[None, :])
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_0, acc_0, input_precision="ieee")
         k_1 = tl.load(k_base + near[:, None] * stride_kt + d_1[None, :])
@@ -2138,7 +2140,7 @@ def _backward_found(
         apart = tl.where(
             n[None, :] < m[:, None], total_m[:, None] - tl.load(total_base + n)[None, :], float("-inf")
         )
-        pairs_tile = pairs_tile * tl.math.exp2(apart)
+        pairs_tile = tl.where(n[None, :] < m[:, None], pairs_tile, 0.0) * tl.math.exp2(apart)
         k_0 = tl.load(k_base + near[:, None] * stride_kt + d_0[None, :])
         acc_0 = tl.dot(pairs_tile.to(k.dtype.element_ty), k_0, acc_0, input_precision="ieee")
         k_1 = tl.load(k_base + near[:, None] * stride_kt + d_1[None, :])
@@ -2326,7 +2328,9 @@ def _backward_keys(
             tl.load(total_base + n)[None, :] - own_m[:, None],
             float("-inf"),
         )
-        pairs_tile = pairs_tile * tl.math.exp2(apart)
+        pairs_tile = tl.where(
+            (n[None, :] > m[:, None]) & (n < length)[None, :], pairs_tile, 0.0
+        ) * tl.math.exp2(apart)
         q_0 = tl.load(q_base + near[:, None] * stride_qt + d_0[None, :])
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), q_0, acc_0, input_precision="ieee")
         q_1 = tl.load(q_base + near[:, None] * stride_qt + d_1[None, :])
@@ -2341,7 +2345,9 @@ def _backward_keys(
             tl.load(total_base + n)[None, :] - own_m[:, None],
             float("-inf"),
         )
-        pairs_tile = pairs_tile * tl.math.exp2(apart)
+        pairs_tile = tl.where(
+            (n[None, :] > m[:, None]) & (n < length)[None, :], pairs_tile, 0.0
+        ) * tl.math.exp2(apart)
         k_0 = tl.load(k_base + near[:, None] * stride_kt + d_0[None, :])
         acc_0 = tl.dot(pairs_tile.to(q.dtype.element_ty), k_0, acc_0, input_precision="ieee")
         k_1 = tl.load(k_base + near[:, None] * stride_kt + d_1[None, :])

@@ -195,7 +195,8 @@ FEATURE = {"chunk": 16, "feature": "exp(slope * min(x, 3)) + shift"}
         ({"decay": "scalar", "normalise": True}, True),
         ({"decay": "-slope * (h + 1)"}, True),
         ({"decay": "vector"}, True),
-        ({"decay": "scalar", "transition": "delta"}, True),
+        ({"decay": "scalar", "transition": "delta"}, True),  # states grow to 1e28
+        ({"transition": "delta", "feature": "slope * x + 0.1 * shift"}, True),
     ],
 )
 def test_feature_maps_read_run_time_parameters(more, grad):

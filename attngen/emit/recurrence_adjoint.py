@@ -330,7 +330,7 @@ class Reads:
         diagonal = (
             (
                 f'apart = tl.where({earlier}, total_m[:, None] - tl.load({late} + n)[None, :], float("-inf"))',
-                "pairs_tile = pairs_tile * tl.math.exp2(apart)",
+                f"pairs_tile = {self._kept(earlier)} * tl.math.exp2(apart)",
                 *self._step("pairs_tile", "n", "[None, :]"),
             )
             if decays
@@ -412,7 +412,11 @@ class Reads:
             return (f"pairs_tile = tl.where({later}, pairs_tile, 0.0)",)
         step = self._step("pairs_tile", "m", "[:, None]") if written else ()
         apart = f'tl.where({later}, tl.load(total_base + n)[None, :] - own_m[:, None], float("-inf"))'
-        return (f"apart = {apart}", "pairs_tile = pairs_tile * tl.math.exp2(apart)", *step)
+        return (f"apart = {apart}", f"pairs_tile = {self._kept(later)} * tl.math.exp2(apart)", *step)
+
+    def _kept(self, inside: str) -> str:
+        """Products before they decay, by 0 outside: those of a delta rule, whose states may grow, may be infinite there."""
+        return f"tl.where({inside}, pairs_tile, 0.0)" if self.parts.solve else "pairs_tile"
 
     def _read(self, **given: object) -> AdjointRead:
         fixed = {

@@ -22,6 +22,7 @@ from attngen.emit.recurrence_rules import (
 )
 from attngen.emit.recurrence_rules_delta import delta_kernels, delta_rules
 from attngen.emit.rules import Rule, rule
+from attngen.ir import expr as ex
 from attngen.ir.expr import Const, Symbol
 from attngen.ir.nodes import Contract, Domain, Finish, Fold, Launch, Map, Merge, Pad, Slice, Store
 
@@ -102,7 +103,9 @@ def _rows(s: Shape, name: str) -> Found:
         yield each.removesuffix("_each"), _sum(s, each, "H", ("B", "L", "G", "K"))
     elif name in ("queries", "keys"):
         tensor = name[0]
-        yield from s.maps(f"d{tensor}", [tensor], operand=each, axes=(*TOKENS, "K"))
+        slope = getattr(s.graph.nodes.get(f"d{tensor}"), "expr", S)
+        read = [tensor] if tensor in ex.symbols(slope) else []  # of a straight line the slope is a number
+        yield from s.maps(f"d{tensor}", read, operand=each, axes=(*TOKENS, "K"))
 
 
 def _values(s: Shape) -> Found:
