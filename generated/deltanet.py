@@ -4,7 +4,7 @@
 
 A recurrence, S = T S + k v^T, out = q S: chunks of 64 tokens, a scan over the chunks, and what each chunk reads of both.
 
-Digest f9ec6fbb9e1dc43d3b20cb8d801fb28d57f4406db98df04b9ced4f0dec55b4be. Needs torch and triton, nothing else.
+Digest dd2fe9eb69bd3473dbaa94fb818badbcecce54ec19053f7e4648b0c32356323d. Needs torch and triton, nothing else.
 """
 
 import json
@@ -25,7 +25,7 @@ SPEC = json.loads(r"""
   "recurrence": {"chunk": 64, "kind": "linear", "transition": "delta"}
 }
 """)
-DIGEST = "f9ec6fbb9e1dc43d3b20cb8d801fb28d57f4406db98df04b9ced4f0dec55b4be"
+DIGEST = "dd2fe9eb69bd3473dbaa94fb818badbcecce54ec19053f7e4648b0c32356323d"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "recurrence",
@@ -376,7 +376,9 @@ MANIFEST = json.loads(r"""
         "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}],
         "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}],
         "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}]
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_89/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}],
+        "sm_120/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}]
       },
       "flags": {}
     },
@@ -491,7 +493,9 @@ MANIFEST = json.loads(r"""
         "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}],
         "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}],
         "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}]
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_89/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}],
+        "sm_120/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}]
       },
       "flags": {}
     },
@@ -562,7 +566,9 @@ MANIFEST = json.loads(r"""
         "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}],
         "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}],
         "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}]
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_89/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}],
+        "sm_120/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}]
       },
       "flags": {}
     }
@@ -2230,7 +2236,7 @@ def launch(
     return out, states
 
 
-@torch.library.custom_op("attngen::deltanet_f9ec6fbb9e1d", mutates_args=())
+@torch.library.custom_op("attngen::deltanet_dd2fe9eb69bd", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -2518,7 +2524,7 @@ def launch_backward(
     ]
 
 
-@torch.library.custom_op("attngen::deltanet_f9ec6fbb9e1d_backward", mutates_args=())
+@torch.library.custom_op("attngen::deltanet_dd2fe9eb69bd_backward", mutates_args=())
 def _backward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -2852,7 +2858,7 @@ def launch_step(
     return out
 
 
-@torch.library.custom_op("attngen::deltanet_f9ec6fbb9e1d_step", mutates_args=("state",))
+@torch.library.custom_op("attngen::deltanet_dd2fe9eb69bd_step", mutates_args=("state",))
 def _step(
     state: torch.Tensor,
     q: torch.Tensor,

@@ -4,7 +4,7 @@
 
 A recurrence, S = T S + k v^T, out = q S: chunks of 64 tokens, a scan over the chunks, and what each chunk reads of both.
 
-Digest 377827ecf2ed59a8f33b7617917fc8b798c41f3accf395a6b1d6ec657c2b6f21. Needs torch and triton, nothing else.
+Digest 22dc2e854a220d0ed07bff794338300acbbd72db409f9328c4feed1cb3313e6d. Needs torch and triton, nothing else.
 """
 
 import json
@@ -25,7 +25,7 @@ SPEC = json.loads(r"""
   "recurrence": {"chunk": 64, "decay": "scalar", "kind": "linear", "transition": "delta"}
 }
 """)
-DIGEST = "377827ecf2ed59a8f33b7617917fc8b798c41f3accf395a6b1d6ec657c2b6f21"
+DIGEST = "22dc2e854a220d0ed07bff794338300acbbd72db409f9328c4feed1cb3313e6d"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "recurrence",
@@ -404,7 +404,9 @@ MANIFEST = json.loads(r"""
         "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}],
         "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}],
         "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}]
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_89/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}],
+        "sm_120/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}]
       },
       "flags": {}
     },
@@ -524,7 +526,9 @@ MANIFEST = json.loads(r"""
         "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}],
         "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}],
         "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}]
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_89/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}],
+        "sm_120/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}]
       },
       "flags": {}
     },
@@ -598,7 +602,9 @@ MANIFEST = json.loads(r"""
         "sm_90/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}],
         "sm_100/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}],
         "gfx942/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
-        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}]
+        "gfx950/16": [{"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}],
+        "sm_89/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}],
+        "sm_120/16": [{"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}]
       },
       "flags": {}
     },
@@ -2672,7 +2678,7 @@ def launch(
     return out, states
 
 
-@torch.library.custom_op("attngen::gated_deltanet_377827ecf2ed", mutates_args=())
+@torch.library.custom_op("attngen::gated_deltanet_22dc2e854a22", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -3002,7 +3008,7 @@ def launch_backward(
     ]
 
 
-@torch.library.custom_op("attngen::gated_deltanet_377827ecf2ed_backward", mutates_args=())
+@torch.library.custom_op("attngen::gated_deltanet_22dc2e854a22_backward", mutates_args=())
 def _backward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -3370,7 +3376,7 @@ def launch_step(
     return out
 
 
-@torch.library.custom_op("attngen::gated_deltanet_377827ecf2ed_step", mutates_args=("state",))
+@torch.library.custom_op("attngen::gated_deltanet_22dc2e854a22_step", mutates_args=("state",))
 def _step(
     state: torch.Tensor,
     q: torch.Tensor,

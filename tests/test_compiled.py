@@ -65,7 +65,7 @@ def test_decays_per_column_and_delta_rules_have_no_spills(kind, dim, target, tmp
     path = tmp_path / "recurrent.py"
     dims = {"qk": dim, "v": dim}
     spec = {"attngen": 1, "name": "recurrent", "heads": 8, "head_dim": dims, "dtype": "bfloat16"}
-    spec["grad"] = "transition" in kind
+    spec["grad"] = True
     path.write_text(generate(load_spec({**spec, "recurrence": {"chunk": 64, **kind}})))
     asked = requests(path, target, "bfloat16")
     assert [

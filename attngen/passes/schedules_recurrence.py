@@ -64,6 +64,7 @@ def of_chunk_states(rows: int, columns: int, chunk: int) -> Configs:
         few, some = _of(32, min(32, chunk), 8, 2), _of(64, min(32, chunk), 8, 2)
         found |= {"default": _of(16, 16, 8, 1)} | {f"{target}/16": few for target in NVIDIA}
         found |= {f"{target}/16": some for target in ("sm_90", "sm_100", *AMD)}
+        found["sm_120/16"] = _of(32, min(64, chunk), 8, 1)
     elif block == 128:
         found["sm_89/16"] = replace(wide, num_warps=8)
     elif columns > 128:
@@ -129,6 +130,10 @@ def of_keys(rows: int, columns: int, chunk: int) -> Configs:
 
 def of_values(rows: int, columns: int, chunk: int) -> Configs:
     """Gradients of values: ``block_m`` tokens of a chunk."""
+    if _is_huge(rows, columns):
+        amd = _of(16, 16, 4, 1)
+        cpu = _of(64, 64, 4, 1)
+        return _by_target(chunk, _of(16, 16, 8, 1), _of(16, 64, 8, 1), cpu=cpu, gfx942=amd, gfx950=amd)
     if is_large(rows, columns):
         return of_queries(rows, columns, chunk)
     half = _of(64, 64, 4 if columns <= 64 else 8, 2)
@@ -179,7 +184,8 @@ def of_values_of_rows(columns: int, chunk: int) -> Configs:
     found = dict(of_narrow_read(columns, chunk))
     (half,) = found["sm_90/16"]
     few = replace(half, block_n=min(32, half.block_n), num_warps=8)
-    found |= {"default": (_within(_of(32, 16, 4, 1), chunk),), "sm_80/16": (few,)}
+    small = _of(32, 16, 4, 1) if columns <= 256 else _of(16, 16, 8, 1)
+    found |= {"default": (_within(small, chunk),), "sm_80/16": (few,)}
     found |= {f"{target}/16": (replace(half, num_warps=4),) for target in AMD}
     return tuple(found.items())
 
@@ -215,7 +221,9 @@ def of_delta_adjoints(size: int, chunk: int) -> Configs:
     fits = 64 if size <= 128 else 32 if size <= 256 else 16
     nvidia = _within(_of(fits, fits, 8, 1), chunk)
     few = _within(_of(min(fits, 32), min(fits, 32), 8, 1), chunk)
-    found |= dict((*_in_half(nvidia, ("sm_90/16", "sm_100/16")), *_in_half(few, ("sm_80/16",))))
+    found |= dict(
+        (*_in_half(nvidia, ("sm_90/16", "sm_100/16")), *_in_half(few, ("sm_80/16", "sm_89/16", "sm_120/16")))
+    )
     return tuple(found.items())
 
 
