@@ -48,7 +48,7 @@ def resolved_recurrence(
 ) -> Recurrence:
     """The resolved form; what belongs to softmax attention, or to the other kind, is refused."""
     _check_document(document, note)
-    _check_form(document, form, note)
+    _check_form(document, form, formulas, note)
     decay = formulas.get("decay")
     return Recurrence(
         kind=form.kind,
@@ -81,7 +81,9 @@ def _check_document(document: Document, note: Note) -> None:
         note(("head_dim", "v_from_k"), "a recurrence has values of their own; write v")
 
 
-def _check_form(document: Document, form: RecurrenceForm, note: Note) -> None:
+def _check_form(
+    document: Document, form: RecurrenceForm, formulas: Mapping[str, Formula | None], note: Note
+) -> None:
     for kind, keys in OF_KIND.items():
         for key in keys:
             if kind != form.kind and key in form.model_fields_set:
@@ -95,6 +97,8 @@ def _check_form(document: Document, form: RecurrenceForm, note: Note) -> None:
             note(
                 ("recurrence", "groups"), f"{document.heads.q} heads cannot share {form.groups} groups evenly"
             )
+    if (feature := formulas.get("feature")) is not None and "x" not in feature.names:
+        note(("recurrence", "feature"), "a feature map reads x, the number that it maps, as in elu(x) + 1")
     if form.transition == "delta" and form.decay == "vector":
         note(
             ("recurrence", "decay"),

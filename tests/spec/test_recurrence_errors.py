@@ -38,6 +38,7 @@ SSD = "kind: ssd\n  state: 16\n  "
         ("transition: delta\n  decay: vector", 9, "recurrence.decay", "delta goes with a decay per head"),
         ("transition: delta\n  normalise: true", 9, "recurrence.normalise", "a delta rule has no normaliser"),
         ("feature: elu(y) + 1", 8, "recurrence.feature", "unknown symbol 'y'"),
+        ('feature: "1"', 8, "recurrence.feature", "a feature map reads x"),
         ("chunks: 64", 8, "recurrence.chunks", "did you mean 'chunk'"),
     ],
 )  # fmt: skip
