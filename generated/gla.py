@@ -4,7 +4,7 @@
 
 A recurrence, S = T S + k v^T, out = q S: chunks of 64 tokens, a scan over the chunks, and what each chunk reads of both.
 
-Digest 989037ee706c7d30a81bcac6afbad4fbe610944dd2974ebdc958cd97399745e3. Needs torch and triton, nothing else.
+Digest 4e56dd33aa112abd13eaef2b9e72fd2fee2cff94aa5d3cb848f3cc18f63b29d3. Needs torch and triton, nothing else.
 """
 
 import json
@@ -25,7 +25,7 @@ SPEC = json.loads(r"""
   "recurrence": {"chunk": 64, "decay": "vector", "kind": "linear"}
 }
 """)
-DIGEST = "989037ee706c7d30a81bcac6afbad4fbe610944dd2974ebdc958cd97399745e3"
+DIGEST = "4e56dd33aa112abd13eaef2b9e72fd2fee2cff94aa5d3cb848f3cc18f63b29d3"
 MANIFEST = json.loads(r"""
 {
   "mechanism": "recurrence",
@@ -140,7 +140,11 @@ MANIFEST = json.loads(r"""
         },
         {"node": "pairs", "role": "diagonal", "products": [], "loads": []}
       ],
-      "configs": {"default": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}]},
+      "configs": {
+        "default": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}],
+        "gfx942/16": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 2, "num_stages": 1}],
+        "gfx950/16": [{"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 2, "num_stages": 1}]
+      },
       "flags": {}
     },
     "_read": {
@@ -2364,7 +2368,7 @@ def launch(
     return out, states
 
 
-@torch.library.custom_op("attngen::gla_989037ee706c", mutates_args=())
+@torch.library.custom_op("attngen::gla_4e56dd33aa11", mutates_args=())
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -2629,7 +2633,7 @@ def launch_backward(
     ]
 
 
-@torch.library.custom_op("attngen::gla_989037ee706c_backward", mutates_args=())
+@torch.library.custom_op("attngen::gla_4e56dd33aa11_backward", mutates_args=())
 def _backward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -2969,7 +2973,7 @@ def launch_step(
     return out
 
 
-@torch.library.custom_op("attngen::gla_989037ee706c_step", mutates_args=("state",))
+@torch.library.custom_op("attngen::gla_4e56dd33aa11_step", mutates_args=("state",))
 def _step(
     state: torch.Tensor,
     q: torch.Tensor,

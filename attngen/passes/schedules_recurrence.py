@@ -159,7 +159,7 @@ def of_totals_of_rows() -> Configs:
 def of_pairs_of_rows(rows: int) -> Configs:
     """Products of queries and keys with a decay per column: ``block_m`` tokens relate to the first of them."""
     if rows > 128:
-        return (("default", (_of(16, 32, 8, 1),)),)
+        return (("default", (_of(16, 32, 8, 1),)), *_in_half(_of(16, 32, 2, 1), ("gfx942/16", "gfx950/16")))
     return (("default", (_of(16, 16, 4, 1),)), *_in_half(_of(16, 16, 2, 1)))
 
 
