@@ -12,7 +12,6 @@ from recurrent import fill_with_nan, with_schedules_of
 
 from attngen.check.budget import max_error, size
 from attngen.check.recurrence import Call, calls, check_call, make_inputs
-from attngen.errors import PlanError
 from attngen.generate import generate
 from attngen.inspect.report import KernelReport, inspect_modules
 from attngen.reference.oracle import reference
@@ -226,13 +225,6 @@ def test_feature_maps_read_run_time_parameters(more, grad):
     expected = reference(spec, **other)
     assert max_error(run(module, inputs), expected) > 0.1 * size(expected)
     assert max_error(run(module, other), expected) < 1e-5 * size(expected)
-
-
-def test_a_parameter_named_as_a_variable_of_kernels_is_refused():
-    fields = {"heads": 2, "head_dim": 16, "params": {"keys": "float"}}
-    spec = spec_of(fields | {"recurrence": {"kind": "linear", "chunk": 16, "feature": "max(x, 0) * keys"}})
-    with pytest.raises(PlanError, match="'keys'"):
-        generate(spec)
 
 
 @pytest.mark.parametrize("decay", [float("-inf"), -1000.0])

@@ -256,7 +256,7 @@ def _key_chunks(parts: Parts) -> tuple[ColumnChunk, ...]:
                     parts.key_map,
                     "keys",
                     parts.k.operand,
-                    f"(d_{n} < {parts.k.columns})[None, :]" if ragged and parts.solve else "",
+                    f"(d_{n} < {parts.k.columns})[None, :]" if ragged else "",
                 ),
                 plus_scores="scores + " if n else "",
                 of_tile=f"(d_{n} < {parts.k.columns})[:, None] & " * ragged + f"(e < {parts.wide})[None, :]",

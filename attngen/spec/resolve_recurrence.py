@@ -14,13 +14,82 @@ Note = Callable[[KeyPath, SpecError | str], None]
 OF_KEY: Final = "[key]"
 """Last part of a key path whose problem is the key itself, not its value (as pydantic has it)."""
 DECAYS: Final = ("scalar", "vector")
-OF_SOFTMAX: Final = ("score", "mask", "captured", "cache", "splits", "sinks", "dropout", "mask_table")
+OF_SOFTMAX: Final = (
+    "score",
+    "mask",
+    "captured",
+    "cache",
+    "splits",
+    "sinks",
+    "dropout",
+    "mask_table",
+    "schedule",
+)
 ARGUMENTS: Final = (
     *("q", "k", "v", "g", "beta", "scale", "initial_state", "cu_seqlens", "return_final_state"),
     *("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "dt_limit", "initial_states", "return_final_states"),
     *("state", "state_indices"),
 )
 """Arguments of the functions of a recurrence."""
+TAKEN: Final = (
+    *(
+        "CHUNK",
+        "SPEC",
+        "DIGEST",
+        "MANIFEST",
+        "across",
+        "alike",
+        "brought",
+        "ddecay",
+        "decay",
+        "derases",
+        "dfold",
+        "dkeys",
+    ),
+    *(
+        "dout",
+        "dqueries",
+        "dread",
+        "dscaled",
+        "dskipped",
+        "dstates",
+        "dstep",
+        "dvalue",
+        "dwrites",
+        "dwritten",
+        "edges",
+    ),
+    *(
+        "erases",
+        "faded",
+        "fold",
+        "found",
+        "kernel",
+        "keys",
+        "late",
+        "out",
+        "pairs",
+        "queries",
+        "read",
+        "rest",
+        "scaled",
+    ),
+    *(
+        "share",
+        "skipped",
+        "states",
+        "step",
+        "taken",
+        "total",
+        "value",
+        "weighed",
+        "weight",
+        "within",
+        "writes",
+        "written",
+    ),
+)
+"""What modules of recurrences call something else."""
 OF_KIND: Final = {
     "ssd": ("state", "groups", "dt_softplus"),
     "linear": ("decay", "transition", "feature", "normalise"),
@@ -72,6 +141,10 @@ def _check_document(document: Document, note: Note) -> None:
             note(
                 ("params", name, OF_KEY),
                 f"'{name}' is an argument of generated functions; choose another name",
+            )
+        elif name in TAKEN or name.startswith(("of_", "store_")):
+            note(
+                ("params", name, OF_KEY), f"'{name}' is what kernels call something else; choose another name"
             )
     if document.layout != "bshd":
         note(("layout",), "a recurrence has layout bshd; packed sequences are a batch of one and cu_seqlens")

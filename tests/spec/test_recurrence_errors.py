@@ -61,6 +61,9 @@ def test_a_message_has_its_place_and_the_cure(
         ("layout: thd", "layout", "packed sequences are a batch of one and cu_seqlens"),
         ("sinks: true", "sinks", "a recurrence has no sinks"),
         ("params: {beta: float}", "params.beta", "'beta' is an argument of generated functions"),
+        ("params: {late: float}", "params.late", "'late' is what kernels call something else"),
+        ("params: {CHUNK: int}", "params.CHUNK", "'CHUNK' is what kernels call something else"),
+        ("schedule: {warps: [8]}", "schedule", "a recurrence has no schedule"),
     ],
 )
 def test_keys_of_softmax_attention_are_refused(more: str, key: str, said: str, tmp_path: Path) -> None:
