@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from attngen.emit.faces import KernelFace
 from attngen.emit.interface_delta import delta_buffers, delta_faces, keys_rows, scan_face
 from attngen.emit.interface_rows import (
+    BLOCKS,
+    HEADS,
+    INDEX,
     LENGTHS,
     PACKED,
     SIZES,
     Rows,
     all_strides,
+    decays,
     face,
     features,
     precise,
@@ -21,10 +25,6 @@ from attngen.emit.records_recurrence import AdjointFaces
 from attngen.emit.recurrence_parts import Parts
 from attngen.ir.graph import Graph
 from attngen.ir.nodes import Input
-
-INDEX = ("ROW_INDEX", "row_index")
-BLOCKS = [("BLOCK_M", ""), ("BLOCK_N", "")]
-HEADS: Rows = [("num_heads", "i32", "num_heads")]
 
 
 def adjoint_faces(
@@ -37,7 +37,7 @@ def adjoint_faces(
     gradients = tuple(n for n, i in inputs.items() if i.grad)
     tensors = [n for n, i in inputs.items() if i.role in ("tensor", "captured")]
     numbers = [n for n, i in inputs.items() if i.role == "scalar"]
-    buffers = [n for n, _, _ in made.common()]
+    buffers = [n for n, _, _ in decays(parts)]
     buffers += [
         "chunk_states",
         *(["pairs"] if parts.pairs_kernel else []),
@@ -84,12 +84,6 @@ class _Adjoint:
         self.of_decays = "of_both" in graph.nodes
         self.normalises = parts.wide > parts.v.columns
         self.needs_raw = "True" if self.normalises else "z is not None" if "z" in inputs else ""
-
-    def common(self) -> Rows:
-        parts = self.parts
-        names = [("late", parts.late), ("step_of", parts.step)]
-        found: Rows = [("total", parts.total_type, "total")] if parts.total else []
-        return [*found, *((name, "*fp32", name) for name, node in names if node is not None)]
 
     def optional_rows(self, name: str) -> Rows:
         return [
@@ -159,7 +153,7 @@ class _Adjoint:
         if self.parts.has_rows:  # products of the last two are stored
             read = [self.q, self.k, "dread" if tensor == self.q else self.v, "adjoint_pairs"]
         rows: Rows = [(n, "*io", n) for n in read]
-        rows += [*self.common(), (states, "*fp32", states), (f"d{tensor}", "*io", f"d{tensor}_parts")]
+        rows += [*decays(self.parts), (states, "*fp32", states), (f"d{tensor}", "*io", f"d{tensor}_parts")]
         stored = [dots, *(["of_states"] if dots == "of_keys" else [])]
         rows += [(n, "*fp32", n) for n in stored] if self.of_decays else []
         of_keys, of_strides = keys_rows(self.parts) if self.parts.solve and tensor == self.k else ([], [])
@@ -178,7 +172,11 @@ class _Adjoint:
         rows: Rows = [(n, "*io", n) for n in own]
         rows += [("pairs", "*io", "pairs")] if shared else []
         rows += [("x", "*io", "x"), ("D", "*fp32", "D")] if mamba else []
-        rows += [("dread", "*io", "dread"), *self.common(), ("chunk_adjoints", "*fp32", "chunk_adjoints")]
+        rows += [
+            ("dread", "*io", "dread"),
+            *decays(self.parts),
+            ("chunk_adjoints", "*fp32", "chunk_adjoints"),
+        ]
         rows += [(f"d{self.v}", "*io", f"d{self.v}")]
         rows += [("dstep_value", "*fp32", "dstep_value")] if mamba and self.of_decays else []
         rows += LENGTHS + row_strides(*own, *(["x"] if mamba else []), f"d{self.v}")

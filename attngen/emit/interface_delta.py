@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from attngen.emit.faces import KernelFace
-from attngen.emit.interface_rows import LENGTHS, PACKED, SIZES, Rows, face, features, row_strides
+from attngen.emit.interface_rows import (
+    BLOCKS,
+    HEADS,
+    INDEX,
+    LENGTHS,
+    PACKED,
+    SIZES,
+    Rows,
+    face,
+    features,
+    row_strides,
+)
 from attngen.emit.recurrence_parts import Parts
 
-INDEX = ("ROW_INDEX", "row_index")
-BLOCKS = [("BLOCK_M", ""), ("BLOCK_N", "")]
-HEADS: Rows = [("num_heads", "i32", "num_heads")]
 BETA: Rows = [(f"stride_beta_{p}", "i32", f"_stride(beta, {p})") for p in range(3)]
 
 

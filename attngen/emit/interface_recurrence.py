@@ -9,11 +9,15 @@ from attngen.emit.decode_parts import DecodeParts, find_decode
 from attngen.emit.faces import KernelFace
 from attngen.emit.interface_adjoint import adjoint_faces
 from attngen.emit.interface_rows import (
+    BLOCKS,
+    HEADS,
+    INDEX,
     LENGTHS,
     PACKED,
     SIZES,
     Rows,
     all_strides,
+    decays,
     face,
     features,
     precise,
@@ -131,15 +135,6 @@ def _backward(made: AdjointFaces) -> dict[str, KernelFace]:
     }
 
 
-def _common(parts: Parts) -> Rows:
-    names = [("late", parts.late), ("step_of", parts.step)]
-    found: Rows = [("total", parts.total_type, "total")] if parts.total else []
-    return [*found, *((name, "*fp32", name) for name, node in names if node is not None)]
-
-
-_HEADS: Rows = [("num_heads", "i32", "num_heads")]
-
-
 def _totals(parts: Parts, inputs: dict[str, Input]) -> KernelFace:
     read = [n for n, i in inputs.items() if i.role == "captured" and _is_of_tokens(n, i, parts)]
     scalars = [
@@ -147,11 +142,11 @@ def _totals(parts: Parts, inputs: dict[str, Input]) -> KernelFace:
         for n, i in inputs.items()
         if i.role == "scalar" and n != "scale"
     ]
-    rows: Rows = [(n, "*fp32", n) for n in read] + _common(parts) + LENGTHS
+    rows: Rows = [(n, "*fp32", n) for n in read] + decays(parts) + LENGTHS
     rows += [row for n in read for row in all_strides(n, inputs[n])]
-    rows += [*scalars, *_HEADS, *SIZES]
+    rows += [*scalars, *HEADS, *SIZES]
     flags = [(f"HAS_{n.upper()}", f"{n} is not None") for n in read if inputs[n].optional]
-    return face("_totals", rows, [*flags, *precise(parts), PACKED, ("BLOCK_M", "")])
+    return face("_totals", rows, [*flags, *precise(parts), PACKED, BLOCKS[0]])
 
 
 def _is_of_tokens(name: str, node: Input, parts: Parts) -> bool:
@@ -163,29 +158,29 @@ def _is_of_tokens(name: str, node: Input, parts: Parts) -> bool:
 
 def _states(parts: Parts) -> KernelFace:
     k, v = parts.k.operand, parts.v.operand
-    rows: Rows = [(k, "*io", k), (v, "*io", v), *_common(parts), ("chunk_states", "*fp32", "chunk_states")]
-    rows += LENGTHS + row_strides(k, v) + features(parts) + _HEADS + SIZES
+    rows: Rows = [(k, "*io", k), (v, "*io", v), *decays(parts), ("chunk_states", "*fp32", "chunk_states")]
+    rows += LENGTHS + row_strides(k, v) + features(parts) + HEADS + SIZES
     return face(
         "_chunk_states",
         rows,
-        [*precise(parts), PACKED, ("ROW_INDEX", "row_index"), ("BLOCK_M", ""), ("BLOCK_N", "")],
+        [*precise(parts), PACKED, INDEX, *BLOCKS],
     )
 
 
 def _solve(parts: Parts) -> KernelFace:
-    rows: Rows = [("k", "*io", "k"), ("v", "*io", "v"), ("beta", "*fp32", "beta"), *_common(parts)]
+    rows: Rows = [("k", "*io", "k"), ("v", "*io", "v"), ("beta", "*fp32", "beta"), *decays(parts)]
     rows += [("writes", "*fp32", "writes"), ("erases", "*io", "erases"), *LENGTHS, *row_strides("k", "v")]
     rows += [(f"stride_beta_{p}", "i32", f"_stride(beta, {p})") for p in range(3)]
-    return face("_solve", [*rows, *features(parts), *_HEADS, *SIZES], [PACKED, ("ROW_INDEX", "row_index")])
+    return face("_solve", [*rows, *features(parts), *HEADS, *SIZES], [PACKED, INDEX])
 
 
 def _delta_scan(parts: Parts) -> KernelFace:
     rows: Rows = [("k", "*io", "k"), ("writes", "*fp32", "writes"), ("erases", "*io", "erases")]
-    rows += [*_common(parts), ("written", "*io", "written"), ("chunk_states", "*fp32", "chunk_states")]
+    rows += [*decays(parts), ("written", "*io", "written"), ("chunk_states", "*fp32", "chunk_states")]
     rows += [(parts.init, "*fp32", parts.init), ("states", "*fp32", "states"), *LENGTHS, *row_strides("k")]
     rows += [(f"stride_init_{p}", "i32", f"_stride({parts.init}, {p})") for p in range(4)]
-    flags = [("HAS_INIT", f"{parts.init} is not None"), PACKED, ("ROW_INDEX", "row_index")]
-    return face("_scan", [*rows, *features(parts), *_HEADS, *SIZES[1:]], [*flags, ("BLOCK_M", "")])
+    flags = [("HAS_INIT", f"{parts.init} is not None"), PACKED, INDEX]
+    return face("_scan", [*rows, *features(parts), *HEADS, *SIZES[1:]], [*flags, BLOCKS[0]])
 
 
 def _scan(parts: Parts, inputs: dict[str, Input]) -> KernelFace:
@@ -197,8 +192,8 @@ def _scan(parts: Parts, inputs: dict[str, Input]) -> KernelFace:
     ]
     rows += LENGTHS
     rows += [(f"stride_init_{p}", "i32", f"_stride({parts.init}, {p})") for p in range(4)]
-    rows += _HEADS + SIZES[1:]
-    return face("_scan", rows, [("HAS_INIT", f"{parts.init} is not None"), PACKED, ("BLOCK_M", "")])
+    rows += HEADS + SIZES[1:]
+    return face("_scan", rows, [("HAS_INIT", f"{parts.init} is not None"), PACKED, BLOCKS[0]])
 
 
 def _pairs(parts: Parts) -> KernelFace:
@@ -206,10 +201,10 @@ def _pairs(parts: Parts) -> KernelFace:
     rows: Rows = [(q, "*io", q), (k, "*io", k), ("pairs", "*io", "pairs"), *LENGTHS, *row_strides(q, k)]
     rows += features(parts)
     if parts.has_rows:
-        rows = [*_common(parts), *rows, *_HEADS, *SIZES]
+        rows = [*decays(parts), *rows, *HEADS, *SIZES]
     else:
         rows += [("num_groups", "i32", "num_groups"), *SIZES]
-    return face("_pairs", rows, [PACKED, ("ROW_INDEX", "row_index"), ("BLOCK_M", ""), ("BLOCK_N", "")])
+    return face("_pairs", rows, [PACKED, INDEX, *BLOCKS])
 
 
 def _read(graph: Graph, parts: Parts, inputs: dict[str, Input]) -> KernelFace:
@@ -221,7 +216,7 @@ def _read(graph: Graph, parts: Parts, inputs: dict[str, Input]) -> KernelFace:
     shared = parts.pairs_kernel is not None
     rows: Rows = [(n, "*io", n) for n in ([q, v] if shared else [q, k, v])]
     rows += [("pairs", "*io", "pairs")] if shared else []
-    rows += [*_common(parts), ("chunk_states", "*fp32", "chunk_states"), ("out", "*io", "out")]
+    rows += [*decays(parts), ("chunk_states", "*fp32", "chunk_states"), ("out", "*io", "out")]
     rows += [(n, "*io", n) for n in tensors] + [(n, "*fp32", n) for n in extra] + LENGTHS
     rows += row_strides(*([q, v] if shared else [q, k, v]), "out")
     for n in tensors:
@@ -230,13 +225,13 @@ def _read(graph: Graph, parts: Parts, inputs: dict[str, Input]) -> KernelFace:
         ]
         rows += given if inputs[n].optional else row_strides(n)
     rows += [row for n in extra for row in all_strides(n, inputs[n])]
-    rows += [(n, "fp32", n) for n in scalars] + features(parts) + _HEADS + SIZES
+    rows += [(n, "fp32", n) for n in scalars] + features(parts) + HEADS + SIZES
     flags = [(f"HAS_{n.upper()}", f"{n} is not None") for n in (*extra, *tensors) if inputs[n].optional]
     flags += [("RAW", "False")] if parts.needs_raw else []
     return face(
         "_read",
         rows,
-        [*flags, *precise(parts), PACKED, ("ROW_INDEX", "row_index"), ("BLOCK_M", ""), ("BLOCK_N", "")],
+        [*flags, *precise(parts), PACKED, INDEX, *BLOCKS],
     )
 
 
@@ -585,7 +580,7 @@ def decode_face(graph: Graph, parts: DecodeParts) -> KernelFace:
         for p, c in enumerate("bth")
     ]
     rows += [row for n in extra for row in all_strides(n, inputs[n])]
-    rows += [*numbers, *_HEADS, ("tokens", "i32", "seqlen")]
+    rows += [*numbers, *HEADS, ("tokens", "i32", "seqlen")]
     flags = [(f"HAS_{n.upper()}", f"{n} is not None") for n in (*extra, *tensors) if inputs[n].optional]
     flags.append(("HAS_INDICES", "state_indices is not None"))
-    return face("_decode", rows, [*flags, *([] if parts.whole else [("BLOCK_M", "")])])
+    return face("_decode", rows, [*flags, *([] if parts.whole else [BLOCKS[0]])])

@@ -12,7 +12,10 @@ Rows = list[tuple[str, str, str]]
 """Arguments of a kernel: name, type, and what the launcher passes."""
 SIZES: Final[Rows] = [("num_seqs", "i32", "num_seqs"), ("seqlen", "i32", "seqlen")]
 LENGTHS: Final[Rows] = [("cu_seqlens", "*i32", "cu_seqlens")]
+HEADS: Final[Rows] = [("num_heads", "i32", "num_heads")]
 PACKED: Final = ("PACKED", "cu_seqlens is not None")
+INDEX: Final = ("ROW_INDEX", "row_index")
+BLOCKS: Final = [("BLOCK_M", ""), ("BLOCK_N", "")]
 
 
 def face(name: str, rows: Rows, constants: list[tuple[str, str]]) -> KernelFace:
@@ -38,6 +41,13 @@ def row_strides(*tensors: str) -> Rows:
 def all_strides(name: str, node: Input) -> Rows:
     """Strides of a tensor that may be left out, and whose axes of size 1 stand for any size."""
     return [(f"stride_{name}_{p}", "i32", f"_stride({name}, {p})") for p in range(len(node.axes))]
+
+
+def decays(parts: Parts) -> Rows:
+    """What lies between tokens, as kernels that read them are given it."""
+    names = [("late", parts.late), ("step_of", parts.step)]
+    found: Rows = [("total", parts.total_type, "total")] if parts.total else []
+    return [*found, *((name, "*fp32", name) for name, node in names if node is not None)]
 
 
 def features(parts: Parts) -> Rows:

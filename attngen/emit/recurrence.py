@@ -13,7 +13,7 @@ from attngen.emit.records_recurrence import ChunkProducts, ColumnChunk, ReadProd
 from attngen.emit.recurrence_adjoint import adjoint
 from attngen.emit.recurrence_delta import blocks, solved
 from attngen.emit.recurrence_delta_adjoint import kind_of
-from attngen.emit.recurrence_lines import columns, feature, text_of
+from attngen.emit.recurrence_lines import columns, feature, place_in_state, text_of
 from attngen.emit.recurrence_parts import Parts, find_parts
 from attngen.emit.recurrence_refusals import refuse_others
 from attngen.emit.recurrence_rows import across, last, sizes, state_keys
@@ -148,7 +148,7 @@ def recurrence_context(graph: Graph, *, version: str, regenerate: str) -> Recurr
         diagonal=_diagonal(parts),
         finish=tuple(_finish(graph, parts, v_chunks)),
         init=parts.init,
-        init_place=_place(graph, parts.init, "stride_init_"),
+        init_place=place_in_state(parts.states_axes, "stride_init_"),
         states_place="place" if parts.states_axes[-1] != "K" else f"e * {parts.k.columns} + d",
         totals=found.totals,
         solve=solved(parts, found.solve) if parts.solve else None,
@@ -434,13 +434,3 @@ def _read(name: str, given: Input, chunk: ColumnChunk | Columns, place: Place) -
     limit = chunk.loaded.removeprefix(" & ")
     at = f"{name} + h * stride_{name}_0 + {chunk.columns}.to(tl.int64){place.of_columns} * stride_{name}_1"
     return f"tl.load({at}{f', mask={limit}, other=0.0' if limit else ''}).to(tl.float32)"
-
-
-def _place(graph: Graph, name: str, stride: str) -> str:
-    """Where a number of a state lies in a tensor with axes B, H, and K and the columns in some order."""
-    node = graph.nodes[name]
-    assert isinstance(node, Input)
-    letters = {"K": "d"}
-    return " + ".join(
-        f"{letters.get(a, 'e')}.to(tl.int64) * {stride}{n}" for n, a in enumerate(node.axes) if n > 1
-    )

@@ -26,7 +26,7 @@ from attngen.emit.recurrence_adjoint_rows import (
     side,
     value_products,
 )
-from attngen.emit.recurrence_lines import feature, text_of
+from attngen.emit.recurrence_lines import feature, place_in_state, text_of
 from attngen.emit.recurrence_parts import Parts
 from attngen.errors import InternalError
 from attngen.ir.graph import Graph
@@ -56,7 +56,7 @@ def adjoint(
         query_lines=(*feature(parts.query_map, "queries", parts.q.operand, ""), *faded_queries(parts)),
         weight="tl.math.exp2(tl.load(total_base + n))" if parts.total and not parts.has_rows else "1.0",
         scan=faces.scan,
-        dstates_place=_place(graph, parts, "stride_dstates_"),
+        dstates_place=place_in_state(parts.states_axes, "stride_dstates_"),
         dinit_place="place" if parts.states_axes[-1] != "K" else f"e * {parts.k.columns} + d",
         pairs=made.value_products(faces.pairs),
         sides=made.sides(faces),
@@ -88,13 +88,6 @@ def _map(graph: Graph, name: str) -> Map:
     if not isinstance(node, Map):
         raise InternalError(f"{graph.provenance.name}: the templates need: {name} is a map")
     return node
-
-
-def _place(graph: Graph, parts: Parts, stride: str) -> str:
-    letters = {"K": "d"}
-    return " + ".join(
-        f"{letters.get(a, 'e')}.to(tl.int64) * {stride}{n}" for n, a in enumerate(parts.states_axes) if n > 1
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,3 +29,11 @@ def columns(letter: str, spans: tuple[tuple[int, int], ...]) -> tuple[str, ...]:
         f"{letter}_{n} = {f'{start} + ' if start else ''}tl.arange(0, {width})"
         for n, (start, width) in enumerate(spans)
     )
+
+
+def place_in_state(axes: tuple[str, ...], stride: str) -> str:
+    """Where number d, e of a state lies in a tensor with axes B, H, and K and the columns in some order."""
+    letters = {"K": "d"}
+    return " + ".join(
+        f"{letters.get(a, 'e')}.to(tl.int64) * {stride}{n}" for n, a in enumerate(axes) if n > 1
+    )
