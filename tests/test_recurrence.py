@@ -91,6 +91,24 @@ def test_chunks_of_any_size_give_the_same(chunk):
     assert max_error(run(build(spec, interpret=True), inputs), expected.double()) < 2e-6 * size(expected)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"feature": "1 / x"},
+        {"feature": "1 / x", "decay": "scalar"},
+        {"feature": "1 / x", "decay": "vector"},
+        {"feature": "1 / x", "decay": "scalar", "transition": "delta"},
+        {"feature": "tanh(x) + 1.5", "normalise": True},
+        {"decay": "-0.1 * tanh(h + 1)"},
+        {"decay": "-1"},
+    ],
+)
+def test_formulas_of_any_kind(more):
+    """A map that is infinite at 0, where columns fill a tile up; tanh; a decay that is a lone number."""
+    spec = spec_of({"heads": 2, "head_dim": 24, "recurrence": {"kind": "linear", "chunk": 16, **more}})
+    check_call(spec, build(spec, interpret=True), Call(name="formula", lengths=(21, 21)), "float32")
+
+
 @pytest.mark.parametrize("target", ["cpu", "sm_90/16"])
 def test_products_of_queries_and_of_keys_round_alike(target, monkeypatch):
     """Before the first token there is nothing that its decay could fade: in its gradient all products cancel, which two

@@ -137,11 +137,11 @@ class Reads:
                 "dread": f"num_heads * {parts.read_columns}",
             }.get(which, f"stride_{which}t")
             lines: tuple[str, ...] = ()
-            if which == "q":
-                limit = chunk.loaded.removeprefix(" & ") if role != "summed" else ""
-                lines = feature(parts.query_map, name, parts.q.operand, limit)
-            elif which == "k":
-                lines = feature(parts.key_map, name, parts.k.operand, "")
+            if which in "qk":
+                limit = chunk.loaded.removeprefix(" & ")
+                mapped = parts.query_map if which == "q" else parts.key_map
+                load = parts.q if which == "q" else parts.k
+                lines = feature(mapped, name, load.operand, limit)
             elif which == "v" and chunk.fill:
                 lines = (f"{name} = tl.where({chunk.fill}, 1.0, {name})",)
             base = f"{which}_base"

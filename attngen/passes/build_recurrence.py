@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from attngen.ir import expr as ex
-from attngen.ir.expr import Const, Expr, Symbol
+from attngen.ir.expr import Apply, Const, Expr, Symbol
 from attngen.ir.graph import name_taken
 from attngen.ir.nodes import Axis, Domain, Finish, Fold, Input, Map, Node, Pad, Read, symbol
 from attngen.passes.lower import lower
@@ -149,10 +149,10 @@ def _linear(spec: Spec, recurrence: Recurrence, nodes: dict[str, Node]) -> None:
         decay = "g"
     if isinstance(recurrence.decay, Formula):
         decay = "decay"
-        nodes["decay"] = Map(expr=_as_float(lower(recurrence.decay, spec)), axes=TOKENS)
+        nodes["decay"] = Map(expr=_formula(lower(recurrence.decay, spec)), axes=TOKENS)
     queries, keys = "q", "k"
     if recurrence.feature is not None:
-        feature = _as_float(ex.substitute(lower(recurrence.feature, spec), {"x": S}))
+        feature = _formula(ex.substitute(lower(recurrence.feature, spec), {"x": S}))
         queries, keys = "queries", "keys"
         nodes[queries] = Map(operand="q", expr=feature, axes=(*TOKENS, "K"))
         nodes[keys] = Map(operand="k", expr=feature, axes=(*TOKENS, "K"))
@@ -177,5 +177,17 @@ def _linear(spec: Spec, recurrence: Recurrence, nodes: dict[str, Node]) -> None:
         nodes["out"] = Finish(monoid="decay", operand="scaled", result="out", axes=(*TOKENS, "V"))
 
 
-def _as_float(formula: Expr) -> Expr:
-    return formula if ex.type_of(formula) == "float" else ex.apply("float", formula)
+def _formula(lowered: Expr) -> Expr:
+    """A formula as kernels compute it: a float, and tanh by the sigmoid, 2 / (1 + exp(-2 x)) - 1."""
+    whole = _without_tanh(lowered)
+    if isinstance(whole, Const):
+        return Const(float(whole.value))
+    return whole if ex.type_of(whole) == "float" else ex.apply("float", whole)
+
+
+def _without_tanh(expr: Expr) -> Expr:
+    made = ex.rebuild(expr, tuple(_without_tanh(part) for part in ex.children(expr)))
+    if not (isinstance(made, Apply) and made.op == "tanh"):
+        return made
+    twice = ex.apply("sigmoid", ex.apply("mul", made.args[0], Const(2.0)))
+    return ex.apply("sub", ex.apply("mul", twice, Const(2.0)), Const(1.0))
