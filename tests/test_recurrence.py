@@ -97,7 +97,7 @@ def test_chunks_of_any_size_give_the_same(chunk):
         {"feature": "1 / x"},
         {"feature": "1 / x", "decay": "scalar"},
         {"feature": "1 / x", "decay": "vector"},
-        {"feature": "1 / x", "decay": "scalar", "transition": "delta"},
+        {"feature": "0.05 * log(x * x)", "decay": "scalar", "transition": "delta"},
         {"feature": "tanh(x) + 1.5", "normalise": True},
         {"decay": "-0.1 * tanh(h + 1)"},
         {"decay": "-1"},

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from attngen import load_spec
-from attngen.check.recurrence import Call, check_call
+from attngen.check.recurrence import Call, check_call, check_inputs, make_inputs, smaller
 from attngen.check.report import SpecReport
 from attngen.check.triangle import Broken
 from attngen.cli.checking import _row  # pyright: ignore[reportPrivateUsage]
@@ -52,3 +53,21 @@ def test_a_decode_that_keeps_old_states_is_found(monkeypatch):
     monkeypatch.setattr(module, "recurrence_step", lambda state, **more: step(state.clone(), **more))
     with pytest.raises(Broken, match="kernels, then decode = oracle: states differs"):
         check_call(SPEC, module, CALL, "float32")
+
+
+def test_an_eager_model_that_overflows_excuses_no_kernel():
+    """States past 65504 are infinite in float16, in the kernels as in an eager model; the check says so."""
+    recurrence = {"kind": "linear", "feature": "elu(x) + 1", "normalise": True, "chunk": 16}
+    spec = load_spec({**SPEC.canonical(), "name": "large", "dtype": ["float16"], "recurrence": recurrence})
+    inputs = make_inputs(spec, CALL, torch.float16)
+    inputs["initial_state"] = torch.full_like(inputs["initial_state"], 8e4)
+    with pytest.raises(Broken, match="kernels = oracle: out differs by inf"):
+        check_inputs(spec, build(spec, interpret=True), inputs, "large", "float16")
+
+
+def test_groups_of_many_heads_are_checked_with_16():
+    mamba = {"kind": "ssd", "state": 16, "groups": 2}
+    fields = {"attngen": 1, "name": "many", "head_dim": 16, "dtype": "float32", "recurrence": mamba}
+    assert smaller(load_spec(fields | {"heads": 64})).heads.q == 32
+    few = load_spec(fields | {"heads": 8})
+    assert smaller(few) is few
