@@ -2646,7 +2646,7 @@ def recurrence(
         q: [B, L, H, 128]
         k: [B, L, H, 128]
         v: [B, L, H, 128]
-        beta: [B, L, H]
+        beta: [B, L, H], how much of its value a token writes, 0 to 1
         initial_state: [B, H, 128, 128]
         scale: float, default 0.08838834764831845.
         cu_seqlens: int32 [sequences + 1], for a batch of one that holds sequences one after the other: where they begin, and
@@ -2929,7 +2929,7 @@ def recurrence_step(
         q: [B, [T,] H, 128]
         k: [B, [T,] H, 128]
         v: [B, [T,] H, 128]
-        beta: [B, [T,] H]
+        beta: [B, [T,] H], how much of its value a token writes, 0 to 1
         scale: float, default 0.08838834764831845.
         state_indices: int32 or int64 [B], the state that each row reads and changes. Below 0 a row is padding: it changes
             none and its out is 0. No two rows may have the same (what they leave is undefined). Default: row b has state b.

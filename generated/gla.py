@@ -2754,7 +2754,7 @@ def recurrence(
         q: [B, L, H, 256]
         k: [B, L, H, 256]
         v: [B, L, H, 512]
-        g: [B, L, H, 256]
+        g: [B, L, H, 256], natural logarithms of decays, at most 0
         initial_state: [B, H, 256, 512]
         scale: float, default 0.0625.
         cu_seqlens: int32 [sequences + 1], for a batch of one that holds sequences one after the other: where they begin, and
@@ -3044,7 +3044,7 @@ def recurrence_step(
         q: [B, [T,] H, 256]
         k: [B, [T,] H, 256]
         v: [B, [T,] H, 512]
-        g: [B, [T,] H, 256]
+        g: [B, [T,] H, 256], natural logarithms of decays, at most 0
         scale: float, default 0.0625.
         state_indices: int32 or int64 [B], the state that each row reads and changes. Below 0 a row is padding: it changes
             none and its out is 0. No two rows may have the same (what they leave is undefined). Default: row b has state b.

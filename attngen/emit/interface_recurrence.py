@@ -237,6 +237,12 @@ def _read(graph: Graph, parts: Parts, inputs: dict[str, Input]) -> KernelFace:
 
 # ---- functions
 
+MEANT = {
+    "g": ", natural logarithms of decays, at most 0",
+    "beta": ", how much of its value a token writes, 0 to 1",
+}
+"""What a shape does not say of an argument."""
+
 
 def _op_arguments(inputs: dict[str, Input]) -> list[tuple[str, str]]:
     found = [
@@ -275,7 +281,7 @@ def _tensor(graph: Graph, name: str, node: Input) -> TensorArgument:
     return TensorArgument(
         name=name,
         shape=shape,
-        doc=f"[{', '.join(shown)}]" + (" or [H]" if node.axes == ("H", "V") else ""),
+        doc=f"[{', '.join(shown)}]" + (" or [H]" if node.axes == ("H", "V") else "") + MEANT.get(name, ""),
         required=not node.optional,
         of_dtype=node.role == "tensor",
     )
