@@ -164,12 +164,15 @@ def test_states_of_half_precision_are_rounded_once(kind, dtype):
     assert torch.equal(half, wide.to(dtype))
 
 
-def test_offsets_beyond_32_bits():
+@pytest.mark.parametrize("axis", ["states", "heads"])
+def test_offsets_beyond_32_bits(axis):
     inputs, state = inputs_of(spec_of("ssd"), 1)
     far = 2**31 + 8  # elements, of which only those in use are ever touched
     heads, rows, columns = state.shape[1:]
-    room = torch.empty(far + heads * rows * columns, dtype=torch.bfloat16)
-    cache = room.as_strided((2, heads, rows, columns), (far, rows * columns, columns, 1))
+    own = rows * columns
+    strides = (far, own) if axis == "states" else (own, far // (heads - 1) + 1)
+    room = torch.empty(far + heads * own * 2, dtype=torch.bfloat16)
+    cache = room.as_strided((2, heads, rows, columns), (*strides, columns, 1))
     cache.copy_(state)
     near = cache.contiguous()
     assert torch.equal(step_of("ssd")(cache, **inputs), step_of("ssd")(near, **inputs))
